@@ -1,0 +1,71 @@
+"""The command line: which command, its arguments, and how errors look.
+
+Importing this module, and any `--help`, must stay cheap: torch and Lightning take seconds to import, so a command
+imports them when it runs.
+"""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from aeic_lightning import UserError, __version__
+
+# Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
+COMMANDS = {
+    "fit": ("training", "train a teacher or a student from a YAML config"),
+    "validate": ("training", "run the validation images through a checkpoint"),
+    "test": ("training", "run the test images through a checkpoint"),
+    "predict": ("training", "reconstruct images with a checkpoint"),
+    "sweep": ("sweep", "run a list of experiments, each after those it needs, then compare them"),
+    "compare": ("compare", "table, JSON and picture of finished runs side by side"),
+    "complexity": ("complexity", "parameters and MACs per pixel of a config, by module"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="aeic_lightning",
+        description="Distillation studies of ultra-low-bitrate learned image codecs.",
+        epilog="COMMAND --help tells what a command takes.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name == chosen:
+            import_module(f"aeic_lightning.commands.{module}").add_arguments(sub)
+    args, extra = parser.parse_known_args(argv)
+
+    # A file of the current folder may be named by class path, as datamodules and callbacks are.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    run = import_module(f"aeic_lightning.commands.{COMMANDS[args.command][0]}").run
+    try:
+        return run(args, extra) or 0
+    except UserError as error:
+        return _report(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _report("stopped", 130)
+    except Exception as error:
+        if os.environ.get("AEIC_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split()) or "no message"
+        return _report(f"failed: {type(error).__name__}: {message} (AEIC_TRACEBACK=1 shows where)", 1)
+
+
+def _report(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def refuse_extra(extra: list[str]) -> None:
+    """For commands that take no free overrides: an unknown argument is an error."""
+    if extra:
+        raise UserError(f"unknown argument {extra[0]}; --help lists what the command takes")

@@ -1,0 +1,125 @@
+"""Building blocks of the latent codec. All tensors are (B, C, H, W); every convolution has a bias."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Down(nn.Sequential):
+    """Halve the resolution: 3x3 convolution to a quarter of the channels, then pixel-unshuffle by 2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels // 4, 3, padding=1)
+        self.rearrange = nn.PixelUnshuffle(2)
+
+
+class Up(nn.Sequential):
+    """Double the resolution: 3x3 convolution to four times the channels, then pixel-shuffle by 2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels * 4, 3, padding=1)
+        self.rearrange = nn.PixelShuffle(2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of every position."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class InceptionDepthwise(nn.Module):
+    """Depthwise convolution over a split of the channels (InceptionNeXt, Yu et al. 2024).
+
+    The first C - 3 (C // 8) channels pass untouched; then C // 8 channels each go through 3x3, 1x11 and 11x1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        branch = channels // 8
+        self.split = [channels - 3 * branch, branch, branch, branch]
+        self.dwconv_hw = nn.Conv2d(branch, branch, 3, padding=1, groups=branch)
+        self.dwconv_w = nn.Conv2d(branch, branch, (1, 11), padding=(0, 5), groups=branch)
+        self.dwconv_h = nn.Conv2d(branch, branch, (11, 1), padding=(5, 0), groups=branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        same, hw, w, h = x.split(self.split, dim=1)
+        return torch.cat([same, self.dwconv_hw(hw), self.dwconv_w(w), self.dwconv_h(h)], dim=1)
+
+
+class StarBlock(nn.Module):
+    """Residual block whose two halves are multiplied (the star operation): the unit of g_a, h_a, h_s and g_s."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = InceptionDepthwise(channels)
+        self.norm = ChannelNorm(channels)
+        self.fc1 = nn.Conv2d(channels, 4 * channels, 1)
+        self.fc2 = nn.Conv2d(2 * channels, channels, 1)
+        nn.init.zeros_(self.fc2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(self.norm(self.dwconv(x))).chunk(2, dim=1)
+        return x + self.fc2(F.gelu(gate) * value)
+
+
+class Adapter(nn.Module):
+    """Change the number of channels: a 1x1 path beside a bottleneck with a 5x5 depthwise convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        hidden = (in_channels + out_channels) // 2
+        self.branch1 = nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 1),
+            nn.GELU(),
+            nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden),
+            nn.GELU(),
+            nn.Conv2d(hidden, out_channels, 1),
+        )
+        self.branch2 = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch1(x) + self.branch2(x)
+
+
+class InceptionNeXt(nn.Module):
+    """First half of a context layer; it has no normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthconv = InceptionDepthwise(channels)
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv2 = nn.Conv2d(2 * channels, channels, 1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.conv1(self.depthconv(x))))
+
+
+class GatedCNN(nn.Module):
+    """Second half of a context layer: GELU(a) gates a 3x3 depthwise convolution of b."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.fc1 = nn.Conv2d(channels, 4 * channels, 1)
+        self.conv = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.fc2 = nn.Conv2d(2 * channels, channels, 1)
+        nn.init.zeros_(self.fc2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.fc1(self.norm(x)).chunk(2, dim=1)
+        return x + self.fc2(F.gelu(a) * self.conv(b))
+
+
+class ContextLayer(nn.Sequential):
+    """One layer of the context network g_c."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(InceptionNeXt(channels), GatedCNN(channels))

@@ -1,0 +1,130 @@
+"""LightningCLI on a resolved config, and the record that every run folder keeps."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from aeic_lightning import UserError, __version__
+from aeic_lightning.evaluation.images import write_whole
+
+PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lpips", "peft", "numpy")
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes into the run folder, before anything is trained: `config.yaml`, complete and resolved, and `run.json`.
+
+    `run.json` holds the command, the versions, the seed, the git state and the machine, so that a figure can be traced
+    to what made it.
+    """
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
+        self.parser.save(
+            self.config, folder / name, skip_none=False, overwrite=True, multifile=False, skip_validation=True
+        )
+        record = {
+            "command": " ".join(sys.argv),
+            "stage": stage,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seed": self.config.get("seed_everything"),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "resumed_from": trainer.ckpt_path,
+            "git": git_state(),
+            "versions": {"aeic_lightning": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES},
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "device": str(trainer.strategy.root_device),
+            },
+        }
+        name = "run.json" if stage == "fit" else f"run_{stage}.json"
+        write_whole(folder / name, json.dumps(record, indent=2) + "\n")
+
+
+class _CLI(LightningCLI):
+    """Gives the UserError of a constructor as it was raised."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise _user_error(error) from error
+
+
+OPTIONS: dict[str, Any] = {
+    "model_class": lightning.LightningModule,
+    "datamodule_class": lightning.LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "save_config_callback": RunRecord,
+    "save_config_kwargs": {"overwrite": True, "save_to_log_dir": False},
+    "parser_kwargs": {"exit_on_error": False},
+}
+
+
+def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | None = None) -> None:
+    """Run a subcommand of LightningCLI. Raises UserError for settings that it does not accept."""
+    # Said for a run that is as intended: manual optimization saves after the step, and data loading is our choice.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    # The config is handed over resolved; the words of the command line have been read already.
+    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
+    if print_config is not None:
+        path = _write_temporary(config)
+        _CLI(args=[subcommand, "--config", path, f"--print_config={print_config}"], **OPTIONS)
+        return
+    try:
+        _CLI(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
+    except ArgumentError as error:
+        raise _user_error(error) from error
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _write_temporary(config: dict[str, Any]) -> str:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(config, file)
+    return file.name
+
+
+def _user_error(error: Exception) -> UserError:
+    """The UserError inside of jsonargparse's wrapping, or one made of the innermost reason."""
+    key = re.search(r'[Kk]ey "([\w.]+)"', str(error))
+    reason: BaseException = error
+    while not isinstance(reason, UserError) and (inner := reason.__cause__ or reason.__context__):
+        reason = inner
+    if isinstance(reason, UserError):
+        return reason
+    where = f"{key[1]}: " if key and key[1] not in str(reason) else ""
+    return UserError(where + " ".join(str(reason).split()))
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit, and whether tracked files differ from it; None outside of a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,111 @@
+"""Projected (vision-aided) discriminator: small trained heads on a frozen backbone (Kumari et al. 2022, "Ensembling
+Off-the-shelf Models for GAN Training"), as AEIC uses it, and the sigmoid GAN losses."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from aeic_lightning import UserError
+from aeic_lightning.losses.diffaugment import diff_augment
+from aeic_lightning.weights.backbones import DinoV3, Lite0
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Two convolutional heads on feature maps and a linear one on a global embedding; only the heads are parameters.
+
+    `dinov3`: ViT-B/16 on the image resized to 224 x 224 by area; maps after blocks 5 and 9 of 12, and the last class
+    token. `lite0`: EfficientNet-Lite0's stages of stride 8 and 16 and its pooled embedding, each scaled to unit mean
+    square over channels (the ViT's LayerNorm does as much); sides above 224 are resized to 224 by area, nothing is
+    enlarged.
+
+    The heads have 128 channels, spectral normalisation, LeakyReLU 0.2, and a blur before each strided convolution. In
+    training mode images pass DiffAugment first, and each pass takes a step of the spectral norms' power iteration.
+
+    Args:
+        backbone: "lite0" or "dinov3".
+        weights: DINOv3's file or folder; default: the Hugging Face cache.
+
+    Raises UserError when the backbone is unknown or its weights are missing.
+    """
+
+    def __init__(self, backbone: Literal["lite0", "dinov3"] = "lite0", weights: str | None = None):
+        super().__init__()
+        if backbone == "lite0":
+            self.backbone = Lite0(weights)
+            map_channels, embedding_channels = self.backbone.channels[2:4], self.backbone.embedding_channels
+        elif backbone == "dinov3":
+            self.backbone = DinoV3(weights)
+            map_channels, embedding_channels = (self.backbone.channels,) * 2, self.backbone.channels
+        else:
+            raise UserError(f"the discriminator has no backbone {backbone!r}: choose lite0 or dinov3")
+        self.heads = nn.ModuleList(
+            [
+                *(_convolutional_head(channels, 128) for channels in map_channels),
+                nn.Sequential(
+                    spectral_norm(nn.Linear(embedding_channels, 128)),
+                    nn.LeakyReLU(0.2),
+                    spectral_norm(nn.Linear(128, 1)),
+                ),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> logits of the three heads, (B, positions) each; high means real."""
+        if self.training:
+            x = diff_augment(x)
+        return [head(features).flatten(1) for head, features in zip(self.heads, self._features(x), strict=True)]
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        if isinstance(self.backbone, DinoV3):
+            maps, token = self.backbone.features(F.interpolate(x, size=(224, 224), mode="area"), blocks=(5, 9))
+            return [*maps, token]
+        if max(x.shape[2:]) > 224:
+            x = F.interpolate(x, size=[min(side, 224) for side in x.shape[2:]], mode="area")
+        stages = self.backbone.features(x)
+        features = [*stages[2:4], self.backbone.pool(stages[-1])]
+        return [F.normalize(f, dim=1) * math.sqrt(f.shape[1]) for f in features]
+
+
+def discriminator_loss(fake_logits: list[Tensor], real_logits: list[Tensor], real_label: float = 1.0) -> Tensor:
+    """Sigmoid GAN loss of the discriminator, summed over heads; scalar, the mean over images and positions.
+
+    -log sigmoid(-fake) - r log sigmoid(real) - (1 - r) log sigmoid(-real), with r = `real_label`; below 1 it smooths
+    the label of real images.
+    """
+    loss = sum(F.softplus(logits).mean() for logits in fake_logits)
+    return loss + sum(_cross_entropy(logits, real_label) for logits in real_logits)
+
+
+def generator_loss(fake_logits: list[Tensor], real_label: float = 1.0) -> Tensor:
+    """Non-saturating sigmoid GAN loss of the generator, summed over heads; scalar, the mean over images and positions.
+
+    -r log sigmoid(fake) - (1 - r) log sigmoid(-fake), with r = `real_label`.
+    """
+    return sum(_cross_entropy(logits, real_label) for logits in fake_logits)
+
+
+def _cross_entropy(logits: Tensor, label: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def _convolutional_head(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        _Blur(),
+        spectral_norm(nn.Conv2d(channels, width, 3, stride=2, padding=1)),
+        nn.LeakyReLU(0.2),
+        _Blur(),
+        spectral_norm(nn.Conv2d(width, 1, 1, stride=2)),
+    )
+
+
+class _Blur(nn.Module):
+    """Binomial 3 x 3 filter, (1, 2, 1)/4 along each side with zeros around: keeps a following stride from aliasing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1))
+        x = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+        return (x[:, :, :, :-2] + 2 * x[:, :, :, 1:-1] + x[:, :, :, 2:]) / 4

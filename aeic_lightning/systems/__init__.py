@@ -1,0 +1,8 @@
+"""Lightning systems: what is trained, on which loss, from which start."""
+
+from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.distillation import DistillationSystem
+from aeic_lightning.systems.student import StudentSystem
+from aeic_lightning.systems.teacher import TeacherSystem
+
+__all__ = ["CompressionSystem", "DistillationSystem", "OptimizationConfig", "StudentSystem", "TeacherSystem"]

@@ -1,0 +1,241 @@
+"""The training step that teachers and students share."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+
+from aeic_lightning import UserError
+from aeic_lightning.codec import CodecConfig
+from aeic_lightning.decoder import DecoderConfig
+from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
+from aeic_lightning.losses.rate_distortion import LossConfig, RateDistortionPerceptionLoss
+from aeic_lightning.model import AEIC, AEICOutput
+from aeic_lightning.weights.checkpoint import load_strictly, read_checkpoint, with_prefix
+
+QUANTILE_INTERVAL = 50
+
+
+@dataclass
+class OptimizationConfig:
+    """How the two players are trained. Steps are generator updates. The defaults are AEIC-ME stage 1's.
+
+    Args:
+        learning_rates: the generator's rate from each step on.
+        warmup_steps: the learning rate rises linearly over so many steps.
+        rate_warmup_steps: lambda rises linearly from 0 over so many steps.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of each player's gradient; 0 for none.
+        accumulate: batches whose gradients are averaged for one step, for both players.
+        discriminator: backbone of the projected discriminator, used when the adversarial weight is above 0.
+        discriminator_learning_rate: constant.
+    """
+
+    learning_rates: dict[int, float] = field(default_factory=lambda: {0: 1e-4, 280_000: 5e-5})
+    warmup_steps: int = 0
+    rate_warmup_steps: int = 0
+    weight_decay: float = 0.01
+    gradient_clip: float = 0.1
+    accumulate: int = 1
+    discriminator: str = "lite0"
+    discriminator_learning_rate: float = 2e-5
+
+    def check(self) -> None:
+        """Raise UserError for settings that cannot work."""
+        if 0 not in self.learning_rates:
+            raise UserError("optimization: learning_rates must say the rate from step 0 on, as in {0: 1e-4}")
+        if self.accumulate < 1:
+            raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of the update that follows `step` updates."""
+        start = max(s for s in self.learning_rates if s <= step)
+        return self.learning_rates[start] * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+
+
+class CompressionSystem(lightning.LightningModule):
+    """Trains one AEIC model on rate, distortion and perception, with an optional adversary.
+
+    Optimization is manual, since there may be two players. Only the generator's optimizer steps through Lightning, so
+    `global_step`, `max_steps`, checkpoint intervals and the x axis of every curve count generator updates.
+
+    Args:
+        codec: sizes of the latent codec.
+        decoder: sizes of the one-step decoder.
+        loss: weights of the terms.
+        optimization: learning rates, clipping, accumulation.
+        init_from: checkpoint of the stage before, of the same sizes; the whole model starts from it.
+    """
+
+    def __init__(
+        self,
+        codec: CodecConfig,
+        decoder: DecoderConfig,
+        loss: LossConfig,
+        optimization: OptimizationConfig,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        optimization.check()
+        self.automatic_optimization = False
+        self.optimization = optimization
+        self.model = AEIC(codec, decoder)
+        self.loss = RateDistortionPerceptionLoss(loss)
+        self.discriminator = ProjectedDiscriminator(optimization.discriminator) if loss.adversarial else None
+        self.init_from = init_from
+        self._accumulated = 0
+
+    def setup(self, stage: str) -> None:
+        # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
+        if stage == "fit" and not self.trainer.ckpt_path:
+            self.load_start()
+
+    def load_start(self) -> None:
+        """Load what a new run starts from, if anything."""
+        if self.init_from:
+            self.load_stage(self.init_from)
+
+    def load_stage(self, path: str | Path) -> None:
+        """Start from the model of an earlier stage."""
+        checkpoint = read_checkpoint(path, "init_from")
+        load_strictly(self.model, with_prefix(checkpoint, "model."), path, "init_from")
+
+    # ------------------------------------------------------------------ the step
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
+        x = batch["image"]
+        output = self.model(x)
+        fake_logits = None
+        if self.discriminator is not None:
+            # The generator's gradient passes through the discriminator to x_hat, and must leave nothing behind in it.
+            with frozen_parameters(self.discriminator):
+                fake_logits = self.discriminator(output.x_hat)
+        loss = self.loss(output.x_hat, x, output.bits_estimate, fake_logits, self.rate_scale)
+        extra, extra_terms = self.extra_loss(x, output)
+        total = loss.total + extra
+        self.manual_backward(total / self.optimization.accumulate)
+
+        terms = {"loss": total, **loss.terms, **extra_terms}
+        if self.discriminator is not None:
+            adversary = discriminator_loss(self.discriminator(output.x_hat.detach()), self.discriminator(x))
+            self.manual_backward(adversary / self.optimization.accumulate)
+            terms["discriminator"] = adversary
+
+        self._accumulated += 1
+        if self._accumulated == self.optimization.accumulate:
+            self._accumulated = 0
+            self.step_players()
+        self.log_at_step("train", terms)
+        return total.detach()
+
+    def extra_loss(self, x: Tensor, output: AEICOutput) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """What a system adds to the loss, and its terms for the log. Nothing, for a system without a teacher."""
+        return 0.0, {}
+
+    def step_players(self) -> None:
+        """One update of each player from the gradients so far."""
+        optimizers = self.optimizers()
+        generator, *rest = optimizers if isinstance(optimizers, list) else [optimizers]
+        for group in generator.param_groups:
+            group["lr"] = self.optimization.learning_rate(self.global_step)
+        for player in (generator, *rest):
+            if self.optimization.gradient_clip:
+                self.clip_gradients(player, self.optimization.gradient_clip, "norm")
+        for adversary in rest:
+            # Not through Lightning's wrapper, which would count it as a step.
+            adversary.optimizer.step()
+            adversary.zero_grad()
+        generator.step()
+        generator.zero_grad()
+        if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
+            self.model.codec.prior.update_quantiles()
+
+    @property
+    def rate_scale(self) -> float:
+        """Factor of lambda during its warm-up."""
+        return min(1.0, self.global_step / max(self.optimization.rate_warmup_steps, 1))
+
+    @property
+    def generator_step(self) -> int:
+        """Updates of the generator so far."""
+        return self.global_step
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether gradients of an unfinished step are being accumulated; a checkpoint would lose them."""
+        return self._accumulated > 0
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.optimization
+        trained = [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
+        trained = [p for p in trained if p.requires_grad]
+        generator = torch.optim.AdamW(trained, lr=config.learning_rates[0], weight_decay=config.weight_decay)
+        if self.discriminator is None:
+            return [generator]
+        heads = [p for p in self.discriminator.parameters() if p.requires_grad]
+        return [generator, torch.optim.AdamW(heads, lr=config.discriminator_learning_rate)]
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """See `evaluate_batch`; the callbacks compute the figures."""
+        return self.evaluate_batch(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """See `evaluate_batch`; the callbacks compute the figures."""
+        return self.evaluate_batch(batch)
+
+    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Names, x and x_hat (B, 3, H, W) in [-1, 1], and the estimated bits (B,) of each image."""
+        output = self.model(batch["image"])
+        return {
+            "name": batch["name"],
+            "x": batch["image"],
+            "x_hat": output.x_hat,
+            "bits_estimate": output.bits_estimate,
+        }
+
+    def on_validation_epoch_end(self) -> None:
+        # Lightning would put the number of batches on the x axis.
+        self.log("step", float(self.global_step))
+
+    # ------------------------------------------------------------------ records
+
+    def log_at_step(self, prefix: str, terms: dict[str, Tensor]) -> None:
+        """Log scalars under `prefix/` over generator steps."""
+        values = {f"{prefix}/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values | {"step": float(self.global_step)})
+
+    def hparam_columns(self) -> dict[str, Any]:
+        """Columns of TensorBoard's HParams view."""
+        codec, loss = self.model.codec.config, self.loss.config
+        return {
+            "role": type(self).__name__.removesuffix("System").lower(),
+            "depth": "-".join(map(str, codec.depths)),
+            "widths": "-".join(map(str, codec.widths)),
+            "lambda": loss.rate,
+            "adversarial": loss.adversarial,
+            "beta1": 0.0,
+            "beta2": 0.0,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["model_config"] = self.model.config
+
+
+@contextmanager
+def frozen_parameters(module: nn.Module):
+    """Gradients flow through `module` to its input, but not into its parameters."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)

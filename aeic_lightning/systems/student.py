@@ -1,0 +1,39 @@
+"""The student: a model with a shallow encoder, and the receiver that its teacher trained."""
+
+from pathlib import Path
+
+from aeic_lightning import UserError
+from aeic_lightning.systems.compression import CompressionSystem
+from aeic_lightning.weights.checkpoint import load_strictly, read_checkpoint, with_prefix
+
+
+class StudentSystem(CompressionSystem):
+    """AEIC-SE without distillation: the control of every distillation study.
+
+    Args:
+        receiver_from: a teacher's checkpoint. The decoder starts from the teacher's, and so does g_s wherever its
+            shapes agree (all but its first adapter when M differs). Not used together with `init_from`.
+        **stage: see `CompressionSystem`.
+    """
+
+    def __init__(self, *args, receiver_from: str | None = None, **stage) -> None:
+        super().__init__(*args, **stage)
+        if receiver_from and self.init_from:
+            raise UserError("student: give receiver_from or init_from, not both; init_from already has a receiver")
+        self.receiver_from = receiver_from
+
+    def load_start(self) -> None:
+        super().load_start()
+        if self.receiver_from:
+            self.load_receiver(self.receiver_from)
+
+    def load_receiver(self, path: str | Path) -> None:
+        """Start from the receiver's half of a teacher."""
+        checkpoint = read_checkpoint(path, "receiver_from")
+        load_strictly(
+            self.model.decoder, with_prefix(checkpoint, "model.decoder."), path, "receiver_from (the decoder)"
+        )
+        own = self.model.codec.g_s.state_dict()
+        theirs = with_prefix(checkpoint, "model.codec.g_s.")
+        own |= {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
+        self.model.codec.g_s.load_state_dict(own)

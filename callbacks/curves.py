@@ -1,0 +1,157 @@
+"""Curves that TensorBoard does not draw by itself: rate against distortion, and one line per distillation tap."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aeic_lightning import UserError
+from aeic_lightning.evaluation.images import save_png, write_whole
+from callbacks.base import generator_step, run_folder, tensorboard
+from callbacks.quality import QualityMetrics
+
+
+class RateDistortionPicture(Callback):
+    """Each image of the last validation as a point (bpp_estimate, figure), and the path that the means have taken.
+
+    One panel a figure, to TensorBoard (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
+    QualityMetrics measured, which must be among the callbacks. The path survives a resume.
+
+    Args:
+        metrics: names of per-image figures, as in `metrics_val.json`.
+    """
+
+    def __init__(self, metrics: Sequence[str] = ("psnr", "lpips_lite0")) -> None:
+        if not metrics:
+            raise UserError("RateDistortionPicture: name at least one figure in `metrics`")
+        self.metrics = list(metrics)
+        self.path: list[dict[str, float]] = []  # {"step", "bpp_estimate", figure: mean ...}, one a validation
+
+    def state_dict(self) -> dict:
+        return {"path": self.path}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.path = list(state_dict["path"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = run_folder(trainer)
+        measuring = [callback for callback in trainer.callbacks if isinstance(callback, QualityMetrics)]
+        if len(measuring) != 1:
+            raise UserError(f"RateDistortionPicture needs one QualityMetrics among the callbacks, not {len(measuring)}")
+        self.quality = measuring[0]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        means = self.quality.means
+        unknown = [name for name in self.metrics if name not in means]
+        if unknown:
+            raise UserError(f"RateDistortionPicture: no figure {unknown[0]!r} was measured; there are {sorted(means)}")
+        step = generator_step(trainer, pl_module)
+        self.path.append({"step": step} | {name: means[name] for name in ("bpp_estimate", *self.metrics)})
+        if trainer.is_global_zero:
+            figure = self._draw()
+            publish(trainer, "val/rate_distortion", figure, self.folder / "rate_distortion.png", step)
+
+    def _draw(self) -> Figure:
+        figure = Figure(figsize=(5 * len(self.metrics), 4), layout="constrained")
+        panels = figure.subplots(1, len(self.metrics), squeeze=False)[0]
+        rates = [point["bpp_estimate"] for point in self.path]
+        for axes, name in zip(panels, self.metrics, strict=True):
+            rows = [row for row in self.quality.rows if name in row]
+            axes.scatter(
+                [row["bpp_estimate"] for row in rows], [row[name] for row in rows], s=12, alpha=0.5, label="images"
+            )
+            means = [point[name] for point in self.path]
+            axes.plot(rates, means, ".-", color="tab:gray", linewidth=1, label="means of the validations")
+            axes.plot(rates[-1], means[-1], "D", color="tab:red", label=f"mean at step {self.path[-1]['step']}")
+            axes.set(xlabel="bpp (likelihood estimate)", ylabel="PSNR (dB)" if name == "psnr" else name)
+            axes.grid(alpha=0.3)
+        panels[0].legend(fontsize=8)
+        return figure
+
+
+class TapCurves(Callback):
+    """The distillation loss of each tap over generator steps, on a logarithmic axis, one panel a side.
+
+    Reads `train/distill/<side>/<tap>`, side encoder or decoder, from what the system logs in its training step. Drawn
+    after each validation and at the end of the fit, to TensorBoard (`train/taps`) and `<run folder>/taps.png`; the
+    same numbers go to `<run folder>/taps.csv` with columns step, encoder/y, ... The curves survive a resume.
+
+    Args:
+        every_n_steps: generator steps between two points.
+    """
+
+    def __init__(self, every_n_steps: int = 25) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"TapCurves: every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.points: list[dict[str, float]] = []  # {"step", "<side>/<tap>": loss ...}
+
+    def state_dict(self) -> dict:
+        return {"points": self.points}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.points = list(state_dict["points"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = run_folder(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        step = generator_step(trainer, pl_module)
+        # An accumulated batch leaves the step where it was.
+        if step % self.every_n_steps or (self.points and step == self.points[-1]["step"]) or step == 0:
+            return
+        prefix = "train/distill/"
+        logged = {tag.removeprefix(prefix): v for tag, v in trainer.callback_metrics.items() if tag.startswith(prefix)}
+        taps = {tag: float(v) for tag, v in logged.items() if tag.split("/")[0] in ("encoder", "decoder")}
+        if taps:
+            self.points.append({"step": step} | taps)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._publish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._publish(trainer, pl_module)
+
+    def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (self.points and trainer.is_global_zero):
+            return
+        taps = list(dict.fromkeys(tap for point in self.points for tap in point if tap != "step"))
+        text = io.StringIO()
+        table = csv.DictWriter(text, ["step", *taps], lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.points)
+        write_whole(self.folder / "taps.csv", text.getvalue())
+        publish(trainer, "train/taps", self._draw(taps), self.folder / "taps.png", generator_step(trainer, pl_module))
+
+    def _draw(self, taps: Sequence[str]) -> Figure:
+        sides = [side for side in ("encoder", "decoder") if any(tap.startswith(f"{side}/") for tap in taps)]
+        figure = Figure(figsize=(6 * len(sides), 4), layout="constrained")
+        for axes, side in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+            for tap in taps:
+                if tap.startswith(f"{side}/"):
+                    points = [(p["step"], p.get(tap, math.nan)) for p in self.points]
+                    axes.plot(*zip(*points, strict=True), ".-", linewidth=1, label=tap.removeprefix(f"{side}/"))
+            axes.set(yscale="log", xlabel="generator step", ylabel="distillation loss", title=side)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8, ncols=2)
+        return figure
+
+
+def publish(trainer: Trainer, tag: str, figure: Figure, path: Path, step: int) -> None:
+    """Draw a figure once, into TensorBoard and as a PNG. By Agg directly: pyplot would keep state for the process."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
+    save_png(path, picture)
+    if writer := tensorboard(trainer):
+        writer.add_image(tag, picture, global_step=step)

@@ -1,0 +1,102 @@
+"""Originals beside reconstructions, and the reconstructions themselves as files."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from aeic_lightning import UserError
+from aeic_lightning.evaluation.images import bits_per_pixel, psnr, save_png
+from callbacks.base import OnEvaluation, Pair, generator_step, tensorboard
+
+CAPTION_HEIGHT = 22  # pixels
+
+
+class ReconstructionGrid(OnEvaluation):
+    """A picture of the first images, original on the left and reconstruction on the right, with PSNR and bpp.
+
+    To TensorBoard (`val/reconstructions`) and to `<run folder>/reconstructions/step_XXXXXX.png`
+    (`test_step_XXXXXX.png` of a test).
+
+    Args:
+        max_images: rows of the picture: the first images that rank 0 sees.
+        every_n_validations: draw after every n-th validation; a test is always drawn.
+        max_side: larger images are shrunk to this many pixels for the picture, which then says so.
+        save_images: write every reconstruction, 8 bits and lossless, as `<run folder>/reconstructions/<name>.png`.
+            Each validation and test overwrites them, so that the last one's are there however the run ends.
+    """
+
+    def __init__(
+        self, max_images: int = 4, every_n_validations: int = 1, max_side: int = 768, save_images: bool = False
+    ) -> None:
+        if min(max_images, every_n_validations, max_side) < 1:
+            raise UserError("ReconstructionGrid: max_images, every_n_validations and max_side start at 1")
+        self.max_images = max_images
+        self.every_n_validations = every_n_validations
+        self.max_side = max_side
+        self.save_images = save_images
+        self.validations = 0
+        self.rows: list[Image.Image] = []
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = []
+        due = self.stage == "test" or self.validations % self.every_n_validations == 0
+        self.wanted = self.max_images if due and trainer.is_global_zero else 0
+        self.validations += self.stage == "val"
+
+    def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
+        if self.save_images:
+            if Path(pair.name).name != pair.name:
+                raise UserError(f"{pair.name!r} cannot name a file: image names must hold no folder")
+            save_png(self.folder / "reconstructions" / f"{pair.name}.png", pair.x_hat)
+        if len(self.rows) < self.wanted:
+            self.rows.append(_row(pair, self.max_side))
+
+    def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.rows:
+            return
+        picture = pil_to_tensor(_stack(self.rows))
+        step = generator_step(trainer, pl_module)
+        prefix = "test_" if self.stage == "test" else ""
+        save_png(self.folder / "reconstructions" / f"{prefix}step_{step:06d}.png", picture)
+        if writer := tensorboard(trainer):
+            writer.add_image(f"{self.stage}/reconstructions", picture, global_step=step)
+        self.rows = []
+
+
+def _row(pair: Pair, max_side: int) -> Image.Image:
+    height, width = pair.x.shape[-2:]
+    rate = bits_per_pixel(pair.bits, height, width)
+    quality = psnr(pair.x_hat[None], pair.x[None]).item()
+    scale = min(1.0, max_side / max(height, width))
+    shown = "" if scale == 1 else f"  (shown at {scale:.0%})"
+    original = _captioned(pair.x, scale, f"{pair.name}{shown}")
+    reconstruction = _captioned(pair.x_hat, scale, f"PSNR {quality:.2f} dB  {rate:.4f} bpp estimated")
+    row = Image.new("RGB", (original.width + reconstruction.width, original.height), "white")
+    row.paste(original, (0, 0))
+    row.paste(reconstruction, (original.width, 0))
+    return row
+
+
+def _captioned(image: Tensor, scale: float, caption: str) -> Image.Image:
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    font = ImageFont.load_default(size=13)
+    width = max(picture.width, int(font.getlength(caption)) + 8)
+    framed = Image.new("RGB", (width, picture.height + CAPTION_HEIGHT), "white")
+    framed.paste(picture, (0, CAPTION_HEIGHT))
+    ImageDraw.Draw(framed).text((4, 3), caption, fill="black", font=font)
+    return framed
+
+
+def _stack(rows: list[Image.Image]) -> Image.Image:
+    picture = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height
+    return picture

@@ -1,0 +1,97 @@
+"""Progress for logs that are no terminals."""
+
+import sys
+import time
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+
+from aeic_lightning import UserError
+from callbacks.base import generator_step
+
+
+class PlainProgress(ProgressBar):
+    """One line to standard error every n generator steps, every n evaluated images, and after each validation.
+
+        step 125/2000  loss 3.214  bpp_estimate 0.0341  4.1 steps/s  ETA 0:07:37
+
+    Takes the place of Lightning's bar as soon as it is listed (leave `enable_progress_bar` at its default).
+    The speed is the mean since this process began to train, validations included, so the ETA counts them too.
+    """
+
+    def __init__(self, every_n_steps: int = 25) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise UserError(f"PlainProgress: every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.enabled = True
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:  # Lightning calls it on all ranks but the first
+        self.enabled = False
+
+    def print(self, *args, **kwargs) -> None:
+        if self.enabled:
+            print(*args, **{"file": sys.stderr, "flush": True} | kwargs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first_step = self.last_step = generator_step(trainer, pl_module)
+        self.began = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        step = generator_step(trainer, pl_module)
+        if step == self.last_step:  # an accumulated batch, or a step of the discriminator alone
+            return
+        self.last_step = step
+        last = max_steps(trainer, pl_module)
+        if step % self.every_n_steps and step != last:
+            return
+        speed = (step - self.first_step) / max(time.monotonic() - self.began, 1e-9)
+        parts = [f"step {step}" + (f"/{last}" if last else "")]
+        for tag in ("loss", "bpp_estimate"):
+            value = trainer.callback_metrics.get(f"train/{tag}")
+            if value is not None:
+                parts.append(f"{tag} {float(value):.4g}")
+        parts.append(f"{speed:.2g} steps/s")
+        if last:
+            parts.append(f"ETA {clock((last - step) / speed)}")
+        self.print("  ".join(parts))
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if not trainer.sanity_checking:
+            self._evaluated("validation", batch_idx, trainer.num_val_batches[dataloader_idx])
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self._evaluated("test", batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._figures("val", trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._figures("test", trainer, pl_module)
+
+    def _evaluated(self, what: str, batch_idx: int, of: int | float) -> None:
+        if (batch_idx + 1) % self.every_n_steps == 0:
+            self.print(f"{what} {batch_idx + 1}/{of}")
+
+    def _figures(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+        line = "  ".join(f"{tag} {value:.4g}" for tag, value in figures.items())
+        self.print(f"step {generator_step(trainer, pl_module)}: {line or 'nothing logged'}")
+
+
+def max_steps(trainer: Trainer, pl_module: LightningModule) -> int | None:
+    """Generator steps that the run will take; None if nothing says so."""
+    limit = getattr(pl_module, "max_generator_steps", None)
+    if limit is None and trainer.max_steps > 0:
+        limit = trainer.max_steps
+    return None if limit is None else int(limit)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss"""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

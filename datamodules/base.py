@@ -1,0 +1,201 @@
+"""What the image data modules share: arguments, loaders, resuming and several processes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader
+
+from aeic_lightning import UserError
+from datamodules.crops import CropDataset, CropLoader, CropSampler, ImageLoader, ImageSource, WholeImages
+from datamodules.images import MAX_PIXELS, image_size, read_image
+
+Z_STRIDE = 128
+"""Crops are a multiple of it, so that no latent holds padding in training."""
+
+
+class ImageFiles:
+    """Images that lie in files: an `ImageSource`."""
+
+    def __init__(self, paths: Sequence[Path], names: Sequence[str], max_pixels: int = MAX_PIXELS) -> None:
+        self.paths = list(paths)
+        self.names = list(names)
+        self.max_pixels = max_pixels
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index], max_pixels=self.max_pixels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return image_size(self.paths[index], max_pixels=self.max_pixels)
+
+
+class ImageDataModule(LightningDataModule):
+    """Random training crops, and whole images for validation and test.
+
+    Batches are {"image": float32 (B, 3, H, W) in [-1, 1], "name": list[str]}. Training: B = batch_size, H = W =
+    crop_size. Validation and test: B = 1, every image once, in order, at its own size. A subclass sets `train_images`,
+    `val_images` and `test_images` in `setup`; what stays None is missing.
+
+    **Randomness.** Sample k of a run (which image, which crop, which flips) follows from (seed, k) alone; see
+    `datamodules.crops`. The number of workers has no influence, nor does the number of processes as long as
+    batch_size x processes stays the same.
+
+    **Resuming.** `train_dataloader` starts at sample (batches trained so far) x batch_size x processes. Lightning
+    restores that count (`fit_loop.epoch_loop.batch_progress.total.processed`) before it asks for the loader, in the
+    middle and at the end of an epoch. A resumed run sees the samples that the uninterrupted one would have seen; the
+    system needs to do nothing. A changed seed, crop, batch or number of images is warned about. Outside a Trainer set
+    `loader.next_sample`.
+
+    **Several processes.** The samplers know their rank, and Lightning leaves them in place. Validation images are dealt
+    out without padding, so that none counts twice. Ranks may therefore differ by one image: average with torchmetrics,
+    which adds up sums and counts, not with `self.log(..., sync_dist=True)`, which in Lightning 2.6 divides by a count
+    that was averaged over the ranks and rounded down (three images on two ranks: a mean 1.5 times too large).
+
+    Args:
+        crop_size: side of the square training crops in pixels, a multiple of 128.
+        batch_size: training crops a step and process.
+        samples_per_epoch: crops that make an epoch, over all processes; None means as many as there are images. Rounded
+            down to whole steps.
+        crops_by_area: draw images in proportion to their area instead of equally often. Reads the header of every
+            training image at the start.
+        horizontal_flip: mirror one training crop in two, left to right.
+        vertical_flip: mirror one training crop in two, top to bottom.
+        val_max_size: [height, width] of which at most the centre of a validation or test image is taken; null keeps the
+            full size. Figures on centre crops are not comparable with figures on full-size images.
+        on_error: what to do with a training image that cannot be read: "raise", or "skip" to take the next one instead,
+            with a warning for each file and the sum at the end. Validation and test images always raise.
+        max_pixels: images with more pixels are refused.
+        cache: keep decoded training images in memory (in every worker).
+        num_workers: processes that decode and crop; 0 does it in the training process.
+        pin_memory: put batches in page-locked memory, for faster copies to a GPU.
+        seed: of order, crops and flips; non-negative.
+
+    Raises:
+        UserError: for arguments that cannot work together.
+    """
+
+    def __init__(
+        self,
+        crop_size: int = 256,
+        batch_size: int = 8,
+        samples_per_epoch: int | None = None,
+        crops_by_area: bool = False,
+        horizontal_flip: bool = True,
+        vertical_flip: bool = False,
+        val_max_size: list[int] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_pixels: int = MAX_PIXELS,
+        cache: bool = False,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if crop_size < 1 or crop_size % Z_STRIDE:
+            raise UserError(f"data.crop_size is {crop_size}; it must be a positive multiple of {Z_STRIDE}")
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
+        if num_workers < 0 or seed < 0:
+            raise UserError(f"data.num_workers is {num_workers} and data.seed {seed}; neither may be negative")
+        if on_error not in ("raise", "skip"):
+            raise UserError(f'data.on_error is "{on_error}"; it must be "raise" or "skip"')
+        if val_max_size is not None and (len(val_max_size) != 2 or min(val_max_size) < 1):
+            raise UserError(f"data.val_max_size is {val_max_size}; it must be [height, width] in pixels, or null")
+        self.crop_size = crop_size
+        self.batch_size = batch_size
+        self.samples_per_epoch = samples_per_epoch
+        self.crops_by_area = crops_by_area
+        self.horizontal_flip = horizontal_flip
+        self.vertical_flip = vertical_flip
+        self.val_max_size = val_max_size
+        self.on_error = on_error
+        self.max_pixels = max_pixels
+        self.cache = cache
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.seed = seed
+
+        self.train_images: ImageSource | None = None
+        self.val_images: ImageSource | None = None
+        self.test_images: ImageSource | None = None
+        self._crops: CropDataset | None = None
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the training images that could not be read so far, by any worker of this process."""
+        return [] if self._crops is None else self._crops.skipped
+
+    def train_dataloader(self) -> DataLoader:
+        """Crops; see the class. Raises UserError when an epoch is shorter than a batch."""
+        images = self._require(self.train_images, "training")
+        rank, world_size = self._rank()
+        self._crops = CropDataset(
+            images, self.crop_size, self.seed, self.horizontal_flip, self.vertical_flip, self.on_error, self.cache
+        )
+        sampler = CropSampler(
+            num_images=len(images.names),
+            samples_per_epoch=len(images.names) if self.samples_per_epoch is None else self.samples_per_epoch,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weights=self._areas(images) if self.crops_by_area else None,
+            rank=rank,
+            world_size=world_size,
+        )
+        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return CropLoader(
+            self._crops,
+            sampler,
+            first_sample=batches * sampler.global_batch_size,
+            batch_size=self.batch_size,
+            **self._loader_options(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Whole images, one a batch."""
+        return self._whole(self._require(self.val_images, "validation"))
+
+    def test_dataloader(self) -> DataLoader:
+        """Whole images, one a batch."""
+        return self._whole(self._require(self.test_images, "test"))
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.skipped:
+            shown = ", ".join(self.skipped[:10]) + (", ..." if len(self.skipped) > 10 else "")
+            print(f"{len(self.skipped)} of {len(self._crops)} training images could not be read: {shown}")
+
+    def _whole(self, images: ImageSource) -> DataLoader:
+        rank, world_size = self._rank()
+        if len(images.names) < world_size:
+            raise UserError(f"{len(images.names)} image(s) for {world_size} processes; evaluate with trainer.devices=1")
+        dataset = WholeImages(images, self.val_max_size)
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+        return ImageLoader(dataset, batch_size=1, sampler=sampler, **self._loader_options())
+
+    def _require(self, images: ImageSource | None, kind: str) -> ImageSource:
+        if images is None:
+            raise UserError(f"{type(self).__name__} has no {kind} images; name them in the data section")
+        return images
+
+    def _rank(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _areas(self, images: ImageSource) -> np.ndarray:
+        areas = np.ones(len(images.names))
+        for i in range(len(areas)):
+            try:
+                areas[i] = np.prod(images.size(i))
+            except UserError:
+                # A broken header keeps an area of one pixel: skipped images are met, and counted, when read.
+                if self.on_error == "raise":
+                    raise
+        return areas
+
+    def _loader_options(self) -> dict[str, bool | int]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": self.pin_memory,
+        }

@@ -1,0 +1,273 @@
+"""Training crops that depend on (seed, sample number) only, and whole images for evaluation.
+
+A run is one endless stream of samples, numbered 0, 1, 2, ... . Which image sample k shows, where it is cropped and
+whether it is flipped follow from (seed, k) alone: not from workers, processes, epochs or global random state. An epoch
+is merely the next stretch of the stream, and a resumed run goes on with the next number.
+
+    stream   0 1 2 3 | 4 5 6 7 | 8 9 ...       batch_size 2, two processes: a step takes four samples,
+    rank     0 1 0 1   0 1 0 1   0 1 ...       the same four that one process takes with batch_size 4
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from aeic_lightning import UserError
+
+
+class ImageSource(Protocol):
+    """A numbered collection of images with unique names. Must be picklable: the workers decode."""
+
+    names: list[str]
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8; raises UserError."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width), without decoding; raises UserError."""
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]; `((x + 1) * 127.5).round()` gives the bytes back."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 127.5 - 1
+
+
+def centre_crop(image: np.ndarray, max_height: int, max_width: int) -> np.ndarray:
+    """The middle of (H, W, 3), at most `max_height` x `max_width`; a side within its limit stays whole."""
+    height, width = min(image.shape[0], max_height), min(image.shape[1], max_width)
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+class CropSampler(DistributedSampler):
+    """Yields (image index, sample number) for one process: samples start + rank, start + rank + world_size, ...
+
+    The images pass in shuffled cycles: in each stretch of `num_images` samples every image appears once. With `weights`
+    a cycle holds image i floor or ceil(num_images * weights[i] / sum(weights)) times (systematic sampling), so that
+    over many cycles the shares follow the weights, and an image with a small weight is missing from some cycles.
+
+    It is a DistributedSampler so that Lightning does not put one of its own in its place; `Trainer` may have
+    `use_distributed_sampler` either way. `set_epoch` has no effect: sample numbers take the place of epochs.
+
+    Args:
+        num_images: how many images there are.
+        samples_per_epoch: samples of all processes together in one pass over the sampler. Rounded down to whole
+            global batches (`batch_size * world_size`); since the stream goes on, no image is lost by this.
+        batch_size: samples of one process in one step.
+        seed: of the order, non-negative.
+        weights: (num_images,) positive shares, or None for equal ones.
+        rank, world_size: this process, and the number of them.
+
+    Raises:
+        UserError: when an epoch is shorter than one global batch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        samples_per_epoch: int,
+        batch_size: int,
+        seed: int = 0,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(range(num_images), num_replicas=world_size, rank=rank, seed=seed)
+        self.global_batch_size = batch_size * world_size
+        steps = samples_per_epoch // self.global_batch_size
+        if steps == 0:
+            raise UserError(
+                f"an epoch of {samples_per_epoch} samples holds no batch of {batch_size} x {world_size} process(es)"
+                f"; set data.samples_per_epoch to {self.global_batch_size} or more, or lower data.batch_size"
+            )
+        self.samples_per_epoch = steps * self.global_batch_size
+        self.num_images = num_images
+        self.weights = weights
+        self.start = 0
+        """The sample that the next pass begins with, over all processes."""
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch // self.num_replicas
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        cycle, order = -1, None
+        for sample in range(self.start + self.rank, self.start + self.samples_per_epoch, self.num_replicas):
+            if sample // self.num_images != cycle:
+                cycle = sample // self.num_images
+                order = self._order(cycle)
+            yield int(order[sample % self.num_images]), sample
+
+    def _order(self, cycle: int) -> np.ndarray:
+        rng = _rng(self.seed, 0, cycle)
+        if self.weights is None:
+            return rng.permutation(self.num_images)
+        edges = np.cumsum(self.weights) / np.sum(self.weights) * self.num_images
+        picks = np.searchsorted(edges, rng.random() + np.arange(self.num_images), side="right")
+        # The last edge may fall short of num_images by rounding.
+        return rng.permutation(np.minimum(picks, self.num_images - 1))
+
+
+class CropDataset(Dataset):
+    """Random crops: `dataset[index, sample]` is {"image": float32 (3, crop, crop) in [-1, 1], "name": str}.
+
+    The position of the crop and the flips follow from (seed, sample). An image with a side shorter than the crop is
+    enlarged first, by the smallest factor with which the crop fits (Lanczos).
+
+    Args:
+        images: where the images come from.
+        crop_size: side of the square crop in pixels.
+        seed: of the crops, non-negative.
+        horizontal_flip, vertical_flip: whether to mirror one sample in two.
+        on_error: "raise" stops at a broken image. "skip" takes the next image that can be read in its place, warns once
+            for each broken image, and lists it in `skipped`.
+        cache: keep decoded images in memory, in each worker by itself.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource,
+        crop_size: int,
+        seed: int = 0,
+        horizontal_flip: bool = True,
+        vertical_flip: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        cache: bool = False,
+    ) -> None:
+        self.images = images
+        self.crop_size = crop_size
+        self.seed = seed
+        self.horizontal_flip = horizontal_flip
+        self.vertical_flip = vertical_flip
+        self.on_error = on_error
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+        # Shared memory: every worker sees what another one found, and so does the main process.
+        self._broken = torch.zeros(len(images.names), dtype=torch.bool).share_memory_()
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the broken images that were met so far, by any worker of this process."""
+        return [self.images.names[i] for i in self._broken.nonzero().flatten().tolist()]
+
+    def __len__(self) -> int:
+        return len(self.images.names)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, sample = key
+        index, image = self._read(index)
+        rng = _rng(self.seed, 1, sample)
+        image = self._random_crop(image, rng)
+        # Both are drawn always, so that switching one flip on does not move the other.
+        horizontal, vertical = rng.random(2) < 0.5
+        if self.horizontal_flip and horizontal:
+            image = image[:, ::-1]
+        if self.vertical_flip and vertical:
+            image = image[::-1]
+        return {"image": to_tensor(image), "name": self.images.names[index]}
+
+    def _random_crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        size = self.crop_size
+        height, width = image.shape[:2]
+        if min(height, width) < size:
+            factor = size / min(height, width)
+            height, width = (max(size, math.ceil(side * factor - 1e-6)) for side in (height, width))
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+        top, left = rng.integers(0, [height - size + 1, width - size + 1])
+        return image[top : top + size, left : left + size]
+
+    def _read(self, index: int) -> tuple[int, np.ndarray]:
+        for i in ((index + step) % len(self) for step in range(len(self))):
+            if self._broken[i]:
+                continue
+            if self.cache is not None and i in self.cache:
+                return i, self.cache[i]
+            try:
+                image = self.images.read(i)
+            except UserError as error:
+                if self.on_error == "raise":
+                    raise
+                self._broken[i] = True
+                warnings.warn(f"skipped a training image: {error}", stacklevel=2)
+                continue
+            if self.cache is not None:
+                self.cache[i] = image
+            return i, image
+        raise UserError(f"none of the {len(self)} training images can be read; check the training data")
+
+
+class WholeImages(Dataset):
+    """Images as they are: `dataset[index]` is {"image": float32 (3, H, W) in [-1, 1], "name": str}.
+
+    A broken image always raises: a figure over fewer images is another figure.
+
+    Args:
+        images: where the images come from.
+        max_size: (height, width), of which at most the centre is taken; None keeps the full size.
+    """
+
+    def __init__(self, images: ImageSource, max_size: tuple[int, int] | None = None) -> None:
+        self.images = images
+        self.max_size = max_size
+
+    def __len__(self) -> int:
+        return len(self.images.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.images.read(index)
+        if self.max_size is not None:
+            image = centre_crop(image, *self.max_size)
+        return {"image": to_tensor(image), "name": self.images.names[index]}
+
+
+class ImageLoader(DataLoader):
+    """A DataLoader that gives a worker's UserError back as the one line that it was, without the traceback."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            # PyTorch puts the worker's traceback, whose last line is the message, in the text of the error.
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("aeic_lightning.UserError: ")) from error
+
+
+class CropLoader(ImageLoader):
+    """Batches of crops that go on where the stream stands, epoch after epoch.
+
+    `next_sample` is the first sample, over all processes, that has not been handed out. It starts at `first_sample` and
+    grows by the global batch with each batch; batches that workers have prepared in advance do not count.
+    """
+
+    def __init__(self, dataset: CropDataset, sampler: CropSampler, first_sample: int = 0, **kwargs: Any) -> None:
+        super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
+        self.next_sample = first_sample
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.sampler.start = self.next_sample
+        for batch in super().__iter__():
+            self.next_sample += self.sampler.global_batch_size
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """What the stream depends on. Lightning keeps it in checkpoints; the position is in its batch count."""
+        return {
+            "seed": self.sampler.seed,
+            "images": len(self.dataset),
+            "crop_size": self.dataset.crop_size,
+            "global_batch_size": self.sampler.global_batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Warn when a resumed run does not see the samples that the run before it would have seen."""
+        mine = self.state_dict()
+        changed = [f"{key} was {state[key]}, is {mine[key]}" for key in mine if state.get(key, mine[key]) != mine[key]]
+        if changed:
+            warnings.warn(f"the resumed run sees other training samples: {'; '.join(changed)}", stacklevel=2)
+
+
+def _rng(seed: int, stream: int, number: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, number)))

@@ -1,0 +1,132 @@
+"""Images from Hugging Face `datasets`: a hub name, parquet files or an image folder."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from aeic_lightning import UserError
+from datamodules.base import ImageDataModule
+from datamodules.images import MAX_PIXELS, image_size, read_image
+
+# Otherwise `datasets` reports every use of "parquet" or "imagefolder" to a server, local files or not.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+
+class HuggingFaceImages(ImageDataModule):
+    """Images from `datasets.load_dataset`; an image's name is split and row, such as "train-000042".
+
+    The table stays on disk (memory-mapped), and rows are decoded in the workers by the same reader as files are. A hub
+    name is looked up in the local cache or fetched, as `datasets` is set up; with HF_HUB_OFFLINE=1 nothing is fetched.
+
+        path: parquet            with data_files: {train: train/*.parquet, validation: val.parquet}
+        path: imagefolder        with data_dir: photos       (photos/train/..., photos/validation/...)
+        path: someone/photos     a name on the hub
+
+    Args:
+        path: hub name, or the kind of local files.
+        name: configuration of the data set, where it has several.
+        data_dir: folder of local files.
+        data_files: local files by split.
+        revision: commit, tag or branch on the hub; name one, so that a run can be repeated.
+        image_column: column that holds the images: encoded bytes, a path, or `datasets`' Image feature.
+        train_split: split to train on, slices such as "train[:90%]" included; null without one.
+        val_split: split for validation; null without one.
+        test_split: split for test; null takes the validation images.
+        **kwargs: the arguments of `ImageDataModule`.
+
+    Raises:
+        UserError: when the data set, a split or the column cannot be had, or train and evaluation are the same split.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        data_dir: str | None = None,
+        data_files: dict[str, str] | None = None,
+        revision: str | None = None,
+        image_column: str = "image",
+        train_split: str | None = "train",
+        val_split: str | None = "validation",
+        test_split: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if train_split is not None and train_split in (val_split, test_split):
+            raise UserError(f"data.train_split is also an evaluation split ({train_split}); name another, or a slice")
+        self.path = path
+        self.name = name
+        self.data_dir = data_dir
+        self.data_files = data_files
+        self.revision = revision
+        self.image_column = image_column
+        self.train_split = train_split
+        self.val_split = val_split
+        self.test_split = test_split
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train_images = self._load(self.train_split)
+        self.val_images = self._load(self.val_split)
+        self.test_images = self._load(self.test_split) or self.val_images
+
+    def _load(self, split: str | None) -> "HuggingFaceRows | None":
+        if split is None:
+            return None
+        try:
+            table = datasets.load_dataset(
+                self.path,
+                self.name,
+                data_dir=self.data_dir,
+                data_files=self.data_files,
+                split=split,
+                revision=self.revision,
+            )
+        except Exception as error:  # no common class: hub, network, file system, pyarrow and split names
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f'cannot load split "{split}" of data set {self.path}: {type(error).__name__}: {reason}'
+                "; check data.path, data_dir or data_files and the split, and that the data are in the cache if offline"
+            ) from error
+        if self.image_column not in table.column_names:
+            columns = ", ".join(table.column_names)
+            raise UserError(f'data.image_column "{self.image_column}" is not in {self.path}; it has {columns}')
+        try:
+            table = table.select_columns([self.image_column]).cast_column(
+                self.image_column, datasets.Image(decode=False)
+            )
+        except Exception as error:
+            raise UserError(
+                f'data.image_column "{self.image_column}" of {self.path} does not hold images '
+                f"({table.features[self.image_column]}); name another column"
+            ) from error
+        return HuggingFaceRows(table, self.image_column, split, self.path, self.max_pixels)
+
+
+class HuggingFaceRows:
+    """Rows of one split: an `ImageSource`."""
+
+    def __init__(
+        self, table: datasets.Dataset, column: str, split: str, origin: str, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.table = table
+        self.column = column
+        self.origin = origin
+        self.max_pixels = max_pixels
+        self.names = [f"{split}-{i:06d}" for i in range(len(table))]
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(*self._source(index), max_pixels=self.max_pixels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return image_size(*self._source(index), max_pixels=self.max_pixels)
+
+    def _source(self, index: int) -> tuple[bytes | Path, str]:
+        label = f"{self.origin} {self.names[index]}"
+        row = self.table[index][self.column]
+        if row is None:
+            raise UserError(f"cannot decode {label}: the row holds no image; replace or remove it")
+        if row["bytes"] is not None:
+            return row["bytes"], label
+        return Path(row["path"]), f"{label} ({row['path']})"

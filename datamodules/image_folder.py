@@ -1,0 +1,123 @@
+"""Images in folders."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aeic_lightning import UserError
+from datamodules.base import ImageDataModule, ImageFiles
+from datamodules.images import SUFFIXES
+
+
+class ImageFolder(ImageDataModule):
+    """Folders of image files, searched with their subfolders (and links to folders).
+
+    Files count by their suffix, in any case: jpg, jpeg, png, webp, bmp, tif, tiff, ppm; what begins with a dot is left
+    out. An image's name is its path within the folder without the suffix; where two files would share it (a.png and
+    a.jpg), they keep their suffix.
+
+    Args:
+        train_dir: training images; not needed for evaluation alone.
+        val_dir: validation images.
+        test_dir: test images; by default the validation images.
+        val_count: without a val_dir, take this many images out of the training folder for validation.
+        split_seed: of that choice; apart from `seed`, so that runs with other seeds keep the same validation images.
+        **kwargs: the arguments of `ImageDataModule`.
+
+    Raises:
+        UserError: in `setup`, for a folder that is missing or holds no image, for a file that is both in the training
+            and in an evaluation folder, and when val_count leaves nothing to train on.
+    """
+
+    def __init__(
+        self,
+        train_dir: str | None = None,
+        val_dir: str | None = None,
+        test_dir: str | None = None,
+        val_count: int = 0,
+        split_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if train_dir is None and val_dir is None and test_dir is None:
+            raise UserError("no folder of images is given; set data.train_dir, data.val_dir or data.test_dir")
+        if val_count < 0 or split_seed < 0:
+            raise UserError(f"data.val_count is {val_count} and data.split_seed {split_seed}; neither may be negative")
+        if val_count and (train_dir is None or val_dir is not None):
+            raise UserError("data.val_count takes images from data.train_dir when there is no data.val_dir; drop one")
+        self.train_dir = train_dir
+        self.val_dir = val_dir
+        self.test_dir = test_dir
+        self.val_count = val_count
+        self.split_seed = split_seed
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train_images = self._folder(self.train_dir, "train_dir")
+        self.val_images = self._folder(self.val_dir, "val_dir")
+        if self.val_count:
+            self._split()
+        self.test_images = self._folder(self.test_dir, "test_dir") or self.val_images
+        for argument, images in (("val_dir", self.val_images), ("test_dir", self.test_images)):
+            self._check_disjoint(argument, images)
+
+    def _folder(self, folder: str | None, argument: str) -> ImageFiles | None:
+        if folder is None:
+            return None
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise UserError(f"data.{argument}: there is no folder {folder}; check the path")
+        paths = find_images(root)
+        if not paths:
+            raise UserError(f"data.{argument}: no image in {folder} or below it (looked for {', '.join(SUFFIXES)})")
+        return ImageFiles(paths, image_names(root, paths), self.max_pixels)
+
+    def _split(self) -> None:
+        images = self.train_images
+        if self.val_count >= len(images.paths):
+            raise UserError(
+                f"data.val_count is {self.val_count}, but {self.train_dir} has only {len(images.paths)} images"
+            )
+        order = np.random.default_rng(self.split_seed).permutation(len(images.paths))
+
+        def part(indices: np.ndarray) -> ImageFiles:
+            chosen = sorted(indices)
+            return ImageFiles([images.paths[i] for i in chosen], [images.names[i] for i in chosen], self.max_pixels)
+
+        self.val_images, self.train_images = part(order[: self.val_count]), part(order[self.val_count :])
+
+    def _check_disjoint(self, argument: str, images: ImageFiles | None) -> None:
+        if self.train_images is None or images is None:
+            return
+        shared = {path.resolve() for path in self.train_images.paths} & {path.resolve() for path in images.paths}
+        if shared:
+            raise UserError(
+                f"{len(shared)} image(s) are in data.train_dir and in data.{argument}, such as {min(shared)}"
+                "; folders are searched with their subfolders, so keep them apart"
+            )
+
+
+def find_images(root: Path) -> list[Path]:
+    """Image files below `root`, sorted by path; links to folders are followed, each folder once."""
+    found, seen = [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [Path(folder, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    return sorted(found)
+
+
+def image_names(root: Path, paths: list[Path]) -> list[str]:
+    """Unique names: relative to `root`, with forward slashes, and without the suffix wherever that is unambiguous."""
+    full = [path.relative_to(root).as_posix() for path in paths]
+    short = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    count = Counter(short)
+    names = [a if count[a] == 1 else b for a, b in zip(short, full, strict=True)]
+    # a.png, a.jpg and a.png.tif: the third's short name is the first's full one.
+    return names if len(set(names)) == len(names) else full

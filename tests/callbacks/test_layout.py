@@ -1,0 +1,113 @@
+import re
+
+import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tiny_system import TinySystem
+
+from aeic_lightning import UserError
+from callbacks.layout import CHARTS, ComparisonLayout
+from callbacks.quality import QualityMetrics
+
+QUALITY = {"lpips": [], "dists": []}
+
+
+def session_groups(logs):
+    """What TensorBoard's HParams page shows for a folder of runs: {run: (columns, figures)}."""
+    events = EventMultiplexer().AddRunsFromDirectory(str(logs)).Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(events, str(logs))))
+    request = RequestContext()
+    metadata = context.hparams_metadata(request, "")
+    experiment = context.experiment_from_metadata(
+        request, "", True, metadata, context.hparams_from_data_provider(request, "", limit=100)
+    )
+    wanted = [api_pb2.ColParams(hparam=info.name) for info in experiment.hparam_infos]
+    listing = list_session_groups.Handler(
+        request_context=request,
+        backend_context=context,
+        experiment_id="",
+        request=api_pb2.ListSessionGroupsRequest(
+            start_index=0, slice_size=10, col_params=wanted, allowed_statuses=api_pb2.Status.values()
+        ),
+    ).run()
+    shown = {}
+    for group in listing.session_groups:
+        (session,) = group.sessions
+        columns = {name: value.string_value or value.number_value for name, value in group.hparams.items()}
+        figures = {figure.name.tag: figure.value for figure in session.metric_values}
+        shown[session.name] = (columns, figures, session.status)
+    return shown
+
+
+def test_columns_hold_the_final_figures_of_fit_and_test(
+    system, trainer_of, train_loader, val_loader, tmp_path, run_folder, events
+):
+    trainer = trainer_of(ComparisonLayout(), QualityMetrics(**QUALITY))
+    trainer.fit(system, train_loader, val_loader)
+    fitted = {tag: value.item() for tag, value in trainer.callback_metrics.items() if tag.startswith("val/")}
+    (tested,) = trainer.test(system, val_loader, verbose=False)
+    ((columns, figures, status),) = session_groups(tmp_path).values()
+    assert columns == {"role": "student", "depth": 1, "lambda": 2.0, "seed": 0}
+    assert set(figures) == {
+        f"{stage}/{name}" for stage in ("val", "test") for name in ("psnr", "ms_ssim", "bpp_estimate")
+    }
+    assert figures == pytest.approx(fitted | tested, rel=1e-6)
+    assert status == api_pb2.STATUS_SUCCESS
+    first = events().Scalars("val/psnr")[0].value
+    assert figures["val/psnr"] != pytest.approx(first, rel=1e-3)  # a figure that did move since
+    assert [path for path in run_folder.iterdir() if path.is_dir()] == []  # no run inside the run
+
+
+def test_lightnings_placeholder_does_not_take_the_columns(trainer_of, train_loader, val_loader, tmp_path):
+    class WithHyperparameters(TinySystem):
+        def __init__(self, width=8):
+            super().__init__()
+            self.save_hyperparameters()  # makes the logger declare hp_metric = -1 before the first step
+
+    trainer = trainer_of(QualityMetrics(**QUALITY), ComparisonLayout())
+    trainer.fit(WithHyperparameters(), train_loader, val_loader)
+    ((columns, figures, _),) = session_groups(tmp_path).values()
+    assert columns["role"] == "student"
+    assert figures["val/psnr"] == pytest.approx(trainer.callback_metrics["val/psnr"].item())
+    assert "hp_metric" not in figures
+
+
+def test_the_layout_finds_the_tags(system, trainer_of, train_loader, val_loader, events):
+    trainer = trainer_of(ComparisonLayout(), QualityMetrics())
+    trainer.fit(system, train_loader, val_loader)
+    trainer.test(system, val_loader, verbose=False)
+    record = events()
+    (written,) = record.Tensors("custom_scalars__config__")  # once, though fit and test were run
+    layout = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts == {title: tags for category in CHARTS.values() for title, tags in category.items()}
+
+    def shown(title):
+        return {tag for tag in record.Tags()["scalars"] for regex in charts[title] if re.match(regex, tag)}
+
+    assert shown("encoder side") == {"train/distill/encoder/y", "train/distill/encoder/z"}
+    assert shown("decoder side") == {"train/distill/decoder/l_0"}
+    assert shown("PSNR (dB)") == {"val/psnr", "test/psnr"}
+    assert shown("LPIPS") == {"val/lpips_lite0", "test/lpips_lite0"}
+    assert shown("bpp_estimate") == {f"{stage}/bpp_estimate" for stage in ("train", "val", "test")}
+    assert shown("total") == {"train/loss"}
+    assert shown("terms") == set()
+
+
+@pytest.mark.parametrize("value", [None, [1, 2]])
+def test_a_column_must_be_flat(value, trainer_of, val_loader):
+    class Nested(TinySystem):
+        def hparam_columns(self):
+            return {"beta1": value}
+
+    with pytest.raises(UserError, match="beta1"):
+        trainer_of(ComparisonLayout()).validate(Nested(), val_loader, verbose=False)
+
+
+def test_without_tensorboard_nothing_is_written(system, trainer_of, train_loader, val_loader, run_folder):
+    trainer_of(ComparisonLayout(), logger=False).fit(system, train_loader, val_loader)
+    assert not run_folder.exists()

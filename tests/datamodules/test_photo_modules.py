@@ -1,0 +1,329 @@
+"""The three data modules: where they look, how they split, what they refuse."""
+
+import io
+import socket
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringModel
+from PIL import Image
+
+from aeic_lightning import UserError
+from datamodules import HuggingFaceImages, ImageFolder, SamplePhotos
+from datamodules.image_folder import image_names
+
+RNG = np.random.default_rng(3)
+
+
+def write(path, height=140, width=150):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def encoded(pixels, orientation=1):
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def pixels_of(batch):
+    return ((batch["image"][0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"crop_size": 192}, "multiple of 128"),
+        ({"crop_size": 0}, "multiple of 128"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"seed": -1}, "seed"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"val_max_size": [384]}, "val_max_size"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments, message):
+    with pytest.raises(UserError, match=message):
+        SamplePhotos(**arguments)
+
+
+def test_batch_larger_than_the_epoch():
+    photos = SamplePhotos(samples_per_epoch=None, batch_size=9)
+    photos.setup()
+    with pytest.raises(UserError, match=r"samples_per_epoch to 9 or more, or lower data\.batch_size"):
+        photos.train_dataloader()
+
+
+def test_command_line_knows_every_argument(tmp_path):
+    def build(*arguments):
+        trainer = ["--trainer.logger=false", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+        cli = LightningCLI(
+            BoringModel, subclass_mode_data=True, run=False, save_config_callback=None, args=[*trainer, *arguments]
+        )
+        return cli.datamodule
+
+    photos = build("--data=datamodules.SamplePhotos", "--data.seed=5", "--data.crop_size=128", "--data.on_error=skip")
+    assert (photos.seed, photos.crop_size, photos.on_error, photos.cache) == (5, 128, "skip", True)
+    assert photos.val_max_size == [384, 512]
+    table = build("--data=datamodules.HuggingFaceImages", "--data.path=x", "--data.batch_size=3")
+    assert (table.path, table.batch_size) == ("x", 3)
+    folder = build("--data=datamodules.ImageFolder", "--data.train_dir=x", "--data.val_count=3")
+    assert (folder.train_dir, folder.val_count) == ("x", 3)
+
+
+# --- sample photos -----------------------------------------------------------------------------------------------
+
+
+def test_sample_photos_are_the_packaged_ones():
+    photos = SamplePhotos(val_max_size=None, batch_size=4)
+    photos.setup()
+    assert len(photos.train_images.names) == 8
+    assert {path.resolve() for path in photos.train_images.paths}.isdisjoint(photos.val_images.paths)
+    images = {batch["name"][0]: pixels_of(batch) for batch in photos.val_dataloader()}
+    assert {name: image.shape for name, image in images.items()} == {
+        "chelsea": (300, 451, 3),
+        "china": (427, 640, 3),
+        "flower": (427, 640, 3),
+    }
+    from sklearn.datasets import load_sample_image
+
+    np.testing.assert_array_equal(images["china"], load_sample_image("china.jpg"))
+    batch = next(iter(photos.train_dataloader()))
+    assert batch["image"].shape == (4, 3, 256, 256)
+    assert set(batch["name"]) <= set(photos.train_images.names)
+
+
+def test_sample_photos_validation_size():
+    photos = SamplePhotos()
+    photos.setup()
+    shapes = [tuple(batch["image"].shape) for batch in photos.val_dataloader()]
+    assert shapes == [(1, 3, 300, 451), (1, 3, 384, 512), (1, 3, 384, 512)]
+    assert [b["name"] for b in photos.test_dataloader()] == [["chelsea"], ["china"], ["flower"]]
+
+
+def test_seed_reaches_the_crops():
+    def first(seed):
+        photos = SamplePhotos(crop_size=128, seed=seed)
+        photos.setup()
+        return next(iter(photos.train_dataloader()))["image"]
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_crops_by_area():
+    photos = SamplePhotos(crop_size=128, samples_per_epoch=800, crops_by_area=True)
+    photos.setup()
+    names = photos.train_images.names
+    count = np.bincount([index for index, _ in photos.train_dataloader().sampler], minlength=8) / 800
+    areas = np.array([photos.train_images.read(i)[..., 0].size for i in range(8)])
+    np.testing.assert_allclose(count, areas / areas.sum(), atol=0.01)
+    assert count.argmax() == names.index("retina")
+
+
+# --- image folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ["a.png", "a.JPG", "sub/b.webp", "sub/deep/c.TIFF", "d.jpeg", "e.bmp", "f.ppm", "g.tif"]:
+        write(tmp_path / "train" / name)
+    (tmp_path / "train" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "._a.png").write_bytes(b"a resource fork")
+    for name in ["v.png", "w.png"]:
+        write(tmp_path / "val" / name)
+    write(tmp_path / "test" / "t.png")
+    return tmp_path
+
+
+def test_folder_names_and_contents(folders):
+    module = ImageFolder(str(folders / "train"), str(folders / "val"), str(folders / "test"))
+    module.setup()
+    assert module.train_images.names == ["a.JPG", "a.png", "d", "e", "f", "g", "sub/b", "sub/deep/c"]
+    assert [batch["name"] for batch in module.val_dataloader()] == [["v"], ["w"]]
+    assert [batch["name"] for batch in module.test_dataloader()] == [["t"]]
+    shown = pixels_of(next(iter(module.test_dataloader())))
+    np.testing.assert_array_equal(shown, np.asarray(Image.open(folders / "test" / "t.png")))
+
+
+def test_names_stay_unique_in_the_worst_case(tmp_path):
+    paths = [tmp_path / name for name in ("a.jpg", "a.png", "a.png.tif", "b.png")]
+    assert image_names(tmp_path, paths) == ["a.jpg", "a.png", "a.png.tif", "b.png"]
+
+
+def test_linked_folders_are_searched_once(folders, tmp_path):
+    (folders / "val" / "linked").symlink_to(folders / "test")
+    (folders / "val" / "loop").symlink_to(folders / "val")
+    module = ImageFolder(val_dir=str(folders / "val"))
+    module.setup()
+    assert module.val_images.names == ["linked/t", "v", "w"]
+
+
+def test_folder_that_is_missing_or_empty(tmp_path):
+    with pytest.raises(UserError, match=r"data\.train_dir: there is no folder"):
+        ImageFolder(str(tmp_path / "gone")).setup()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"data\.val_dir: no image in .*empty"):
+        ImageFolder(val_dir=str(tmp_path / "empty")).setup()
+    with pytest.raises(UserError, match="no folder of images is given"):
+        ImageFolder()
+
+
+def test_validation_images_inside_the_training_folder_are_refused(folders):
+    with pytest.raises(UserError, match=r"2 image\(s\) are in data\.train_dir and in data\.val_dir"):
+        ImageFolder(str(folders), str(folders / "val")).setup()
+    with pytest.raises(UserError, match=r"data\.test_dir"):
+        ImageFolder(str(folders / "train"), str(folders / "val"), str(folders / "train")).setup()
+
+
+def test_split_of_the_training_folder(folders):
+    def split(**arguments):
+        module = ImageFolder(str(folders / "train"), val_count=3, **arguments)
+        module.setup()
+        return module.train_images.names, module.val_images.names
+
+    train, val = split()
+    assert (len(train), len(val)) == (5, 3)
+    assert set(train).isdisjoint(val)
+    assert split(seed=9) == (train, val)  # the seed of a run does not move images between the sides
+    assert len({tuple(split(split_seed=s)[1]) for s in range(10)}) > 3
+    with pytest.raises(UserError, match="has only 8 images"):
+        ImageFolder(str(folders / "train"), val_count=8).setup()
+    with pytest.raises(UserError, match="val_count"):
+        ImageFolder(str(folders / "train"), str(folders / "val"), val_count=2)
+
+
+def test_missing_side_is_named(folders):
+    module = ImageFolder(val_dir=str(folders / "val"))
+    module.setup()
+    with pytest.raises(UserError, match="no training images"):
+        module.train_dataloader()
+    module = ImageFolder(str(folders / "train"))
+    module.setup()
+    with pytest.raises(UserError, match="no validation images"):
+        module.val_dataloader()
+
+
+@pytest.mark.filterwarnings("ignore:skipped a training image")
+def test_skipped_files_are_shown(folders, capsys):
+    (folders / "train" / "d.jpeg").write_bytes(b"")
+    module = ImageFolder(
+        str(folders / "train"),
+        crop_size=128,
+        batch_size=2,
+        on_error="skip",
+        crops_by_area=True,
+        samples_per_epoch=40000,
+    )
+    module.setup()
+    loader = module.train_dataloader()
+    assert loader.dataset[module.train_images.names.index("d"), 0]["name"] == "e"
+    assert module.skipped == ["d"]
+    module.teardown("fit")
+    assert "1 of 8 training images could not be read: d" in capsys.readouterr().out
+
+
+# --- Hugging Face ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _cache_in_tmp(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_parquet(tmp_path, num_workers):
+    stored = [RNG.integers(0, 256, (130, 160, 3), dtype=np.uint8) for _ in range(4)]
+    table = datasets.Dataset.from_dict({"photo": [{"bytes": encoded(a, 6), "path": None} for a in stored]})
+    table = table.cast_column("photo", datasets.Image())
+    table.to_parquet(tmp_path / "train.parquet")
+    table.select([0, 1]).to_parquet(tmp_path / "val.parquet")
+    module = HuggingFaceImages(
+        "parquet",
+        data_files={"train": str(tmp_path / "train.parquet"), "validation": str(tmp_path / "val.parquet")},
+        image_column="photo",
+        crop_size=128,
+        batch_size=2,
+        num_workers=num_workers,
+        crops_by_area=True,
+    )
+    module.setup()
+    batches = list(module.val_dataloader())
+    assert [batch["name"] for batch in batches] == [["validation-000000"], ["validation-000001"]]
+    for batch, pixels in zip(batches, stored, strict=False):
+        np.testing.assert_array_equal(pixels_of(batch), np.rot90(pixels, -1))  # the EXIF orientation is applied
+    crops = list(module.train_dataloader())
+    assert [batch["image"].shape for batch in crops] == [(2, 3, 128, 128)] * 2
+    assert sorted(name for batch in crops for name in batch["name"]) == [f"train-00000{i}" for i in range(4)]
+
+
+def test_parquet_of_plain_bytes(tmp_path):
+    pixels = RNG.integers(0, 256, (130, 160, 3), dtype=np.uint8)
+    datasets.Dataset.from_dict({"image": [encoded(pixels)], "n": [3]}).to_parquet(tmp_path / "a.parquet")
+    files = {"validation": str(tmp_path / "a.parquet")}
+    module = HuggingFaceImages("parquet", data_files=files, train_split=None)
+    module.setup()
+    np.testing.assert_array_equal(pixels_of(next(iter(module.test_dataloader()))), pixels)
+    with pytest.raises(UserError, match=r'"picture" is not in parquet; it has image, n'):
+        HuggingFaceImages("parquet", data_files=files, train_split=None, image_column="picture").setup()
+    with pytest.raises(UserError, match=r'"n" of parquet does not hold images'):
+        HuggingFaceImages("parquet", data_files=files, train_split=None, image_column="n").setup()
+    with pytest.raises(UserError, match='cannot load split "train"'):
+        HuggingFaceImages("parquet", data_files=files).setup()
+
+
+def test_broken_row_is_named(tmp_path):
+    datasets.Dataset.from_dict({"image": [b"text"]}).to_parquet(tmp_path / "a.parquet")
+    module = HuggingFaceImages(
+        "parquet", data_files={"validation": str(tmp_path / "a.parquet")}, train_split=None, num_workers=1
+    )
+    module.setup()
+    with pytest.raises(UserError, match=r"^cannot decode parquet validation-000000"):
+        list(module.val_dataloader())
+
+
+def test_imagefolder_without_any_network_access(tmp_path, monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: looked_up.append(host) or [])
+    for name in ["train/a.png", "train/b.png", "validation/c.png"]:
+        pixels = write(tmp_path / "photos" / name)
+    module = HuggingFaceImages("imagefolder", data_dir=str(tmp_path / "photos"), crop_size=128, batch_size=2)
+    module.setup()
+    np.testing.assert_array_equal(pixels_of(next(iter(module.val_dataloader()))), pixels)
+    assert sorted(next(iter(module.train_dataloader()))["name"]) == ["train-000000", "train-000001"]
+    assert looked_up == []
+
+
+def test_slices_of_one_split(tmp_path):
+    for i in range(4):
+        write(tmp_path / "photos" / f"{i}.png")
+    module = HuggingFaceImages(
+        "imagefolder", data_dir=str(tmp_path / "photos"), train_split="train[:3]", val_split="train[3:]"
+    )
+    module.setup()
+    assert (len(module.train_images.names), len(module.val_images.names)) == (3, 1)
+    with pytest.raises(UserError, match="also an evaluation split"):
+        HuggingFaceImages("imagefolder", train_split="train", val_split="train")
+
+
+def test_hub_name_that_is_not_in_the_cache(monkeypatch):
+    import huggingface_hub.constants
+
+    # What HF_HUB_OFFLINE=1 sets when the libraries are imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"someone/photos.*in the cache if offline") as caught:
+        HuggingFaceImages("someone/photos").setup()
+    assert "\n" not in str(caught.value)
