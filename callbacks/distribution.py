@@ -43,7 +43,8 @@ class PatchFID(OnEvaluation):
             768x512 give at 256 pixels.
         backbone: "lite0" (patches as they are) or "inception" (resized to 299; needs torch-fidelity and its weights).
         every_n_validations: compute at every n-th validation, the first included; always at a test.
-        kid_subset_size: patches of one KID subset, at most their number; KID is the mean over 100 subsets.
+        kid_subset_size: patches of one KID subset. KID is the mean over 100 of them, or that of the whole set if it is
+            no larger.
         weights: file or folder with the Inception weights; default: torch.hub's cache.
         cache_dir: folder of the cache file; default: the run folder. Runs on the same images can share one.
     """
@@ -156,7 +157,9 @@ def distances(real: Tensor, fake: Tensor, kid_subset_size: int = 1000) -> tuple[
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
         subset_size = min(kid_subset_size, len(real), len(fake))
-        kid = KernelInceptionDistance(given, subsets=KID_SUBSETS, subset_size=subset_size, sync_on_compute=False)
+        # A subset as large as the set is the set: a hundred of them would be the same number a hundred times.
+        subsets = 1 if subset_size == len(real) == len(fake) else KID_SUBSETS
+        kid = KernelInceptionDistance(given, subsets=subsets, subset_size=subset_size, sync_on_compute=False)
     for metric in (fid, kid):
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)

@@ -32,8 +32,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     decoder = from_dict(DecoderConfig, sizes.get("decoder") or {})
     with torch.device("meta"):
         model = AEIC(codec, decoder)
-            from_dict(CodecConfig, sizes.get("codec") or {}), from_dict(DecoderConfig, sizes.get("decoder") or {})
-        )
     costs = codec_costs(model)
     print(f"{'module':<10} {'parameters':>14} {'MACs/pixel':>12}")
     for name in ("g_a", "h_a", "h_s", "context", "prior", "encode", "g_s", "denoiser", "vae"):
