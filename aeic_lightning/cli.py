@@ -19,7 +19,16 @@ COMMANDS = {
     "predict": ("training", "reconstruct images with a checkpoint"),
     "sweep": ("sweep", "run a list of experiments, each after those it needs, then compare them"),
     "compare": ("compare", "table, JSON and picture of finished runs side by side"),
+    "compress": ("compress", "write images as .aeic files"),
+    "decompress": ("decompress", "read .aeic files back as PNG"),
+    "classify": ("classify", "name the classes of .aeic files, from the streams alone"),
+    "accuracy": ("accuracy", "accuracy, bytes and PSNR of finished classifying runs, from their files"),
     "complexity": ("complexity", "parameters and MACs per pixel of a config, by module"),
+    "plan": ("plan", "parameters, memory and missing weights of a config, before it is run"),
+    "import-released": (
+        "import_released",
+        "turn a checkpoint released by the authors of AEIC into one of this project",
+    ),
 }
 
 
@@ -46,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     # A file of the current folder may be named by class path, as datamodules and callbacks are.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    # Idle OpenMP threads sleep instead of spinning. Small networks meet thousands of barriers a second; beside any
+    # other process on the same cores, spinning made training ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run = import_module(f"aeic_lightning.commands.{COMMANDS[args.command][0]}").run
     try:
         return run(args, extra) or 0

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from aeic_lightning import UserError, __version__
 from aeic_lightning.evaluation.images import write_whole
 
-PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lpips", "peft", "numpy")
+PACKAGES = ("torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lpips", "peft", "numpy")
 
 
 class RunRecord(SaveConfigCallback):
@@ -48,7 +48,8 @@ class RunRecord(SaveConfigCallback):
             "resumed_from": trainer.ckpt_path,
             "git": git_state(),
             "versions": {"aeic_lightning": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in PACKAGES},
+            | {name: version(name) for name in PACKAGES}
+            | {"torch": torch.__version__},
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "threads": torch.get_num_threads(),

@@ -24,7 +24,8 @@ class ReconstructionGrid(OnEvaluation):
         max_images: rows of the picture: the first images that rank 0 sees.
         every_n_validations: draw after every n-th validation; a test is always drawn.
         max_side: larger images are shrunk to this many pixels for the picture, which then says so.
-        save_images: write every reconstruction, 8 bits and lossless, as `<run folder>/reconstructions/<name>.png`.
+        save_images: write every image, 8 bits and lossless, as `<run folder>/reconstructions/<name>.png`, and its
+            original beside it as `<name>_original.png`.
             Each validation and test overwrites them, so that the last one's are there however the run ends.
     """
 
@@ -51,6 +52,7 @@ class ReconstructionGrid(OnEvaluation):
             if Path(pair.name).name != pair.name:
                 raise UserError(f"{pair.name!r} cannot name a file: image names must hold no folder")
             save_png(self.folder / "reconstructions" / f"{pair.name}.png", pair.x_hat)
+            save_png(self.folder / "reconstructions" / f"{pair.name}_original.png", pair.x)
         if len(self.rows) < self.wanted:
             self.rows.append(_row(pair, self.max_side))
 

@@ -63,6 +63,8 @@ class ImageDataModule(LightningDataModule):
             training image at the start.
         horizontal_flip: mirror one training crop in two, left to right.
         vertical_flip: mirror one training crop in two, top to bottom.
+        max_zoom_out: training crops show up to so many times their side, reduced to their size; 1 for none.
+        shuffle_channels: permute red, green and blue of training crops: colours that few photographs do not hold.
         val_max_size: [height, width] of which at most the centre of a validation or test image is taken; null keeps the
             full size. Figures on centre crops are not comparable with figures on full-size images.
         on_error: what to do with a training image that cannot be read: "raise", or "skip" to take the next one instead,
@@ -85,6 +87,8 @@ class ImageDataModule(LightningDataModule):
         crops_by_area: bool = False,
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
+        max_zoom_out: float = 1.0,
+        shuffle_channels: bool = False,
         val_max_size: list[int] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
@@ -98,6 +102,8 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.crop_size is {crop_size}; it must be a positive multiple of {Z_STRIDE}")
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
+        if max_zoom_out < 1:
+            raise UserError(f"data.max_zoom_out is {max_zoom_out}; it must be at least 1 (no zoom)")
         if num_workers < 0 or seed < 0:
             raise UserError(f"data.num_workers is {num_workers} and data.seed {seed}; neither may be negative")
         if on_error not in ("raise", "skip"):
@@ -110,6 +116,8 @@ class ImageDataModule(LightningDataModule):
         self.crops_by_area = crops_by_area
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip
+        self.max_zoom_out = max_zoom_out
+        self.shuffle_channels = shuffle_channels
         self.val_max_size = val_max_size
         self.on_error = on_error
         self.max_pixels = max_pixels
@@ -133,7 +141,15 @@ class ImageDataModule(LightningDataModule):
         images = self._require(self.train_images, "training")
         rank, world_size = self._rank()
         self._crops = CropDataset(
-            images, self.crop_size, self.seed, self.horizontal_flip, self.vertical_flip, self.on_error, self.cache
+            images,
+            self.crop_size,
+            self.seed,
+            self.horizontal_flip,
+            self.vertical_flip,
+            self.on_error,
+            self.cache,
+            self.max_zoom_out,
+            self.shuffle_channels,
         )
         sampler = CropSampler(
             num_images=len(images.names),

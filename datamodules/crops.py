@@ -127,6 +127,8 @@ class CropDataset(Dataset):
         on_error: "raise" stops at a broken image. "skip" takes the next image that can be read in its place, warns once
             for each broken image, and lists it in `skipped`.
         cache: keep decoded images in memory, in each worker by itself.
+        max_zoom_out: a crop shows up to so many times the side, reduced to the crop's size (Lanczos; log-uniform).
+        shuffle_channels: permute red, green and blue at random.
     """
 
     def __init__(
@@ -138,6 +140,8 @@ class CropDataset(Dataset):
         vertical_flip: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
         cache: bool = False,
+        max_zoom_out: float = 1.0,
+        shuffle_channels: bool = False,
     ) -> None:
         self.images = images
         self.crop_size = crop_size
@@ -145,6 +149,8 @@ class CropDataset(Dataset):
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip
         self.on_error = on_error
+        self.max_zoom_out = max_zoom_out
+        self.shuffle_channels = shuffle_channels
         self.cache: dict[int, np.ndarray] | None = {} if cache else None
         # Shared memory: every worker sees what another one found, and so does the main process.
         self._broken = torch.zeros(len(images.names), dtype=torch.bool).share_memory_()
@@ -161,7 +167,12 @@ class CropDataset(Dataset):
         index, sample = key
         index, image = self._read(index)
         rng = _rng(self.seed, 1, sample)
-        image = self._random_crop(image, rng)
+        # A stream of its own, so that switching these on does not move crops and flips.
+        extra = _rng(self.seed, 2, sample)
+        zoom, channels = self.max_zoom_out ** extra.random(), extra.permutation(3)
+        image = self._random_crop(image, rng, zoom)
+        if self.shuffle_channels:
+            image = image[..., channels]
         # Both are drawn always, so that switching one flip on does not move the other.
         horizontal, vertical = rng.random(2) < 0.5
         if self.horizontal_flip and horizontal:
@@ -170,15 +181,19 @@ class CropDataset(Dataset):
             image = image[::-1]
         return {"image": to_tensor(image), "name": self.images.names[index]}
 
-    def _random_crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _random_crop(self, image: np.ndarray, rng: np.random.Generator, zoom: float) -> np.ndarray:
         size = self.crop_size
         height, width = image.shape[:2]
         if min(height, width) < size:
             factor = size / min(height, width)
             height, width = (max(size, math.ceil(side * factor - 1e-6)) for side in (height, width))
             image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-        top, left = rng.integers(0, [height - size + 1, width - size + 1])
-        return image[top : top + size, left : left + size]
+        side = min(round(size * zoom), height, width)
+        top, left = rng.integers(0, [height - side + 1, width - side + 1])
+        window = image[top : top + side, left : left + side]
+        if side == size:
+            return window
+        return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS))
 
     def _read(self, index: int) -> tuple[int, np.ndarray]:
         for i in ((index + step) % len(self) for step in range(len(self))):

@@ -10,6 +10,8 @@ from torchvision.transforms.v2 import functional as transforms
 from aeic_lightning import UserError
 from aeic_lightning.weights.backbones import Clip, Lite0
 
+LITE0_SIZE = 224  # larger images are reduced to it
+
 
 class SemanticLoss(nn.Module):
     """|e(x_hat) - e(x)|, the L2 distance of unit-normalised image embeddings, in [0, 2].
@@ -39,13 +41,17 @@ class SemanticLoss(nn.Module):
         """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
         with torch.no_grad():
             reference = self._embed(x)
+        return self.compare(self._embed(x_hat), reference)
+
+    def compare(self, embedding_hat: Tensor, embedding: Tensor) -> Tensor:
+        """Distance (B,) of two images' embeddings (B, n), for losses that share them."""
         # The norm's gradient at 0 is 0, so that equal images are safe.
-        return torch.linalg.vector_norm(self._embed(x_hat) - reference, dim=1)
+        return torch.linalg.vector_norm(F.normalize(embedding_hat, dim=1) - F.normalize(embedding, dim=1), dim=1)
 
     def _embed(self, x: Tensor) -> Tensor:
         if isinstance(self.backbone, Clip):
             size = self.backbone.size
             x = transforms.center_crop(transforms.resize(x, [size], antialias=True), [size, size])
-        elif min(x.shape[2:]) > 224:
-            x = transforms.resize(x, [224], antialias=True)
-        return F.normalize(self.backbone.embedding(x), dim=1)
+        elif min(x.shape[2:]) > LITE0_SIZE:
+            x = transforms.resize(x, [LITE0_SIZE], antialias=True)
+        return self.backbone.embedding(x)

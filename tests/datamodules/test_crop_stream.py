@@ -1,4 +1,5 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,3 +250,30 @@ def test_a_resumed_run_with_other_settings_is_told():
 
     with pytest.warns(UserWarning, match="seed was 0, is 1; global_batch_size was 2, is 4"):
         loader(1, 4).load_state_dict(loader(0, 2).state_dict())
+
+
+def test_zoom_and_channel_shuffling_leave_position_and_flips_alone():
+    """A crop with shuffled channels is a permutation of the plain crop, for every sample."""
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    source = SimpleNamespace(names=["a"], read=lambda index: image, size=lambda index: image.shape[:2])
+    plain, shuffled = CropDataset(source, 128), CropDataset(source, 128, shuffle_channels=True)
+    orders = set()
+    for sample in range(30):
+        a, b = plain[0, sample]["image"], shuffled[0, sample]["image"]
+        order = tuple(next(i for i in range(3) if torch.equal(a[i], channel)) for channel in b)
+        assert sorted(order) == [0, 1, 2]
+        orders.add(order)
+    assert len(orders) == 6
+
+
+def test_zoom_shows_a_larger_window_at_the_same_size():
+    """On a linear ramp the slope of a crop is its zoom: between 1 and the limit, and spread over it."""
+    ramp = np.tile(np.linspace(0, 255, 1024).astype(np.uint8)[None, :, None], (1024, 1, 3))
+    source = SimpleNamespace(names=["a"], read=lambda index: ramp, size=lambda index: ramp.shape[:2])
+    dataset = CropDataset(source, 128, horizontal_flip=False, max_zoom_out=3.0)
+    zooms = []
+    for sample in range(60):
+        row = dataset[0, sample]["image"][0, 64]
+        zooms.append(((row[-8:].mean() - row[:8].mean()) / 120 / (2 / 1024)).item())
+    assert 0.9 < min(zooms) < 1.3
+    assert 2.5 < max(zooms) < 3.2

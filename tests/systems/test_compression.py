@@ -1,0 +1,219 @@
+"""The shared training step: two players, accumulation, clipping, counting, starting points."""
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from aeic_lightning import UserError
+from aeic_lightning.codec import entropy, latent_codec
+from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.systems import OptimizationConfig, TeacherSystem
+from aeic_lightning.weights.checkpoint import load_model
+
+
+def make(codec_config, decoder_config, adversarial=0.0, init_from=None, **optimization) -> TeacherSystem:
+    seed_everything(0, verbose=False)
+    return TeacherSystem(
+        codec_config,
+        decoder_config,
+        LossConfig(lpips=0.0, semantic=0.0, adversarial=adversarial),
+        OptimizationConfig(**{"learning_rates": {0: 1e-3}, **optimization}),
+        init_from=init_from,
+    )
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_steps_are_generator_updates(codec_config, decoder_config, loader, trainer, adversarial):
+    system = make(codec_config, decoder_config, adversarial)
+    fitted = trainer(3)
+    fitted.fit(system, loader(8))
+    assert fitted.global_step == 3
+    assert fitted.fit_loop.epoch_loop.batch_progress.total.completed == 3
+    counts = {int(state["step"]) for optimizer in fitted.optimizers for state in optimizer.state.values()}
+    assert counts == {3}
+
+
+def test_generator_gradients_never_reach_the_discriminator(codec_config, decoder_config, loader, trainer):
+    """The discriminator's gradient is bit for bit the same, however hard the generator pulls on its logits."""
+    gradients = []
+
+    class Watched(TeacherSystem):
+        def step_players(self):
+            gradients.append([p.grad.clone() for p in self.discriminator.parameters() if p.requires_grad])
+            super().step_players()
+
+    for weight in (0.1, 100.0):
+        system = make(codec_config, decoder_config, adversarial=weight)
+        system.__class__ = Watched
+        seed_everything(0, verbose=False)
+        trainer(1).fit(system, loader(1))
+    assert any(g.abs().sum() > 0 for g in gradients[0])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_frozen_parameters_get_no_gradient_but_pass_it_on(codec_config, decoder_config):
+    from aeic_lightning.losses.adversarial import generator_loss
+    from aeic_lightning.systems.compression import frozen_parameters
+
+    system = make(codec_config, decoder_config, adversarial=1.0)
+    x_hat = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    with frozen_parameters(system.discriminator):
+        generator_loss(system.discriminator(x_hat)).backward()
+    assert x_hat.grad.abs().sum() > 0
+    assert all(p.grad is None for p in system.discriminator.parameters())
+    assert any(p.requires_grad for p in system.discriminator.parameters())
+
+
+def test_accumulated_batches_equal_one_large_batch(codec_config, decoder_config, loader, trainer, monkeypatch):
+    """Both players: four batches of one give the step that one batch of four gives."""
+    # Noise is drawn in another order, and a value near 1/2 may round the other way in another batch.
+    monkeypatch.setattr(latent_codec, "add_noise", lambda x: x)
+    monkeypatch.setattr(latent_codec, "round_ste", lambda x: x)
+    monkeypatch.setattr(entropy, "round_ste", lambda x: x)
+    results = []
+    for accumulate, batch_size in ((4, 1), (1, 4)):
+        system = make(codec_config, decoder_config, 0.1, accumulate=accumulate, gradient_clip=0.0)
+        seen: list = []
+
+        class Watched(TeacherSystem):
+            gradients = seen
+
+            def step_players(self):
+                players = (self.model, self.discriminator)
+                self.gradients.extend(p.grad.clone() for m in players for p in m.parameters() if p.grad is not None)
+                super().step_players()
+
+            def on_train_batch_start(self, batch, batch_idx):
+                self.discriminator.eval()  # no augmentation, no power iteration
+
+        system.__class__ = Watched
+        fitted = trainer(1)
+        fitted.fit(system, loader(4, batch_size))
+        assert fitted.global_step == 1
+        results.append(seen)
+    assert len(results[0]) == len(results[1]) > 100
+    small, large = (torch.cat([g.flatten() for g in gradients]) for gradients in results)
+    assert (small - large).norm() < 1e-3 * large.norm()
+
+
+def test_each_player_is_clipped_to_its_own_norm(codec_config, decoder_config, loader, trainer):
+    norms = []
+
+    class Watched(TeacherSystem):
+        def configure_gradient_clipping(self, *args, **kwargs):
+            raise AssertionError("manual optimization clips in step_players")
+
+        def clip_gradients(self, optimizer, *args):
+            super().clip_gradients(optimizer, *args)
+            norms.append(torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]
+                                      if p.grad is not None]).norm().item())  # fmt: skip
+
+    system = make(codec_config, decoder_config, 0.1, gradient_clip=0.01)
+    system.__class__ = Watched
+    trainer(1).fit(system, loader(1))
+    assert norms == [pytest.approx(0.01, rel=1e-3)] * 2
+
+
+def test_learning_rate_and_lambda_follow_generator_steps(codec_config, decoder_config, loader, trainer):
+    seen = []
+
+    class Watched(TeacherSystem):
+        def step_players(self):
+            scale = self.rate_scale
+            super().step_players()
+            seen.append((round(self.trainer.optimizers[0].param_groups[0]["lr"], 6), scale))
+
+    system = make(
+        codec_config, decoder_config, 0.1, learning_rates={0: 0.01, 3: 0.004}, warmup_steps=2, rate_warmup_steps=4
+    )
+    system.__class__ = Watched
+    trainer(5).fit(system, loader(1))
+    assert seen == [(0.005, 0.0), (0.01, 0.25), (0.01, 0.5), (0.004, 0.75), (0.004, 1.0)]
+
+
+def test_training_lowers_the_loss(codec_config, decoder_config, loader, trainer):
+    system = make(codec_config, decoder_config)
+    losses = []
+
+    class Watched(TeacherSystem):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            losses.append(outputs["loss"].item())
+
+    system.__class__ = Watched
+    trainer(40).fit(system, loader(1))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_a_stage_starts_from_the_one_before(codec_config, decoder_config, loader, trainer, tmp_path):
+    first = make(codec_config, decoder_config)
+    fitted = trainer(2)
+    fitted.fit(first, loader(2))
+    fitted.save_checkpoint(tmp_path / "stage1.ckpt")
+    second = make(codec_config, decoder_config, init_from=str(tmp_path / "stage1.ckpt"))
+    started: dict = {}
+
+    class Watched(TeacherSystem):
+        def on_train_start(self):
+            started.update(weights(self.model))
+
+    second.__class__ = Watched
+    trainer(1).fit(second, loader(1))
+    expected = weights(first.model)
+    assert started.keys() == expected.keys()
+    assert all(torch.equal(started[name], expected[name]) for name in expected)
+
+
+def test_the_checkpoint_alone_gives_the_model(codec_config, decoder_config, loader, trainer, tmp_path):
+    system = make(codec_config, decoder_config, 0.1)
+    fitted = trainer(2)
+    fitted.fit(system, loader(2))
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    model = load_model(tmp_path / "a.ckpt").to(memory_format=torch.channels_last)
+    system.model.codec.prior.update_quantiles()
+    x = next(iter(loader(1)))["image"]
+    with torch.no_grad():
+        assert torch.equal(model(x).x_hat, system.model.eval()(x).x_hat)
+    names = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert not any(".net." in name or "backbone" in name for name in names), "frozen networks stay out of checkpoints"
+
+
+def test_a_stage_of_other_sizes_is_refused_by_name(codec_config, decoder_config, loader, trainer, tmp_path):
+    system = make(codec_config, decoder_config)
+    fitted = trainer(1)
+    fitted.fit(system, loader(1))
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    codec_config.context_width = 24
+    other = make(codec_config, decoder_config, init_from=str(tmp_path / "a.ckpt"))
+    with pytest.raises(UserError, match=r"init_from: .*a\.ckpt holds codec\.context.* the config asks for"):
+        trainer(1).fit(other, loader(1))
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip"])
+def test_damaged_checkpoints_are_one_line(tmp_path, content):
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.ckpt cannot be read as a checkpoint") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_in_a_checkpoint_runs(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": {}, "model_config": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError):
+        load_model(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_bad_settings_are_said_in_words(codec_config, decoder_config):
+    with pytest.raises(UserError, match="from step 0 on"):
+        make(codec_config, decoder_config, learning_rates={10: 1e-3})
+    with pytest.raises(UserError, match="accumulate must be at least 1"):
+        make(codec_config, decoder_config, accumulate=0)

@@ -1,0 +1,78 @@
+"""Experiment files: includes, interpolation, overrides that reach what refers to them, clear complaints."""
+
+import pytest
+
+from aeic_lightning import UserError
+from aeic_lightning.config import load_config, parse_overrides
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "vars: {steps: 10, run: 'runs/${vars.name}'}\ntrainer: {max_steps: '${vars.steps}'}\n"
+    )
+    (tmp_path / "child.yaml").write_text(
+        "include: [base.yaml]\nvars: {name: child}\nmodel: {lr: 0.1, out: '${vars.run}/x'}\n"
+    )
+    return tmp_path
+
+
+def test_overrides_reach_interpolated_values(files):
+    config = load_config([files / "child.yaml"], ["vars.steps=99", "vars.name=other"])
+    assert config == {"trainer": {"max_steps": 99}, "model": {"lr": 0.1, "out": "runs/other/x"}}
+
+
+def test_later_files_win(files):
+    (files / "more.yaml").write_text("model: {lr: 0.5}\n")
+    assert load_config([files / "child.yaml", files / "more.yaml"])["model"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("False", False), ("true", True), ("1e-3", 1e-3), ("[1,2]", [1, 2]), ("null", None), ("8", 8), ("text", "text")],
+)
+def test_values_have_the_type_that_yaml_gives_them(files, word, value):
+    got = load_config([files / "child.yaml"], [f"model.lr={word}"])["model"]["lr"]
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--a.b=1"], ["a.b=1"]),
+        (["--a.b", "1", "--c=x=y"], ["a.b=1", "c=x=y"]),
+        (["--flag", "--n", "-1"], ["flag=true", "n=-1"]),
+    ],
+)
+def test_words_of_the_command_line(words, expected):
+    assert parse_overrides(words) == expected
+
+
+def test_a_stray_word_is_refused():
+    with pytest.raises(UserError, match="unexpected argument 'oops'"):
+        parse_overrides(["oops"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: ${vars.nothing}", "nothing"),
+        ("a: [1, 2", "no YAML"),
+        ("- a\n- list", "no settings"),
+        ("include: [missing.yaml]", r"no config file .*missing\.yaml, which .*bad\.yaml includes"),
+        ("include: [bad.yaml]", "includes itself"),
+        ("vars:\n  name: ???\nb: ${vars.name}", "name"),
+    ],
+)
+def test_complaints_are_one_line_and_name_the_file(tmp_path, content, message):
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config([tmp_path / "bad.yaml"])
+    assert "\n" not in str(caught.value)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no config file .*nowhere\.yaml"):
+        load_config([tmp_path / "nowhere.yaml"])
