@@ -54,7 +54,7 @@ class OnEvaluation(Callback):
             return
         if dataloader_idx > 0:
             raise UserError("one data set a validation or test: figures pooled over several would mean nothing")
-        for pair in _pairs(outputs, type(pl_module).__name__):
+        for pair in pairs(outputs, type(pl_module).__name__):
             if pair.name in self._names:
                 raise UserError(f"two images are called {pair.name!r}: give each image of the set a name of its own")
             self._names.add(pair.name)
@@ -87,7 +87,8 @@ class OnEvaluation(Callback):
         self.publish(trainer, pl_module)
 
 
-def _pairs(outputs: Any, system: str) -> Iterator[Pair]:
+def pairs(outputs: Any, system: str) -> Iterator[Pair]:
+    """The images of a step's output; raises UserError if it is not the record that the callbacks need."""
     missing = {"name", "x", "x_hat", "bits_estimate"} - set(outputs if isinstance(outputs, dict) else ())
     if missing:
         raise UserError(f"{system}: validation_step and test_step must return a dict; missing {sorted(missing)}")

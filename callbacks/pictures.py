@@ -9,7 +9,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from aeic_lightning import UserError
 from aeic_lightning.evaluation.images import bits_per_pixel, psnr, save_png
-from callbacks.base import OnEvaluation, Pair, generator_step, tensorboard
+from callbacks.base import OnEvaluation, Pair, generator_step, pairs, tensorboard
 
 CAPTION_HEIGHT = 22  # pixels
 
@@ -25,8 +25,10 @@ class ReconstructionGrid(OnEvaluation):
         every_n_validations: draw after every n-th validation; a test is always drawn.
         max_side: larger images are shrunk to this many pixels for the picture, which then says so.
         save_images: write every image, 8 bits and lossless, as `<run folder>/reconstructions/<name>.png`, and its
-            original beside it as `<name>_original.png`.
+            original beside it as `<name>_original.png`. Images of sub-folders keep them in their name, `a/b` as `a__b`.
             Each validation and test overwrites them, so that the last one's are there however the run ends.
+
+    `predict` writes `<run folder>/predictions/<name>.png`, whatever the arguments.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class ReconstructionGrid(OnEvaluation):
 
     def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
         if self.save_images:
-            if Path(pair.name).name != pair.name:
-                raise UserError(f"{pair.name!r} cannot name a file: image names must hold no folder")
-            save_png(self.folder / "reconstructions" / f"{pair.name}.png", pair.x_hat)
-            save_png(self.folder / "reconstructions" / f"{pair.name}_original.png", pair.x)
+            name = _file_name(pair.name)
+            save_png(self.folder / "reconstructions" / f"{name}.png", pair.x_hat)
+            save_png(self.folder / "reconstructions" / f"{name}_original.png", pair.x)
         if len(self.rows) < self.wanted:
             self.rows.append(_row(pair, self.max_side))
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        for pair in pairs(outputs, type(pl_module).__name__):
+            save_png(self.folder / "predictions" / f"{_file_name(pair.name)}.png", pair.x_hat)
 
     def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows:
@@ -66,6 +71,13 @@ class ReconstructionGrid(OnEvaluation):
         if writer := tensorboard(trainer):
             writer.add_image(f"{self.stage}/reconstructions", picture, global_step=step)
         self.rows = []
+
+
+def _file_name(name: str) -> str:
+    """One path component for an image's name, which may lie in sub-folders but not outside of the data folder."""
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"{name!r} cannot name a file: it leads out of the folder")
+    return "__".join(Path(name).parts)
 
 
 def _row(pair: Pair, max_side: int) -> Image.Image:

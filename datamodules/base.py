@@ -177,6 +177,10 @@ class ImageDataModule(LightningDataModule):
         """Whole images, one a batch."""
         return self._whole(self._require(self.test_images, "test"))
 
+    def predict_dataloader(self) -> DataLoader:
+        """The test images."""
+        return self.test_dataloader()
+
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.skipped:
             shown = ", ".join(self.skipped[:10]) + (", ..." if len(self.skipped) > 10 else "")

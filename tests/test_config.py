@@ -27,6 +27,13 @@ def test_later_files_win(files):
     assert load_config([files / "child.yaml", files / "more.yaml"])["model"]["lr"] == 0.5
 
 
+def test_lists_of_an_included_file_are_replaced(files):
+    """So learning-rate steps are a list: a later stage must not inherit the steps of an earlier one."""
+    (files / "one.yaml").write_text("rates: [[0, 1.0], [600, 0.5]]\n")
+    (files / "two.yaml").write_text("include: [one.yaml]\nrates: [[0, 0.1]]\n")
+    assert load_config([files / "two.yaml"])["rates"] == [[0, 0.1]]
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [("False", False), ("true", True), ("1e-3", 1e-3), ("[1,2]", [1, 2]), ("null", None), ("8", 8), ("text", "text")],

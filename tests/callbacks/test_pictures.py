@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,25 @@ def test_every_second_validation_and_each_test(system, trainer_of, train_loader,
     assert [image.step for image in events().Images("val/reconstructions")] == [2, 6]
 
 
-def test_names_with_folders_are_refused(trainer_of, val_loader):
+def test_predictions_are_the_8_bit_reconstructions(trainer_of, val_loader, tmp_path):
+    class Nested(TinySystem):
+        def predict_step(self, batch, batch_idx):
+            out = self.validation_step(batch, batch_idx)
+            self.seen = out["x_hat"], f"folder/{out['name'][0]}"
+            return out | {"name": [f"folder/{name}" for name in out["name"]]}
+
+    system = Nested()
+    trainer = trainer_of(ReconstructionGrid())
+    trainer.predict(system, val_loader)
+    x_hat, name = system.seen
+    files = list(Path(trainer.log_dir or trainer.default_root_dir).rglob("predictions/*.png"))
+    assert len(files) == len(val_loader)
+    (last,) = [file for file in files if file.stem == name.replace("/", "__")]
+    expected = ((x_hat[-1].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(Image.open(last)), expected)
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(trainer_of, val_loader):
     class Nested(TinySystem):
         def validation_step(self, batch, batch_idx):
             return super().validation_step(batch, batch_idx) | {"name": ["../escape"]}

@@ -17,7 +17,7 @@ def make(codec_config, decoder_config, adversarial=0.0, init_from=None, **optimi
         codec_config,
         decoder_config,
         LossConfig(lpips=0.0, semantic=0.0, adversarial=adversarial),
-        OptimizationConfig(**{"learning_rates": {0: 1e-3}, **optimization}),
+        OptimizationConfig(**{"learning_rates": [(0, 1e-3)], **optimization}),
         init_from=init_from,
     )
 
@@ -128,7 +128,7 @@ def test_learning_rate_and_lambda_follow_generator_steps(codec_config, decoder_c
             seen.append((round(self.trainer.optimizers[0].param_groups[0]["lr"], 6), scale))
 
     system = make(
-        codec_config, decoder_config, 0.1, learning_rates={0: 0.01, 3: 0.004}, warmup_steps=2, rate_warmup_steps=4
+        codec_config, decoder_config, 0.1, learning_rates=[(0, 0.01), (3, 0.004)], warmup_steps=2, rate_warmup_steps=4
     )
     system.__class__ = Watched
     trainer(5).fit(system, loader(1))
@@ -214,6 +214,6 @@ def test_nothing_in_a_checkpoint_runs(tmp_path):
 
 def test_bad_settings_are_said_in_words(codec_config, decoder_config):
     with pytest.raises(UserError, match="from step 0 on"):
-        make(codec_config, decoder_config, learning_rates={10: 1e-3})
+        make(codec_config, decoder_config, learning_rates=[(10, 1e-3)])
     with pytest.raises(UserError, match="accumulate must be at least 1"):
         make(codec_config, decoder_config, accumulate=0)

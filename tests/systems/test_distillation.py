@@ -13,7 +13,7 @@ from aeic_lightning.model import AEIC
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, StudentSystem, TeacherSystem
 
 LOSS = LossConfig(lpips=0.0, semantic=0.0)
-OPTIMIZATION = OptimizationConfig(learning_rates={0: 1e-2})
+OPTIMIZATION = OptimizationConfig(learning_rates=[(0, 1e-2)])
 ENCODER = [Pair(tap, "encoder") for tap in ("y", "z", "phi", "y_hat")]
 DECODER = [Pair(tap, "decoder") for tap in ("l_T", "l_res", "l_0", *(f"h_{n}" for n in range(9)))]
 
