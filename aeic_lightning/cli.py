@@ -23,6 +23,9 @@ COMMANDS = {
     "decompress": ("decompress", "read .aeic files back as PNG"),
     "classify": ("classify", "name the classes of .aeic files, from the streams alone"),
     "accuracy": ("accuracy", "accuracy, bytes and PSNR of finished classifying runs, from their files"),
+    "verify": ("verify", "check that streams decode to the same latents under other settings"),
+    "bench": ("bench", "time and memory of encoding and decoding, against the plain float32 network"),
+    "export": ("export", "write the send and the receive half as ONNX, with tables and golden vectors"),
     "complexity": ("complexity", "parameters and MACs per pixel of a config, by module"),
     "plan": ("plan", "parameters, memory and missing weights of a config, before it is run"),
     "import-released": (
@@ -55,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     # A file of the current folder may be named by class path, as datamodules and callbacks are.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    # Idle OpenMP threads sleep instead of spinning. Small networks meet thousands of barriers a second; beside any
-    # other process on the same cores, spinning made training ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Small networks meet thousands of OpenMP barriers a second. Idle threads should spin for a moment (sleeping at
+    # each barrier halves the speed) but not for long: beside another process that made training ten times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     run = import_module(f"aeic_lightning.commands.{COMMANDS[args.command][0]}").run
     try:
         return run(args, extra) or 0

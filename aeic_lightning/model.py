@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from aeic_lightning.codec import CodecConfig, CodecOutput, LatentCodec
@@ -43,12 +44,18 @@ class AEIC(nn.Module):
 
     @property
     def config(self) -> dict:
-        """The sizes as plain values, which a checkpoint carries."""
-        return {"codec": asdict(self.codec.config), "decoder": asdict(self.decoder.config)}
+        """The sizes as plain values, which a checkpoint carries, and which base weights it was trained on, if any."""
+        config = {"codec": asdict(self.codec.config), "decoder": asdict(self.decoder.config)}
+        return config | {"base": self.decoder.base_fingerprints}
 
     def forward(self, x: Tensor) -> AEICOutput:
-        """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps."""
-        codec = self.codec(x)
+        """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.
+
+        Under autocast only the decoder computes in low precision: rounding to integers and differences of cumulatives
+        need the codec's float32.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            codec = self.codec(x.float())
         decoder = self.decoder(codec.l_T, codec.l_res)
         height, width = x.shape[2:]
-        return AEICOutput(decoder.x_hat[..., :height, :width], codec.bits_y + codec.bits_z, codec, decoder)
+        return AEICOutput(decoder.x_hat.float()[..., :height, :width], codec.bits_y + codec.bits_z, codec, decoder)

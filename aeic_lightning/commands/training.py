@@ -14,6 +14,7 @@ examples:
   python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml
   python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml --vars.name=mine --vars.lambda=2
   python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml --ckpt_path last
+  python -m aeic_lightning fit --config experiments/paper/se_stage2.yaml --dry-run    (the same as `plan`)
   python -m aeic_lightning fit --config FILE --print_config=comments     every setting, with its meaning
 """
 
@@ -24,14 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} --config FILE [--ckpt_path last|FILE] [--section.name=value ...]"
     parser.add_argument("--config", action="append", required=True, help="experiment file; later ones win")
     parser.add_argument("--ckpt_path", help="checkpoint to go on from; `last` is the run folder's own")
+    if parser.prog.endswith(" fit"):
+        parser.add_argument(
+            "--dry-run", action="store_true", help="build on the meta device; print parameters, memory, what is missing"
+        )
     parser.add_argument(
         "--print_config", nargs="?", const="", metavar="comments", help="print the complete resolved config and exit"
     )
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
+def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Build trainer, system and data from the config, and run the subcommand."""
     config = load_config(args.config, parse_overrides(extra))
+    if args.command == "fit" and args.dry_run:
+        from aeic_lightning.planning import make_plan, print_plan
+
+        return print_plan(make_plan(config, args.config[-1]))
     folder = Path((config.get("trainer") or {}).get("default_root_dir") or ".")
     last = folder / "checkpoints" / "last.ckpt"
     if args.ckpt_path == "last":
@@ -54,3 +63,4 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.lightning_cli import run_lightning
 
     run_lightning(args.command, config, args.print_config)
+    return 0

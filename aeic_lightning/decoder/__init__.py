@@ -1,6 +1,16 @@
 """The one-step diffusion decoder."""
 
 from aeic_lightning.decoder.denoiser import Denoiser, UNetConfig
-from aeic_lightning.decoder.one_step import DecoderConfig, DecoderOutput, OneStepDecoder, VAEConfig
+from aeic_lightning.decoder.one_step import DecoderConfig, DecoderOutput, OneStepDecoder, PretrainedConfig, VAEConfig
+from aeic_lightning.decoder.tiling import TilingConfig
 
-__all__ = ["DecoderConfig", "DecoderOutput", "Denoiser", "OneStepDecoder", "UNetConfig", "VAEConfig"]
+__all__ = [
+    "DecoderConfig",
+    "DecoderOutput",
+    "Denoiser",
+    "OneStepDecoder",
+    "PretrainedConfig",
+    "TilingConfig",
+    "UNetConfig",
+    "VAEConfig",
+]

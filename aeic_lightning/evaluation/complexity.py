@@ -1,14 +1,25 @@
 """Parameters and multiply-accumulates of the sender and the receiver."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from aeic_lightning import UserError
+from aeic_lightning.codec import CodecConfig
+from aeic_lightning.decoder import DecoderConfig
 from aeic_lightning.model import AEIC
+from aeic_lightning.weights.checkpoint import from_dict
+from aeic_lightning.weights.released import RELEASED
 
 SIZE = 1024  # square image on which MACs are counted; a multiple of the stride of z
+
+
+# What the paper's table gives for everything that the sender runs: parameters, MACs per pixel.
+PAPER_ENCODE = {"AEIC-ME": (55.91e6, 204.26e3), "AEIC-SE": (16.10e6, 46.02e3)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,25 @@ def codec_costs(model: AEIC) -> dict[str, Cost]:
     return costs
 
 
+def paper_encode(codec: CodecConfig) -> tuple[str, int, float] | None:
+    """Name, encode parameters and encode MACs per pixel of the paper's model with these sizes, if it is one."""
+    for name, (sizes, _) in RELEASED.items():
+        if replace(codec, skip_threshold=sizes.skip_threshold) == sizes:
+            return name, *PAPER_ENCODE[name]
+    return None
+
+
+def experiment_configs(config: dict[str, Any], file: Any) -> tuple[CodecConfig, DecoderConfig]:
+    """The sizes in a resolved experiment file. Raises UserError for a file without them, or with unknown ones."""
+    try:
+        sizes = config["model"]["init_args"]
+        return from_dict(CodecConfig, sizes["codec"]), from_dict(DecoderConfig, sizes["decoder"])
+    except KeyError as error:
+        raise UserError(f"{file} has no {error.args[0]} section; give an experiment file with a model") from None
+    except TypeError as error:
+        raise UserError(f"{file}: {error}; --print_config lists the settings") from error
+
+
 class _FourSteps(nn.Module):
     """The context model as the sender runs it."""
 
@@ -78,7 +108,5 @@ def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    import copy
-
     with torch.device("meta"):
         return copy.deepcopy(module).to("meta")

@@ -16,7 +16,7 @@ from aeic_lightning.decoder import DecoderConfig
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
 from aeic_lightning.losses.rate_distortion import LossConfig, RateDistortionPerceptionLoss
 from aeic_lightning.model import AEIC, AEICOutput
-from aeic_lightning.weights.checkpoint import load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.weights.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 
 QUANTILE_INTERVAL = 50
 
@@ -26,7 +26,8 @@ class OptimizationConfig:
     """How the two players are trained. Steps are generator updates. The defaults are AEIC-ME stage 1's.
 
     Args:
-        learning_rates: the generator's rate from each step on.
+        learning_rates: [step, rate] pairs: the generator's rate from each step on. A list, because an experiment that
+            includes another replaces its lists, whereas a mapping would keep the other's later steps.
         warmup_steps: the learning rate rises linearly over so many steps.
         rate_warmup_steps: lambda rises linearly from 0 over so many steps.
         weight_decay: of AdamW.
@@ -34,9 +35,10 @@ class OptimizationConfig:
         accumulate: batches whose gradients are averaged for one step, for both players.
         discriminator: backbone of the projected discriminator, used when the adversarial weight is above 0.
         discriminator_learning_rate: constant.
+        real_label: the discriminator's target for real images; below 1 it smooths the label.
     """
 
-    learning_rates: dict[int, float] = field(default_factory=lambda: {0: 1e-4, 280_000: 5e-5})
+    learning_rates: list[tuple[int, float]] = field(default_factory=lambda: [(0, 1e-4), (280_000, 5e-5)])
     warmup_steps: int = 0
     rate_warmup_steps: int = 0
     weight_decay: float = 0.01
@@ -44,18 +46,19 @@ class OptimizationConfig:
     accumulate: int = 1
     discriminator: str = "lite0"
     discriminator_learning_rate: float = 2e-5
+    real_label: float = 1.0
 
     def check(self) -> None:
         """Raise UserError for settings that cannot work."""
-        if 0 not in self.learning_rates:
-            raise UserError("optimization: learning_rates must say the rate from step 0 on, as in {0: 1e-4}")
+        if 0 not in dict(self.learning_rates):
+            raise UserError("optimization: learning_rates must say the rate from step 0 on, as in [[0, 1e-4]]")
         if self.accumulate < 1:
             raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
 
     def learning_rate(self, step: int) -> float:
         """Rate of the update that follows `step` updates."""
-        start = max(s for s in self.learning_rates if s <= step)
-        return self.learning_rates[start] * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        _, rate = max((start, rate) for start, rate in self.learning_rates if start <= step)
+        return rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
 
 class CompressionSystem(lightning.LightningModule):
@@ -84,13 +87,16 @@ class CompressionSystem(lightning.LightningModule):
         optimization.check()
         self.automatic_optimization = False
         self.optimization = optimization
-        self.model = AEIC(codec, decoder)
+        # Channels last is the faster layout on CPUs and on tensor cores.
+        self.model = AEIC(codec, decoder).to(memory_format=torch.channels_last)
         self.loss = RateDistortionPerceptionLoss(loss)
         self.discriminator = ProjectedDiscriminator(optimization.discriminator) if loss.adversarial else None
         self.init_from = init_from
         self._accumulated = 0
 
     def setup(self, stage: str) -> None:
+        self.model.decoder.load_base()
+        self.model.to(memory_format=torch.channels_last)  # the base as well
         # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
         if stage == "fit" and not self.trainer.ckpt_path:
             self.load_start()
@@ -103,6 +109,7 @@ class CompressionSystem(lightning.LightningModule):
     def load_stage(self, path: str | Path) -> None:
         """Start from the model of an earlier stage."""
         checkpoint = read_checkpoint(path, "init_from")
+        check_base(self.model, checkpoint, path, "init_from")
         load_strictly(self.model, with_prefix(checkpoint, "model."), path, "init_from")
 
     # ------------------------------------------------------------------ the step
@@ -122,7 +129,8 @@ class CompressionSystem(lightning.LightningModule):
 
         terms = {"loss": total, **loss.terms, **extra_terms}
         if self.discriminator is not None:
-            adversary = discriminator_loss(self.discriminator(output.x_hat.detach()), self.discriminator(x))
+            fake_logits, real_logits = self.discriminator(output.x_hat.detach()), self.discriminator(x)
+            adversary = discriminator_loss(fake_logits, real_logits, self.optimization.real_label)
             self.manual_backward(adversary / self.optimization.accumulate)
             terms["discriminator"] = adversary
 
@@ -174,7 +182,7 @@ class CompressionSystem(lightning.LightningModule):
         config = self.optimization
         trained = [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
         trained = [p for p in trained if p.requires_grad]
-        generator = torch.optim.AdamW(trained, lr=config.learning_rates[0], weight_decay=config.weight_decay)
+        generator = torch.optim.AdamW(trained, lr=config.learning_rate(0), weight_decay=config.weight_decay, fused=True)
         if self.discriminator is None:
             return [generator]
         heads = [p for p in self.discriminator.parameters() if p.requires_grad]
@@ -188,6 +196,10 @@ class CompressionSystem(lightning.LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """See `evaluate_batch`; the callbacks compute the figures."""
+        return self.evaluate_batch(batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """See `evaluate_batch`; ReconstructionGrid writes the pictures."""
         return self.evaluate_batch(batch)
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +238,10 @@ class CompressionSystem(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model_config"] = self.model.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "model_config" in checkpoint:
+            check_base(self.model, checkpoint, self.trainer.ckpt_path, "ckpt_path")
 
 
 @contextmanager

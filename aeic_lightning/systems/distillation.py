@@ -9,7 +9,8 @@ from aeic_lightning import UserError
 from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
 from aeic_lightning.model import AEICOutput, codec_taps, decoder_taps
 from aeic_lightning.systems.student import StudentSystem
-from aeic_lightning.weights.backbones import Frozen
+from aeic_lightning.systems.tap_cache import TapCache
+from aeic_lightning.weights.backbones import Frozen, full_precision
 from aeic_lightning.weights.checkpoint import load_model, load_strictly, read_checkpoint, with_prefix
 
 
@@ -24,11 +25,22 @@ class DistillationSystem(StudentSystem):
         pairs: which taps are matched (`Pair`).
         beta1: weight of L_enc (AEIC: 0.5).
         beta2: weight of L_dec (AEIC: 0.001).
+        share_base: where the decoder has a pretrained base, hold it once, with an adapter each for teacher and
+            student, instead of twice. The results are the same.
+        teacher_cache: folder in which the teacher's taps are kept, for crops that come again (`TapCache`).
         **student: see `StudentSystem`.
     """
 
     def __init__(
-        self, *args, teacher: str, pairs: list[Pair], beta1: float = 0.5, beta2: float = 0.0, **student
+        self,
+        *args,
+        teacher: str,
+        pairs: list[Pair],
+        beta1: float = 0.5,
+        beta2: float = 0.0,
+        share_base: bool = True,
+        teacher_cache: str | None = None,
+        **student,
     ) -> None:
         super().__init__(*args, **student)
         for side, weight, name in (("encoder", beta1, "beta1"), ("decoder", beta2, "beta2")):
@@ -36,13 +48,19 @@ class DistillationSystem(StudentSystem):
                 raise UserError(f"distillation: {name} is {weight} but no pair has side: {side}; add one or set it 0")
         self.beta1, self.beta2 = beta1, beta2
         pairs = [pair for pair in pairs if (beta1 if pair.side == "encoder" else beta2)]
-        self.teacher = Frozen(load_model(teacher, "teacher"))
+        ours = self.model.decoder
+        self.teacher = Frozen(load_model(teacher, "teacher", base=ours.config.pretrained))
         theirs = self.teacher.net
+        if share_base and ours.config.pretrained and theirs.decoder.config.pretrained:
+            # After the teacher was frozen as a whole: from now on its base has a part that is trained.
+            ours.share_base(theirs.decoder, "student")
         self.distillation = DistillationLoss(
             pairs,
             tap_channels(self.model.codec.config, self.model.decoder.config),
             tap_channels(theirs.codec.config, theirs.decoder.config),
         )
+        names = {pair.teacher_tap or pair.tap for pair in pairs}
+        self.cache = TapCache(teacher_cache, teacher, names) if teacher_cache else None
 
     def load_stage(self, path: str) -> None:
         """The model of the stage before, and its projections wherever this stage has the same ones."""
@@ -66,19 +84,26 @@ class DistillationSystem(StudentSystem):
     def teacher_taps(self, x: Tensor) -> dict[str, Tensor]:
         """The teacher's taps for images (B, 3, H, W); its denoiser runs only when the decoder side is matched."""
         teacher = self.teacher.net
-        output = teacher.codec(x)
+        with full_precision(x):  # as in the student's pass
+            output = teacher.codec(x)
         taps = codec_taps(output)
         if "decoder" in self.distillation.sides:
             taps |= decoder_taps(*teacher.decoder.denoiser(output.l_T))
         return taps
 
     def extra_loss(self, x: Tensor, output: AEICOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        sums, taps = self.distillation(output.taps, self.teacher_taps(x))
+        cached: dict[str, Tensor] = {}
+        if self.cache is None:
+            theirs = self.teacher_taps(x)
+        else:
+            theirs, share = self.cache.taps(x, self.teacher_taps)
+            cached["distill/cached"] = torch.tensor(share)
+        sums, taps = self.distillation(output.taps, theirs)
         weights = {"encoder": self.beta1, "decoder": self.beta2}
         total = sum(weights[side] * value for side, value in sums.items())
         named = {"distill/L_enc": sums.get("encoder"), "distill/L_dec": sums.get("decoder")}
         terms = {name: value for name, value in named.items() if value is not None}
-        return total, terms | {f"distill/{name}": value for name, value in taps.items()}
+        return total, cached | terms | {f"distill/{name}": value for name, value in taps.items()}
 
     def hparam_columns(self) -> dict[str, Any]:
         return super().hparam_columns() | {"beta1": self.beta1, "beta2": self.beta2}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aeic_lightning import UserError
 from aeic_lightning.systems.compression import CompressionSystem
-from aeic_lightning.weights.checkpoint import load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.weights.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 
 
 class StudentSystem(CompressionSystem):
@@ -30,6 +30,7 @@ class StudentSystem(CompressionSystem):
     def load_receiver(self, path: str | Path) -> None:
         """Start from the receiver's half of a teacher."""
         checkpoint = read_checkpoint(path, "receiver_from")
+        check_base(self.model, checkpoint, path, "receiver_from")
         load_strictly(
             self.model.decoder, with_prefix(checkpoint, "model.decoder."), path, "receiver_from (the decoder)"
         )

@@ -227,6 +227,21 @@ class Clip(Frozen):
             return self.net["clip"](pixel_values=self.net["normalise"](x.float())).image_embeds
 
 
+def require_clip() -> None:
+    """Raise UserError, with the command that gets it, unless CLIP ViT-B/32 is in the Hugging Face cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = ("model.safetensors", "pytorch_model.bin")
+    found = [isinstance(try_to_load_from_cache(CLIP_REPOSITORY, file), str) for file in ("config.json", *weights)]
+    if not (found[0] and any(found[1:])):
+        raise UserError(f"no CLIP in the Hugging Face cache: run `hf download {CLIP_REPOSITORY}`")
+
+
+def require_dinov3() -> None:
+    """Raise UserError, with the command that gets it, unless DINOv3 ViT-B/16 is in the Hugging Face cache."""
+    _dinov3_file(None)
+
+
 class DinoV3(Frozen):
     """DINOv3 ViT through timm; ViT-B/16 by default.
 

@@ -1,19 +1,20 @@
 """Checkpoints of this project: reading them safely, and saying in one line what does not fit.
 
 A checkpoint is Lightning's file with one entry more, `model_config`: the sizes of the codec and the decoder. Every
-reading is `weights_only=True`, so that nothing in a file can run.
+reading is `weights_only=True`, so that nothing in a file can run. Where the decoder has a pretrained base, a checkpoint
+holds only what is trained over it, and the fingerprints of that base: `model_config["base"]`.
 """
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from aeic_lightning import UserError
 from aeic_lightning.codec import CodecConfig
-from aeic_lightning.decoder import DecoderConfig
+from aeic_lightning.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.model import AEIC
 
 
@@ -51,16 +52,57 @@ def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecCo
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """A config dataclass from plain values, nested ones included."""
     kinds = {field.name: field.type for field in fields(cls)}
-    return cls(**{k: from_dict(kinds[k], v) if is_dataclass(kinds[k]) else v for k, v in values.items()})
+
+    def convert(kind: Any, value: Any) -> Any:
+        # `Config | None` stands for an optional part.
+        nested = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+        return from_dict(nested, value) if nested and isinstance(value, dict) else value
+
+    return cls(**{name: convert(kinds.get(name), value) for name, value in values.items()})
 
 
-def load_model(path: str | Path, role: str = "checkpoint") -> AEIC:
-    """The trained model in evaluation mode, its prior's quantiles solved anew."""
+def load_model(
+    path: str | Path, role: str = "checkpoint", receiver: bool = True, base: PretrainedConfig | None = None
+) -> AEIC:
+    """The trained model in evaluation mode, its prior's tails solved anew.
+
+    Args:
+        path: the checkpoint.
+        role: its part in the messages.
+        receiver: without it a pretrained base is not read, nor needed: the codec works, the decoder does not. A sender
+            needs no more.
+        base: where the base weights lie, instead of where they lay in training; they must be the same ones.
+    """
     checkpoint = read_checkpoint(path, role)
-    model = AEIC(*model_configs(checkpoint, path))
+    codec, decoder = model_configs(checkpoint, path)
+    if base and decoder.pretrained:
+        decoder.pretrained = replace(decoder.pretrained, unet=base.unet, vae=base.vae)
+    model = AEIC(codec, decoder)
+    if receiver:
+        model.decoder.load_base()
+        check_base(model, checkpoint, path, role)
     load_strictly(model, with_prefix(checkpoint, "model."), path, role)
-    model.codec.prior.update_quantiles()
+    prior = model.codec.prior
+    medians = prior.quantiles[:, 1].clone()
+    prior.update_quantiles()
+    if checkpoint.get("imported"):
+        # The released medians were never fitted to the density, but they are the grid that the model was trained on.
+        prior.quantiles[:, 1] = medians
     return model.eval()
+
+
+def check_base(model: AEIC, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
+    """Raise UserError where the base that `model` has loaded is not the one that the checkpoint was trained on."""
+    theirs, ours = checkpoint["model_config"].get("base"), model.decoder.base_fingerprints
+    if not theirs or not ours:
+        return
+    names = model.decoder.config.pretrained
+    for part, name in (("unet", names.unet), ("vae", names.vae)):
+        if theirs[part] != ours[part]:
+            raise UserError(
+                f"{role}: {path} was trained on a {part} with fingerprint {theirs[part]}, but {name} has "
+                f"{ours[part]}; give the base that it was trained on"
+            )
 
 
 def with_prefix(checkpoint: dict[str, Any], prefix: str) -> dict[str, Tensor]:

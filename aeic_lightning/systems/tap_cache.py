@@ -1,0 +1,54 @@
+"""What a frozen teacher said about images that it has seen before."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from aeic_lightning.evaluation.images import write_whole
+from aeic_lightning.weights.backbones import read_state_dict
+
+
+class TapCache:
+    """Taps on disk, one file an image, found again by the image's pixels.
+
+    Since the pixels are the key, a cached tap is right whatever the data module does; it is of use only where the same
+    crops come back. Random crops do not: cut the images to the crop size beforehand, so that each has one crop and at
+    most four flips. The values are those of the teacher's pass, in its precision.
+
+    Args:
+        folder: where the files go; runs with the same teacher and taps may share it.
+        teacher: the teacher's checkpoint; another one never finds this one's taps.
+        names: the taps to keep.
+    """
+
+    def __init__(self, folder: str | Path, teacher: str | Path, names: set[str]) -> None:
+        with Path(teacher).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        taps = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()
+        self.folder = Path(folder) / f"{digest[:16]}-{taps[:8]}"
+        self.names = names
+
+    def taps(self, x: Tensor, compute: Callable[[Tensor], dict[str, Tensor]]) -> tuple[dict[str, Tensor], float]:
+        """The taps of images (B, 3, H, W), and the share of the images that were there already.
+
+        `compute` is called on the others, and what it gives is kept.
+        """
+        low = torch.is_autocast_enabled(x.device.type)
+        precision = str(torch.get_autocast_dtype(x.device.type) if low else x.dtype).removeprefix("torch.")
+        files = [self.folder / precision / f"{_digest(image)}.safetensors" for image in x]
+        missing = [i for i, file in enumerate(files) if not file.is_file()]
+        if missing:
+            computed = compute(x[missing])
+            for row, i in enumerate(missing):
+                write_whole(files[i], save({name: computed[name][row].cpu().contiguous() for name in self.names}))
+        rows = [read_state_dict(file) for file in files]
+        taps = {name: torch.stack([row[name] for row in rows]).to(x.device) for name in self.names}
+        return taps, 1 - len(missing) / len(files)
+
+
+def _digest(image: Tensor) -> str:
+    return hashlib.blake2b(f"{tuple(image.shape)}".encode() + image.cpu().numpy().tobytes(), digest_size=16).hexdigest()
