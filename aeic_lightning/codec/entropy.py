@@ -140,6 +140,14 @@ class GaussianConditional(nn.Module):
             return torch.ones_like(scale, dtype=torch.bool)
         return scale >= self.skip_threshold
 
+    def quantise(self, y: Tensor, mean: Tensor, scale: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual round(y - mean) within `mask`, straight-through, and where a stream holds it.
+
+        What is not coded decodes as 0, and is 0 here, so that the sender's context is the receiver's.
+        """
+        coded = mask & self.is_coded(scale)
+        return torch.where(coded, round_ste(y - mean), 0.0), coded
+
     def likelihood(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Probability of the unit bin around y; all shapes equal; in [1e-9, 1]."""
         scale = lower_bound(scale, SCALE_FLOOR)

@@ -128,6 +128,10 @@ class LatentCodec(nn.Module):
         """Pad at the right and bottom by reflection to multiples of twice the stride of y."""
         return reflect_pad(x, 2 * self.stride)
 
+    def latent_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
+        return latent_sizes(height, width, self.stride)
+
     def hyper_encode(self, y: Tensor) -> Tensor:
         """y (B, M, h, w) -> z: y is padded with zeros at the right and bottom to multiples of 4 before h_a."""
         height, width = y.shape[2:]
@@ -155,13 +159,11 @@ class LatentCodec(nn.Module):
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
             nonlocal bits_y
-            residual = round_ste(y - mean)
             if noisy_y is None:
-                coded = mask & self.conditional.is_coded(scale)
-                residual = torch.where(coded, residual, 0.0)
+                residual, coded = self.conditional.quantise(y, mean, scale, mask)
                 likelihood = self.conditional.likelihood(residual, torch.zeros_like(mean), scale)
             else:
-                coded = mask
+                residual, coded = round_ste(y - mean), mask
                 likelihood = self.conditional.likelihood(noisy_y, mean, scale)
             bits_y = bits_y + bits(torch.where(coded, likelihood, 1.0))
             return residual + mean
@@ -169,6 +171,12 @@ class LatentCodec(nn.Module):
         y_hat = self.context(phi, code)
         l_T, l_res = self.synthesise(y_hat)
         return CodecOutput(y, z, phi, y_hat, l_T, l_res, bits_y, bits_z)
+
+
+def latent_sizes(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of y and of z for an image of `height` x `width` pixels, y having this stride."""
+    h, w = (-(-side // (2 * stride)) * 2 for side in (height, width))
+    return (h, w), (-(-h // 4), -(-w // 4))
 
 
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Streams: range coding, exact arithmetic and the `.aeic` file."""

@@ -1,0 +1,106 @@
+"""The `.aeic` file: 11 to 13 bytes of header, then the range coder's bytes. docs/bitstream.md lists the fields."""
+
+import hashlib
+from typing import NamedTuple
+
+from aeic_lightning import UserError
+
+MAGIC = 0xAE  # the version is added: 0xAE is version 0
+VERSION = 1
+LARGEST_SIDE = 8192
+LARGEST_FILE = 1 << 28
+_MODEL, _FILE, _LATENTS = 2, 3, 3  # bytes of the three check values
+
+
+class Stream(NamedTuple):
+    """The fields of a file."""
+
+    height: int
+    width: int
+    check: bytes  # of the decoded latents
+    payload: bytes
+
+
+def pack(stream: Stream, fingerprint: bytes) -> bytes:
+    """The file of a stream that the model of this fingerprint wrote."""
+    check_size(stream.height, stream.width)
+    front = bytes([MAGIC + VERSION]) + _varint(stream.height - 1) + _varint(stream.width - 1) + fingerprint[:_MODEL]
+    back = stream.check + stream.payload
+    return front + _file_check(fingerprint, front + back) + back
+
+
+def unpack(data: bytes, fingerprint: bytes) -> Stream:
+    """The fields of a file. Raises UserError unless this model wrote it and every byte is as it was."""
+    if not data:
+        raise UserError("the file is empty; compress the image again")
+    if len(data) > LARGEST_FILE:
+        raise UserError(f"{len(data)} bytes are more than a stream of {LARGEST_SIDE}x{LARGEST_SIDE} pixels can have")
+    if data[0] != MAGIC + VERSION:
+        raise UserError(
+            f"the file starts with byte 0x{data[0]:02x}, not 0x{MAGIC + VERSION:02x}: it is no .aeic stream of "
+            f"version {VERSION}, or it is damaged"
+        )
+    try:
+        height, at = _read_varint(data, 1)
+        width, at = _read_varint(data, at)
+    except IndexError:
+        raise UserError("the file ends within its header; it is damaged") from None
+    height, width = height + 1, width + 1
+    model_end = at + _MODEL
+    file_end = model_end + _FILE
+    latents_end = file_end + _LATENTS
+    if latents_end > len(data):
+        raise UserError("the file ends within its header; it is damaged")
+    if height > LARGEST_SIDE or width > LARGEST_SIDE:
+        raise UserError(
+            f"the header says {width}x{height} pixels, more than {LARGEST_SIDE} a side; the file is damaged"
+        )
+    if data[at:model_end] != fingerprint[:_MODEL]:
+        raise UserError(
+            f"the stream was written with another checkpoint (model {data[at:model_end].hex()}, this one is "
+            f"{fingerprint[:_MODEL].hex()}), or its header is damaged; decode it with the checkpoint that wrote it"
+        )
+    if data[model_end:file_end] != _file_check(fingerprint, data[:model_end] + data[file_end:]):
+        raise UserError("the check value of the file is wrong: it is damaged, cut short or longer than it was")
+    return Stream(height, width, data[file_end:latents_end], data[latents_end:])
+
+
+def overhead(height: int, width: int) -> int:
+    """Bytes before the payload."""
+    return 1 + len(_varint(height - 1)) + len(_varint(width - 1)) + _MODEL + _FILE + _LATENTS
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise UserError for an image that no stream can hold."""
+    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+        raise UserError(f"an image of {width}x{height} pixels; a stream holds 1 to {LARGEST_SIDE} a side")
+
+
+def latents_check(*latents: bytes) -> bytes:
+    """The check value of decoded latents."""
+    return hashlib.sha256(b"".join(latents)).digest()[:_LATENTS]
+
+
+def _file_check(fingerprint: bytes, rest: bytes) -> bytes:
+    """Over the whole fingerprint and every other byte of the file."""
+    return hashlib.sha256(fingerprint + rest).digest()[:_FILE]
+
+
+def _varint(value: int) -> bytes:
+    """7 bits a byte, lowest first; the top bit says that more follow."""
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in (0, 7, 14):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return value, at

@@ -1,0 +1,48 @@
+"""Which files a command reads, and where it writes."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aeic_lightning import UserError
+
+
+class Job(NamedTuple):
+    """One file to read and one to write."""
+
+    source: Path
+    target: Path
+
+
+def plan(
+    sources: Sequence[str], folder: str, suffix: str, find: Callable[[Path], list[Path]], force: bool
+) -> list[Job]:
+    """A target in `folder` for every source; a source that is a folder stands for all that `find` finds in it.
+
+    Raises UserError before anything is done: for a source that is missing, two sources with one target, or a target
+    that exists (unless `force`).
+    """
+    jobs = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = find(source)
+            if not inside:
+                raise UserError(f"no file to read in {source} or below it")
+            jobs += [Job(path, Path(folder, path.relative_to(source).with_suffix(suffix))) for path in inside]
+        elif source.is_file():
+            jobs.append(Job(source, Path(folder, source.stem + suffix)))
+        else:
+            raise UserError(f"no file or folder {source}; check the path")
+    for target, count in Counter(job.target for job in jobs).items():
+        if count > 1:
+            one, other = [job.source for job in jobs if job.target == target][:2]
+            raise UserError(f"{one} and {other} would both be written to {target}; rename one")
+        if target.exists() and not force:
+            raise UserError(f"{target} exists; remove it, write to another folder, or add --force")
+    return jobs
+
+
+def find_streams(root: Path) -> list[Path]:
+    """The .aeic files below a folder, sorted."""
+    return sorted(path for path in root.rglob("*.aeic") if path.is_file())

@@ -1,0 +1,198 @@
+"""From an image to bytes, and from bytes to the same latents."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aeic_lightning import UserError
+from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream.exact import MEAN_STEPS, Context, HyperSynthesis, exact_mode
+from aeic_lightning.bitstream.range_coder import LARGEST, SymbolReader, SymbolWriter
+from aeic_lightning.bitstream.sender import Sender
+from aeic_lightning.bitstream.tables import MEDIAN_STEPS, Tables
+from aeic_lightning.codec.latent_codec import latent_sizes
+from aeic_lightning.evaluation.images import to_uint8
+from aeic_lightning.model import AEIC
+
+FORMAT = b"aeic arithmetic 1"  # changes whenever the same checkpoint would give other latents
+
+
+class Encoded(NamedTuple):
+    """One image as a file, and what it consists of."""
+
+    data: bytes
+    z_hat: Tensor  # (1, M/2, h/4, w/4) float32, as the receiver gets it
+    y_hat: Tensor  # (1, M, h, w) float32, as the receiver gets it
+    bits: float  # ideal code length of z and y by the tables
+    coded: int  # symbols of y in the stream; the others were skipped
+    escaped: int  # symbols of z and y outside of their tables
+
+    def integers(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `Decoded.integers`."""
+        return _integers(self.z_hat, self.y_hat)
+
+
+class Decoded(NamedTuple):
+    """What a file holds."""
+
+    height: int  # of the image, pixels
+    width: int
+    z_hat: Tensor  # (1, M/2, h/4, w/4) float32
+    y_hat: Tensor  # (1, M, h, w) float32
+
+    def integers(self) -> tuple[np.ndarray, np.ndarray]:
+        """z_hat in steps of 1/64 and y_hat in steps of 1/256, int32, which hold them exactly."""
+        return _integers(self.z_hat, self.y_hat)
+
+
+@dataclass
+class LatentCoder:
+    """Latents to a file and back, around the networks and tables that both sides share.
+
+    Args:
+        hyper_synthesis: z_hat (1, M/2, h/4, w/4) -> phi (1, M, h, w), exact.
+        context: (phi, code) -> y_hat, as `QuadtreeContext.forward`, exact.
+        shared: tables and settings.
+        fingerprint: SHA-256 of the model.
+    """
+
+    hyper_synthesis: Callable[[Tensor], Tensor]
+    context: Callable[[Tensor, Callable[..., Tensor]], Tensor]
+    shared: Tables
+    fingerprint: bytes
+
+    def encode_latents(self, y: Tensor, z: Tensor, height: int, width: int) -> Encoded:
+        """The file of y (1, M, h, w) and z (1, M/2, h/4, w/4) of an image of `height` x `width` pixels."""
+        container.check_size(height, width)
+        y, z = y.float().cpu(), z.float().cpu()
+        if not (y.isfinite().all() and z.isfinite().all()):
+            raise UserError("the latents are not finite: the model has diverged; use an earlier checkpoint")
+        shared, writer = self.shared, SymbolWriter()
+        count = 0
+
+        def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+            nonlocal count
+            residual, coded = shared.conditional.quantise(y, mean, scale, mask)
+            residual = residual.clamp(-LARGEST, LARGEST)
+            writer.write(residual[coded].numpy(), shared.levels(scale[coded]), shared.y_tables)
+            count += int(coded.sum())
+            return residual + mean
+
+        with exact_mode():
+            symbols = (z - shared.medians).round().clamp(-LARGEST, LARGEST)
+            writer.write(symbols.flatten().numpy(), _channels(symbols), shared.z_tables)
+            z_hat = symbols + shared.medians
+            y_hat = self._y_hat(z_hat, y.shape[2:], code)
+        stream = container.Stream(height, width, _check(z_hat, y_hat), writer.getvalue())
+        data = container.pack(stream, self.fingerprint)
+        return Encoded(data, z_hat, y_hat, writer.bits, count, writer.escaped)
+
+    def decode(self, data: bytes) -> Decoded:
+        """The latents of a file, the same on every machine.
+
+        Raises UserError for a file of another model or version, a damaged one, and whenever the decoded latents are not
+        those that the sender had.
+        """
+        stream = container.unpack(data, self.fingerprint)
+        shared, reader = self.shared, SymbolReader(stream.payload)
+        (h, w), (zh, zw) = latent_sizes(stream.height, stream.width, shared.stride)
+
+        def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+            coded = mask & shared.conditional.is_coded(scale)
+            residual = torch.zeros(mean.shape)
+            residual[coded] = torch.from_numpy(reader.read(shared.levels(scale[coded]), shared.y_tables)).float()
+            return residual + mean
+
+        with exact_mode():
+            z_hat = torch.zeros(1, len(shared.z_tables), zh, zw)
+            symbols = torch.from_numpy(reader.read(_channels(z_hat), shared.z_tables)).float()
+            z_hat = symbols.view_as(z_hat) + shared.medians
+            y_hat = self._y_hat(z_hat, (h, w), code)
+        if _check(z_hat, y_hat) != stream.check:
+            raise UserError(
+                "the decoded latents are not the sender's (their check value differs), so the picture would be wrong; "
+                "run `verify` on this machine"
+            )
+        return Decoded(stream.height, stream.width, z_hat, y_hat)
+
+    def _y_hat(self, z_hat: Tensor, size: tuple[int, int], code: Callable[..., Tensor]) -> Tensor:
+        phi = self.hyper_synthesis(z_hat)[..., : size[0], : size[1]]
+        return self.context(phi, code)
+
+
+class Bitstream(LatentCoder):
+    """Writes and reads the streams of a model.
+
+    h_s, the context and the tables are converted to exact arithmetic once, at the start: build a new Bitstream when
+    the weights have changed. Works on the CPU, one image at a time.
+
+    Raises UserError for a model whose weights are not finite.
+    """
+
+    def __init__(self, model: AEIC, fast: bool = False) -> None:
+        for name, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{name} is not finite: the model has diverged; use an earlier checkpoint")
+        codec = model.codec
+        shared = Tables.of(codec)
+        hyper_synthesis, context = HyperSynthesis(codec.h_s), Context(codec.context)
+        super().__init__(hyper_synthesis, context, shared, fingerprint([hyper_synthesis, context, model], shared))
+        self.sender = Sender(codec, fast)
+
+    def encode(self, x: Tensor) -> bytes:
+        """The file of one image (1, 3, H, W) in [-1, 1], 1 to 8192 pixels a side."""
+        return self.encode_fully(x).data
+
+    def file_size(self, x: Tensor) -> int:
+        """Bytes of the file of one image; `bpp` is 8 times this over its pixels."""
+        return len(self.encode(x))
+
+    def encode_fully(self, x: Tensor) -> Encoded:
+        """The file of one image, and the latents behind it."""
+        height, width = x.shape[2:]
+        container.check_size(height, width)
+        return self.encode_latents(*self.sender(x), height, width)
+
+
+def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:
+    """SHA-256 of all that a stream and its picture depend on: weights, exact weights, tables, settings."""
+    digest = hashlib.sha256(FORMAT)
+    digest.update(shared.to_bytes())
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            if name.endswith("prior.quantiles"):
+                continue  # solved for, not trained: the tables speak for them
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+@torch.inference_mode()
+def reconstruct(model: AEIC, decoded: Decoded, fast: bool = False) -> Tensor:
+    """The picture of decoded latents, uint8 (3, H, W). Floating point: machines may differ in single levels.
+
+    With `fast` the networks run in bfloat16: two to ten times as quick where the processor has it.
+    """
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        l_T, l_res = model.codec.synthesise(decoded.y_hat.to(device))
+        x_hat = model.decoder(l_T, l_res).x_hat[0, :, : decoded.height, : decoded.width]
+    return to_uint8(x_hat).cpu()
+
+
+def _channels(z: Tensor) -> np.ndarray:
+    """The channel number of every element of (1, C, h, w), flat."""
+    return np.repeat(np.arange(z.shape[1], dtype=np.uint16), z[0, 0].numel())
+
+
+def _integers(z_hat: Tensor, y_hat: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return (z_hat * MEDIAN_STEPS).int().contiguous().numpy(), (y_hat * MEAN_STEPS).int().contiguous().numpy()
+
+
+def _check(z_hat: Tensor, y_hat: Tensor) -> bytes:
+    return container.latents_check(*(part.astype("<i4").tobytes() for part in _integers(z_hat, y_hat)))

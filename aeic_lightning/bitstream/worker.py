@@ -1,0 +1,52 @@
+"""One process of `verify`: encodes and decodes files under the settings it is given, and prints what came out.
+
+Reads a JSON object from standard input: {"checkpoint", "threads", "onednn", "channels_last", "float64", "fast",
+"encode": [[image, stream], ...], "decode": [stream, ...]}.
+Prints {"encode": {stream: SHA-256 of the latents}, "decode": {stream: SHA-256 of the latents, or "error: ..."}}.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from aeic_lightning import UserError
+from aeic_lightning.bitstream import exact
+from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded
+from aeic_lightning.evaluation.images import from_uint8
+from aeic_lightning.weights.checkpoint import load_model
+from datamodules.images import read_image
+
+
+def digest(latents: Encoded | Decoded) -> str:
+    """SHA-256 of z_hat and y_hat."""
+    return hashlib.sha256(b"".join(part.astype("<i4").tobytes() for part in latents.integers())).hexdigest()
+
+
+def run(job: dict) -> dict:
+    """Do what the job says; see the module."""
+    torch.set_num_threads(job["threads"])
+    torch.backends.mkldnn.enabled = job["onednn"]
+    if job["float64"]:
+        exact.product_int8 = exact.product_float64
+    model = load_model(job["checkpoint"])
+    if job["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    bitstream = Bitstream(model, fast=job["fast"])
+    encoded, decoded = {}, {}
+    for image, stream in job["encode"]:
+        result = bitstream.encode_fully(from_uint8(torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]))
+        Path(stream).write_bytes(result.data)
+        encoded[stream] = digest(result)
+    for stream in job["decode"]:
+        try:
+            decoded[stream] = digest(bitstream.decode(Path(stream).read_bytes()))
+        except UserError as error:
+            decoded[stream] = f"error: {error}"
+    return {"encode": encoded, "decode": decoded, "fingerprint": bitstream.fingerprint.hex()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(json.load(sys.stdin))))

@@ -1,0 +1,47 @@
+"""Models with random weights: arithmetic and formats do not depend on training."""
+
+import pytest
+import torch
+
+from aeic_lightning.bitstream.random_model import CODECS, random_model
+from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.codec import CodecConfig
+
+MINIATURE = CodecConfig(
+    widths=[8, 8, 16, 16, 32], context_width=32, context_depth=1, synthesis_widths=[16, 16, 16],
+    synthesis_depths=[1, 1, 1], l_T_channels=8, l_res_channels=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return random_model(MINIATURE)
+
+
+@pytest.fixture(scope="session")
+def bitstream(model):
+    return Bitstream(model)
+
+
+@pytest.fixture(scope="session")
+def se_codec():
+    """AEIC-SE's sender."""
+    return random_model(CODECS["AEIC-SE"]).codec
+
+
+@pytest.fixture
+def picture():
+    """x (1, 3, H, W): noise over waves, from a seed."""
+
+    def make(height: int, width: int, seed: int = 0) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        down, right = torch.linspace(-4, 4, height)[:, None], torch.linspace(-4, 4, width)[None]
+        waves = torch.stack([(down + right).sin(), (down * 2 - right).cos(), (down * right).sin()])
+        return (0.6 * waves + 0.3 * torch.randn(3, height, width, generator=generator)).clamp(-1, 1)[None]
+
+    return make

@@ -1,0 +1,117 @@
+"""compress, decompress and verify from the command line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aeic_lightning.bitstream.random_model import random_model, save
+from aeic_lightning.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "model.ckpt"
+    save(model, path)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, size in (("one.png", (40, 50)), ("deeper/two.png", (1, 1))):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def test_folder_in_folder_out(checkpoint, photos, tmp_path, capsys):
+    streams, pictures = tmp_path / "streams", tmp_path / "pictures"
+    assert main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(streams)]) == 0
+    out = capsys.readouterr().out
+    sizes = [(streams / name).stat().st_size for name in ("deeper/two.aeic", "one.aeic")]
+    assert f"50x40  {sizes[1]} bytes  {8 * sizes[1] / 2000:.5f} bpp" in out
+    assert f"2 files, {sum(sizes)} bytes, {8 * sum(sizes) / 2001:.5f} bpp" in out
+
+    assert main(["decompress", str(streams), "--checkpoint", checkpoint, "-o", str(pictures)]) == 0
+    image = Image.open(pictures / "one.png")
+    assert (image.format, image.size) == ("PNG", (50, 40))
+    assert "generative decoder" in image.text["Comment"]
+    assert Image.open(pictures / "deeper/two.png").size == (1, 1)
+
+
+def test_nothing_is_overwritten_without_force(checkpoint, photos, tmp_path, capsys):
+    args = ["compress", str(photos / "one.png"), "--checkpoint", checkpoint, "-o", str(tmp_path)]
+    assert main(args) == 0
+    before = (tmp_path / "one.aeic").read_bytes()
+    (tmp_path / "one.aeic").write_bytes(b"mine")
+    assert main(args) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "one.aeic").read_bytes() == b"mine"
+    assert main([*args, "--force"]) == 0
+    assert (tmp_path / "one.aeic").read_bytes() == before
+
+
+def test_a_damaged_file_among_good_ones(checkpoint, photos, tmp_path, capsys):
+    streams = tmp_path / "streams"
+    main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(streams)])
+    (streams / "one.aeic").write_bytes((streams / "one.aeic").read_bytes()[:-1])
+    assert main(["decompress", str(streams), "--checkpoint", checkpoint, "-o", str(tmp_path / "out")]) == 2
+    assert "one.aeic: the check value" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["two.png"]
+
+
+def test_two_sources_with_one_target(checkpoint, photos, tmp_path, capsys):
+    Image.new("RGB", (5, 5)).save(photos / "one.jpg")
+    assert main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(tmp_path / "out")]) == 2
+    assert "would both be written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_checkpoint(model, checkpoint, photos, tmp_path, capsys):
+    save(random_model(model.codec.config, seed=1), tmp_path / "other.ckpt")
+    main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(tmp_path / "streams")])
+    args = ["decompress", str(tmp_path / "streams"), "--checkpoint", str(tmp_path / "other.ckpt")]
+    assert main([*args, "-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("another checkpoint") == 2
+
+
+def test_verify(checkpoint, photos, capsys):
+    settings = "1 thread,2 threads,oneDNN off"
+    assert main(["verify", str(photos), "--checkpoint", checkpoint, "--settings", settings]) == 0
+    out = capsys.readouterr().out
+    assert out.count("2/2") >= 9
+    assert "no mismatch" in out
+
+
+def test_verify_notices(checkpoint, photos, capsys, monkeypatch):
+    """A worker that reports other latents than were sent."""
+    from aeic_lightning.commands import verify
+
+    real = verify.work
+
+    def drifting(checkpoint, setting, encode, decode):
+        result = real(checkpoint, setting, encode, decode)
+        if setting == "2 threads" and decode:
+            result["decode"][decode[0]] = "0" * 64
+        return result
+
+    monkeypatch.setattr(verify, "work", drifting)
+    settings = "1 thread,2 threads"
+    assert main(["verify", str(photos), "--checkpoint", checkpoint, "--settings", settings]) == 1
+    assert "mismatch: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["verify", "--random", "1", "--settings", "3 threads"], "no setting '3 threads'"),
+        (["verify"], "nothing to encode"),
+        (["bench", "--sizes", "big"], "not a size"),
+        (["compress", "nowhere.png", "--checkpoint", "c", "-o", "o"], "no file or folder nowhere.png"),
+        (["export", "--checkpoint", "c", "-o", "."], "exists"),
+    ],
+)
+def test_bad_input(args, message, capsys):
+    assert main(args) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from aeic_lightning.bitstream import exact
+from aeic_lightning.bitstream.exact import Context, Depthwise, Gelu, HyperSynthesis, Linear, Norm, exact_mode
+from aeic_lightning.codec.layers import ChannelNorm
+
+
+def integers(low, high, shape, seed=0):
+    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("rows", "inside", "outside"), [(1, 5, 3), (7, 96, 33), (300, 1152, 64)])
+def test_products_are_those_of_integers(rows, inside, outside):
+    q = integers(-exact.LIMIT, exact.LIMIT, (rows, inside))
+    weight = integers(-56, 56, (inside, outside), 1).to(torch.int8)
+    expected = (q @ weight.long()).float()  # int64, rounded once
+    assert torch.equal(exact.product_int8(q.float(), weight), expected)
+    assert torch.equal(exact.product_float64(q.float(), weight), expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_largest_products_fit(sign):
+    conv = torch.nn.Conv2d(2048, 2, 1)
+    conv.weight.data.fill_(sign)
+    linear = Linear(conv)
+    x = torch.ones(3, 2048)
+    q = torch.full((3, 2048), float(exact.LIMIT))
+    total = linear.weight.long().sum(0)
+    assert (total.abs() * exact.LIMIT < 2**31).all()
+    assert torch.equal(exact.product_int8(q, linear.weight), (exact.LIMIT * total).float().expand(3, 2))
+    assert torch.allclose(linear(x), sign * 2048 + conv.bias, rtol=0.01)
+
+
+def test_depthwise_sums_stay_below_24_bits():
+    conv = torch.nn.Conv2d(64, 64, 5, padding=2, groups=64)
+    conv.weight.data.normal_()
+    conv.weight.data[0].fill_(1.0)
+    layer = Depthwise(conv)
+    assert layer.weight.long().abs().sum((1, 2, 3)).max() * exact.DEPTHWISE_LIMIT < 2**24
+    x = torch.randn(9, 7, 64)
+    q = (x * (exact.DEPTHWISE_LIMIT / x.flatten(0, 1).abs().amax(0))).round()
+    args = {"padding": 2, "groups": 64}
+    in_double = torch.conv2d(q.double().permute(2, 0, 1)[None], layer.weight.double(), **args)
+    in_float = torch.conv2d(q.permute(2, 0, 1)[None], layer.weight.float(), **args)
+    assert torch.equal(in_double, in_float.double())
+
+
+def test_norm_is_layer_norm():
+    norm = ChannelNorm(96)
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    x = torch.randn(50, 96) * 10
+    with exact_mode():
+        assert (
+            Norm(norm)(x) - torch.nn.functional.layer_norm(x, (96,), norm.weight, norm.bias, 1e-6)
+        ).abs().max() < 2e-3
+
+
+def test_gelu_is_gelu():
+    v = torch.linspace(-12, 12, 100_001)
+    assert (Gelu()(v) - torch.nn.functional.gelu(v)).abs().max() < 3e-4
+    assert Gelu()(torch.tensor([0.0, 50.0, -50.0])).tolist() == [0.0, 50.0, 0.0]
+
+
+@pytest.mark.parametrize("which", ["small", "AEIC-SE"])
+def test_close_to_the_float_networks(model, se_codec, which):
+    codec = model.codec if which == "small" else se_codec
+    channels = codec.config.widths[-1]
+    z_hat = integers(-6, 6, (1, channels // 2, 2, 3)).float()
+    with exact_mode():
+        phi, expected = HyperSynthesis(codec.h_s)(z_hat), codec.h_s(z_hat)
+        assert (phi - expected).std() < 0.03 * expected.std()
+        for step in range(4):
+            for ours, theirs in zip(
+                Context(codec.context).params(expected, step), codec.context.params(expected, step), strict=True
+            ):
+                assert (ours - theirs).std() < 0.04 * theirs.std()
+
+
+def test_same_bits_under_every_setting(se_codec):
+    """Against the reference of one thread, oneDNN and int8 products. The float network does not pass this."""
+    layer, context = HyperSynthesis(se_codec.h_s), Context(se_codec.context)
+    z_hat = integers(-6, 6, (1, 128, 3, 4)).float()
+
+    def latents():
+        with exact_mode():
+            phi = layer(z_hat)[..., :10, :14]
+            return context(phi, lambda mean, scale, mask: mean + scale.round())
+
+    reference = latents()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(latents(), reference)
+    finally:
+        torch.set_num_threads(1)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(latents(), reference)
+    rows, exact.ROWS = exact.ROWS, 17
+    try:
+        assert torch.equal(latents(), reference)
+    finally:
+        exact.ROWS = rows
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(latents(), reference)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(latents(), reference)
+    finally:
+        torch.set_float32_matmul_precision("highest")

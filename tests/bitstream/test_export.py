@@ -1,0 +1,80 @@
+"""The exported halves in onnxruntime, against the PyTorch ones."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from aeic_lightning import UserError
+from aeic_lightning.bitstream.export import OPSET, OnnxReceiver, OnnxSender, check_golden, export
+from aeic_lightning.bitstream.random_model import random_model
+from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    export(model, folder)  # checks the golden vectors itself
+    return folder
+
+
+def test_sender_gives_the_same_bytes_and_receiver_the_same_picture(model, bitstream, folder, picture):
+    sender, receiver = OnnxSender(folder / "send"), OnnxReceiver(folder / "receive")
+    for seed, size in enumerate([(1, 1), (64, 64), (65, 200), (130, 60)]):
+        x = picture(*size, seed)
+        data = bitstream.encode(x)
+        assert sender.encode(x) == data
+        expected = reconstruct(model, bitstream.decode(data)).int()
+        assert (receiver.decode(data).int() - expected).abs().max() <= 1
+
+
+def test_golden_vectors_hold_escapes_and_skips(folder):
+    cases = {case["name"]: case for case in json.loads((folder / "golden/golden.json").read_text())["cases"]}
+    assert cases["escapes"]["escaped"] > 10
+    assert all(case["skipped"] > 0 and case["coded"] > 0 for case in cases.values())
+
+
+def test_changed_golden_vectors_are_noticed(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    wanted = copy / "golden/smooth.y.i32"
+    integers = np.frombuffer(wanted.read_bytes(), "<i4").copy()
+    integers[5] += 1
+    wanted.write_bytes(integers.tobytes())
+    with pytest.raises(UserError, match="golden vector smooth"):
+        check_golden(copy)
+
+
+def test_halves_cannot_be_mixed(model, folder, tmp_path, picture):
+    copy = shutil.copytree(folder / "receive", tmp_path / "receive")
+    with pytest.raises(UserError, match="the send half"):
+        OnnxSender(copy)
+    (copy / "tables.json").write_text((copy / "tables.json").read_text().replace("0.08", "0.09"))
+    with pytest.raises(UserError, match="not the file of its manifest"):
+        OnnxReceiver(copy)
+    foreign = Bitstream(random_model(model.codec.config, seed=1)).encode(picture(64, 64))
+    with pytest.raises(UserError, match="another checkpoint"):
+        OnnxReceiver(folder / "receive").decode(foreign)
+
+
+def test_graphs_are_valid_and_of_the_stated_opset(folder):
+    for path in folder.glob("*/*.onnx"):
+        onnx.checker.check_model(path)
+        opsets = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
+        assert opsets[""] == OPSET
+        assert json.loads((path.parent / "manifest.json").read_text())["opset"] == OPSET
+
+
+def test_manifest_of_a_missing_half(tmp_path):
+    with pytest.raises(UserError, match="not an exported half"):
+        OnnxSender(tmp_path)
+
+
+def test_sizes_are_free(folder):
+    receiver = OnnxReceiver(folder / "receive")
+    for rows, columns in [(2, 2), (6, 14)]:
+        base = np.zeros((1, 32, rows, columns), np.float32)
+        mean, scale = receiver.coder.context.params(torch.from_numpy(base), 2)
+        assert mean.shape == scale.shape == base.shape
