@@ -9,14 +9,15 @@ sums are taken in another order, and functions like erf or exp are approximated 
   to nearest even), each correctly rounded on any conforming machine. No fused multiply-add, hence no addcmul or lerp;
 - GELU is a table.
 
-Before a sum, activations become integers of 15 bits (12 before a depthwise convolution) by a scale from their own
-largest magnitude, and weights integers of 8 bits or more by a scale for each output channel. No data is needed to
-calibrate, and nothing saturates.
+Before a sum, activations become integers of 15 bits (12 before a depthwise convolution, 8 where that is enough) by a
+scale from their own largest magnitude, and weights integers of 8 bits or more by a scale for each output channel. No
+data is needed to calibrate, and nothing saturates.
 
 Layout: float32 (h, w, C), channels last, one image at a time, on the CPU.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
@@ -39,6 +40,7 @@ from aeic_lightning.codec.layers import (
 Layer = Callable[[Tensor], Tensor]
 
 LIMIT = 2**14  # of activations before a matrix product
+BYTE = 127  # the same where measurements showed 8 bits to cost no rate
 DEPTHWISE_LIMIT = 2047  # of activations before a depthwise convolution
 DEPTHWISE_SUM = 2**24 // DEPTHWISE_LIMIT  # most that the magnitudes of a depthwise kernel may add up to
 GELU_STEPS = 1024  # table entries for a unit
@@ -46,7 +48,7 @@ GELU_END = 8  # gelu(v) = max(v, 0) to 1e-14 beyond
 MEAN_STEPS = 256  # means, and so y_hat, are multiples of 1/256
 MEAN_LIMIT = 2.0**23  # in those steps, so that they are exact in float32
 TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
-ROWS = 256  # positions at a time in pointwise layers: what fits a core's cache
+ROWS = 128  # positions at a time in pointwise layers: what fits a core's cache
 
 
 @contextmanager
@@ -65,17 +67,39 @@ def exact_mode():
 # ---------------------------------------------------------------------------------------------------- products
 
 
-def product_int8(q: Tensor, weight: Tensor) -> Tensor:
-    """Integers (n, K) of at most LIMIT times int8 (K, O) -> the exact products, rounded once to float32 (n, O)."""
+def product_int8(q: Tensor, weight: Tensor, limit: int) -> Tensor:
+    """Integers (n, K) of at most `limit` times int8 (K, O) -> the exact products, rounded once to float32 (n, O)."""
+    n, inside = q.shape
+    if limit <= BYTE:
+        out = _scratch.get(torch.int32, n, weight.shape[1])
+        return torch._int_mm(q.to(torch.int8), weight, out=out).float()
     q = q.to(torch.int16)
-    limbs = torch.empty(2, *q.shape, dtype=torch.int8)  # q = 256 high + low, both signed bytes
-    limbs[0] = q
-    limbs[1] = q.add_(128).bitwise_right_shift_(8)
-    low, high = torch._int_mm(limbs.flatten(0, 1), weight).chunk(2)
-    return low.add_(high, alpha=256).float()
+    # q = 256 high + low, both signed bytes.
+    limbs = _scratch.get(torch.int8, 2 * n, inside)
+    limbs[:n] = q
+    limbs[n:] = q.add_(128).bitwise_right_shift_(8)
+    products = torch._int_mm(limbs, weight, out=_scratch.get(torch.int32, 2 * n, weight.shape[1]))
+    return products[:n].add_(products[n:], alpha=256).float()
 
 
-def product_float64(q: Tensor, weight: Tensor) -> Tensor:
+class _Scratch(threading.local):
+    """Memory of the last product. New pages from the system would cost more than the product itself."""
+
+    def __init__(self) -> None:
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+    def get(self, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+        memory = self.memory.get(dtype)
+        if memory is None or memory.numel() < rows * columns:
+            with torch.inference_mode(False):  # usable in either mode
+                memory = self.memory[dtype] = torch.empty(rows * columns, dtype=dtype)
+        return memory[: rows * columns].view(rows, columns)
+
+
+_scratch = _Scratch()
+
+
+def product_float64(q: Tensor, weight: Tensor, limit: int) -> Tensor:
     """The same as `product_int8`, on any machine."""
     return (q.double() @ weight.double()).float()
 
@@ -95,11 +119,11 @@ def int8_is_exact() -> bool:
     return True
 
 
-def product(q: Tensor, weight: Tensor) -> Tensor:
-    """The product in the quickest way that is exact here. May overwrite `q`."""
+def product(q: Tensor, weight: Tensor, limit: int) -> Tensor:
+    """The product in the quickest way that is exact here."""
     if torch.compiler.is_exporting() or not torch.backends.mkldnn.enabled or not int8_is_exact():
-        return product_float64(q, weight)
-    return product_int8(q, weight)
+        return product_float64(q, weight, limit)
+    return product_int8(q, weight, limit)
 
 
 def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -109,8 +133,12 @@ def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tup
     if torch.compiler.is_exporting():
         results = function(*flat)
     else:
-        pieces = [function(*part) for part in zip(*(x.split(ROWS) for x in flat), strict=True)]
-        results = [torch.cat(column) for column in zip(*pieces, strict=True)]
+        results = None
+        for start in range(0, h * w, ROWS):
+            pieces = function(*(x[start : start + ROWS] for x in flat))
+            results = results or [piece.new_empty(h * w, piece.shape[-1]) for piece in pieces]
+            for result, piece in zip(results, pieces, strict=True):
+                result[start : start + ROWS] = piece
     return tuple(r.reshape(h, w, r.shape[-1]) for r in results)
 
 
@@ -118,23 +146,29 @@ def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tup
 
 
 class Linear(nn.Module):
-    """1x1 convolutions of one input, side by side: (n, K) float32 -> (n, O) float32."""
+    """1x1 convolutions of one input, side by side: (n, K) float32 -> (n, O) float32.
 
-    def __init__(self, *convs: nn.Conv2d) -> None:
+    Args:
+        convs: with weights of one size, a kernel larger than 1x1 being a longer row.
+        limit: largest integer that an activation becomes: LIMIT, or BYTE where 8 bits are enough.
+    """
+
+    def __init__(self, *convs: nn.Conv2d, limit: int = LIMIT) -> None:
         super().__init__()
+        self.limit = limit
         weight = torch.cat([conv.weight.detach().flatten(1) for conv in convs]).float().cpu()
         # 127 at most; less where the products could add up beyond 31 bits.
         total = weight.double().abs().sum(1, keepdim=True).float()
-        step = torch.maximum(weight.abs().amax(1, keepdim=True) / 127, total / (2**31 // LIMIT - 2048))
+        step = torch.maximum(weight.abs().amax(1, keepdim=True) / 127, total / (2**31 // limit - 2048))
         step = step.clamp(min=TINY)
         self.register_buffer("weight", (weight / step).round().to(torch.int8).t().contiguous())  # (K, O)
-        self.register_buffer("step", step.flatten() / LIMIT)  # (O,)
+        self.register_buffer("step", step.flatten() / limit)  # (O,)
         self.register_buffer("bias", torch.cat([conv.bias.detach() for conv in convs]).float().cpu())
 
     def forward(self, x: Tensor) -> Tensor:
         peak = x.abs().amax(-1, keepdim=True).clamp_(min=TINY)
-        q = (x * (LIMIT / peak)).round_()
-        return product(q, self.weight).mul_(peak).mul_(self.step).add_(self.bias)
+        q = (x * (self.limit / peak)).round_()
+        return product(q, self.weight, self.limit).mul_(peak).mul_(self.step).add_(self.bias)
 
 
 class Depthwise(nn.Module):
@@ -274,7 +308,7 @@ class NeXt(nn.Module):
     def __init__(self, module: InceptionNeXt) -> None:
         super().__init__()
         self.depthconv = Inception(module.depthconv)
-        self.conv1 = Linear(module.conv1)
+        self.conv1 = Linear(module.conv1, limit=BYTE)
         self.conv2 = Linear(module.conv2)
         self.gelu = Gelu()
 
@@ -291,7 +325,7 @@ class Gated(nn.Module):
     def __init__(self, module: GatedCNN) -> None:
         super().__init__()
         self.norm = Norm(module.norm)
-        self.fc1 = Linear(module.fc1)
+        self.fc1 = Linear(module.fc1, limit=BYTE)
         self.conv = Depthwise(module.conv)
         self.fc2 = Linear(module.fc2)
         self.gelu = Gelu()

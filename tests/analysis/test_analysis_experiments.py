@@ -18,12 +18,12 @@ from datamodules.labelled import SampleDigits
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "analysis"
-IMAGES = 6
+IMAGES = 3
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """All runs of the tiny sweep in its order, of two steps each, with six test images."""
+    """All runs of the tiny sweep in its order, of two steps each, with three test images."""
     patch = pytest.MonkeyPatch()
     patch.setattr(SampleDigits, "VALIDATION", IMAGES)
     patch.chdir(ROOT)
