@@ -86,11 +86,11 @@ def test_the_decoder_is_part_of_the_fingerprint(model, bitstream):
 
 
 def test_drift_is_caught(model, bitstream, picture):
-    """One weight of the receiver's context differs in its last step, behind an equal fingerprint."""
+    """The weights of one mean differ by one step in the receiver's context, behind an equal fingerprint."""
     data = bitstream.encode(picture(128, 128))
     drifted = Bitstream(model)
     weight = drifted.context.adapter_out[3].last.weight
-    weight[0, 0] += 1
+    weight[:, 0] += 1
     with pytest.raises(UserError, match="not the sender's"):
         drifted.decode(data)
 
