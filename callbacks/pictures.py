@@ -1,14 +1,12 @@
 """Originals beside reconstructions, and the reconstructions themselves as files."""
 
-from pathlib import Path
-
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import bits_per_pixel, psnr, save_png
+from aeic_lightning.evaluation.images import bits_per_pixel, file_name, psnr, save_png
 from callbacks.base import OnEvaluation, Pair, generator_step, pairs, tensorboard
 
 CAPTION_HEIGHT = 22  # pixels
@@ -51,7 +49,7 @@ class ReconstructionGrid(OnEvaluation):
 
     def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
         if self.save_images:
-            name = _file_name(pair.name)
+            name = file_name(pair.name)
             save_png(self.folder / "reconstructions" / f"{name}.png", pair.x_hat)
             save_png(self.folder / "reconstructions" / f"{name}_original.png", pair.x)
         if len(self.rows) < self.wanted:
@@ -59,7 +57,7 @@ class ReconstructionGrid(OnEvaluation):
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         for pair in pairs(outputs, type(pl_module).__name__):
-            save_png(self.folder / "predictions" / f"{_file_name(pair.name)}.png", pair.x_hat)
+            save_png(self.folder / "predictions" / f"{file_name(pair.name)}.png", pair.x_hat)
 
     def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows:
@@ -71,13 +69,6 @@ class ReconstructionGrid(OnEvaluation):
         if writer := tensorboard(trainer):
             writer.add_image(f"{self.stage}/reconstructions", picture, global_step=step)
         self.rows = []
-
-
-def _file_name(name: str) -> str:
-    """One path component for an image's name, which may lie in sub-folders but not outside of the data folder."""
-    if ".." in Path(name).parts or Path(name).is_absolute():
-        raise UserError(f"{name!r} cannot name a file: it leads out of the folder")
-    return "__".join(Path(name).parts)
 
 
 def _row(pair: Pair, max_side: int) -> Image.Image:

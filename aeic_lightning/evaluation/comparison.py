@@ -1,102 +1,79 @@
 """Runs side by side: a table, the same as JSON, and a picture."""
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
-import yaml
 from PIL import Image, ImageDraw
 
 from aeic_lightning import UserError
-from aeic_lightning.evaluation.complexity import codec_costs
 from aeic_lightning.evaluation.images import write_whole
-from aeic_lightning.weights.checkpoint import load_model
+from aeic_lightning.evaluation.results import Result, check_same_images, read_result, write_results
 
-METRICS = ("bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0")
-DIGITS = {"bpp_estimate": 4, "psnr": 2}
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Figures, costs and origin of one finished run.
-
-    Raises UserError when the folder holds no finished run.
-    """
-    for name in ("metrics_val.json", "config.yaml", "run.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}; it is no finished run of `fit`")
-    figures = json.loads((folder / "metrics_val.json").read_text())
-    record = json.loads((folder / "run.json").read_text())
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    costs = codec_costs(load_model(folder / "checkpoints" / "last.ckpt"))
-    init_args = config["model"]["init_args"]
-    return {
-        "name": folder.name,
-        "folder": str(folder),
-        "system": config["model"]["class_path"].rsplit(".", 1)[-1],
-        "depths": init_args["codec"]["depths"],
-        "lambda": init_args["loss"]["rate"],
-        "step": figures["step"],
-        "metrics": {name: value["mean"] for name, value in figures["metrics"].items()},
-        "images": figures["images"],
-        "encoder_macs_per_pixel": {"g_a": costs["g_a"].macs_per_pixel, "encode": costs["encode"].macs_per_pixel},
-        "encoder_parameters": {"g_a": costs["g_a"].parameters, "encode": costs["encode"].parameters},
-        "command": record["command"],
-        "git": record["git"],
-        "seed": record["seed"],
-    }
+METRICS = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0")
+DIGITS = {"bpp": 4, "bpp_estimate": 4, "psnr": 2}
 
 
-def compare_runs(folders: list[Path], out: Path) -> list[dict[str, Any]]:
-    """Write comparison.md, comparison.json and comparison.png to `out`, print the table, return the rows.
+def compare_runs(folders: list[Path], out: Path) -> list[Result]:
+    """Write comparison.md, comparison.json (with .csv) and comparison.png to `out`, print the table, return the rows.
 
     Raises UserError when the runs were not validated on the same images.
     """
-    rows = [read_run(Path(folder)) for folder in folders]
-    images = {row["name"]: {(i["name"], i["height"], i["width"], i["crc32"]) for i in row["images"]} for row in rows}
-    first = rows[0]["name"]
-    for name, own in images.items():
-        if own != images[first]:
-            raise UserError(f"{name} and {first} were validated on different images; validate both on the same")
+    rows = [read_result(folder) for folder in folders]
+    check_same_images(rows)
     table = markdown_table(rows)
-    write_whole(out / "comparison.json", json.dumps(rows, indent=2) + "\n")
+    write_results(out / "comparison.json", rows)
     write_whole(out / "comparison.md", table)
     png = io.BytesIO()
-    draw(folders, rows).save(png, "PNG")
+    draw(rows).save(png, "PNG")
     write_whole(out / "comparison.png", png.getvalue())
     print(table)
-    print(f"written: {out}/comparison.md, comparison.json, comparison.png")
+    print(f"written: {out}/comparison.md, comparison.json, comparison.csv, comparison.png")
     return rows
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """One row a run; metric names say their backbone, and bpp_estimate is a likelihood, not bytes."""
-    metrics = [name for name in METRICS if all(name in row["metrics"] for row in rows)]
+def markdown_table(rows: list[Result]) -> str:
+    """One row a result; metric names say their backbone; bpp is bytes of files, bpp_estimate a likelihood.
+
+    A figure that is not finite, and a cost that is not known, is a dash.
+    """
+    metrics = [name for name in METRICS if all(name in row.metrics for row in rows)]
     head = ["run", "depth", *metrics, "g_a MACs/px", "encode MACs/px", "encode params"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        depths = row["depths"]
-        cells = [row["name"], str(depths[0]) if len(set(depths)) == 1 else "-".join(map(str, depths))]
-        cells += [f"{row['metrics'][name]:.{DIGITS.get(name, 3)}f}" for name in metrics]
-        cells += [f"{row['encoder_macs_per_pixel'][part]:,.0f}" for part in ("g_a", "encode")]
-        cells += [f"{row['encoder_parameters']['encode']:,}"]
+        cells = [row.name, str(row.labels.get("depth", "-"))]
+        cells += [_cell(row.figure(name), f".{DIGITS.get(name, 3)}f") for name in metrics]
+        macs, parameters = (
+            (row.costs or {}).get("encoder_macs_per_pixel", {}),
+            (row.costs or {}).get("encoder_parameters", {}),
+        )
+        cells += [_cell(macs.get(part), ",.0f") for part in ("g_a", "encode")]
+        cells += [_cell(parameters.get("encode"), ",")]
         lines.append("| " + " | ".join(cells) + " |")
-    count = len(rows[0]["images"])
-    names = ", ".join(sorted(image["name"] for image in rows[0]["images"])[:6])
-    lines += ["", f"Means over {count} images ({names}{', ...' if count > 6 else ''}); bpp_estimate is a likelihood."]
+    count = len(rows[0].images)
+    names = ", ".join(sorted(image["name"] for image in rows[0].images)[:6])
+    lines += [
+        "",
+        f"Means over {count} images ({names}{', ...' if count > 6 else ''}); bpp is bytes of the files over pixels, "
+        "bpp_estimate a likelihood.",
+    ]
     return "\n".join(lines) + "\n"
 
 
-def draw(folders: list[Path], rows: list[dict[str, Any]], max_images: int = 3) -> Image.Image:
-    """Original beside each run's reconstruction, one row an image, with rate and PSNR above each."""
-    figures = [{image["name"]: image for image in row["images"]} for row in rows]
-    names = sorted(figures[0])[:max_images]
-    columns = [Path(folder) / "reconstructions" for folder in folders]
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def draw(rows: list[Result], max_images: int = 3) -> Image.Image:
+    """Original beside each result's reconstruction, one row an image, with rate and PSNR above each."""
+    figures = [{image["name"]: image for image in row.images} for row in rows]
     tiles = []
-    for name in names:
-        pictures = [columns[0] / f"{name}_original.png", *(column / f"{name}.png" for column in columns)]
+    for name in sorted(figures[0])[:max_images]:
+        pictures = [rows[0].original(name), *(row.pictures.get(name) for row in rows)]
+        missing = next((row.name for row, picture in zip((rows[0], *rows), pictures, strict=True) if not picture), None)
+        if missing:
+            raise UserError(f"{missing} has no picture of {name}; run it with ReconstructionGrid(save_images: true)")
         captions = ["original"] + [
-            f"{row['name']}  {f[name]['bpp_estimate']:.3f} bpp est.  {f[name]['psnr']:.2f} dB"
+            f"{row.name}  {_rate(f[name])}  {_cell(f[name]['psnr'], '.2f')} dB"
             for row, f in zip(rows, figures, strict=True)
         ]
         tiles.append(list(zip(pictures, captions, strict=True)))
@@ -115,3 +92,7 @@ def draw(folders: list[Path], rows: list[dict[str, Any]], max_images: int = 3) -
             x += image.width + 4
         y += bar + max(image.height for image, _ in row)
     return picture
+
+
+def _rate(image: dict) -> str:
+    return f"{image['bpp']:.3f} bpp" if "bpp" in image else f"{image['bpp_estimate']:.3f} bpp est."

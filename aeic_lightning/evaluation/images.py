@@ -86,3 +86,10 @@ def save_png(path: str | Path, image: Tensor) -> None:
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
     write_whole(path, buffer.getvalue())
+
+
+def file_name(name: str) -> str:
+    """One path component for an image's name, which may lie in sub-folders but not outside of the data folder."""
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"{name!r} cannot name a file: it leads out of the folder")
+    return "__".join(Path(name).parts)
