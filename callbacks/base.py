@@ -22,6 +22,7 @@ class Pair(NamedTuple):
     x: Tensor  # (3, H, W) uint8, the original
     x_hat: Tensor  # (3, H, W) uint8, the reconstruction, cropped to the original's size
     bits: float  # likelihood estimate for the whole image, y and z
+    bytes: int | None = None  # of its file; None where no stream was written
 
 
 class OnEvaluation(Callback):
@@ -93,14 +94,16 @@ def pairs(outputs: Any, system: str) -> Iterator[Pair]:
     if missing:
         raise UserError(f"{system}: validation_step and test_step must return a dict; missing {sorted(missing)}")
     x, x_hat, names, bits = outputs["x"], outputs["x_hat"], outputs["name"], outputs["bits_estimate"]
-    if x.shape != x_hat.shape or len(names) != len(x) or bits.shape != x.shape[:1]:
+    sizes = outputs.get("bytes") or [None] * len(x)
+    if x.shape != x_hat.shape or not len(names) == len(x) == len(sizes) or bits.shape != x.shape[:1]:
         raise UserError(
-            f"{system}: {len(names)} names, x {tuple(x.shape)}, x_hat {tuple(x_hat.shape)} and bits_estimate "
-            f"{tuple(bits.shape)} do not fit: crop x_hat to the original and give one name and one rate an image"
+            f"{system}: {len(names)} names, x {tuple(x.shape)}, x_hat {tuple(x_hat.shape)}, bits_estimate "
+            f"{tuple(bits.shape)} and {len(sizes)} file sizes do not fit: crop x_hat to the original and give one name "
+            "and one rate an image"
         )
     for i, name in enumerate(names):
         try:
-            yield Pair(name, to_uint8(x[i]), to_uint8(x_hat[i]), float(bits[i]))
+            yield Pair(name, to_uint8(x[i]), to_uint8(x_hat[i]), float(bits[i]), sizes[i])
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 

@@ -19,10 +19,11 @@ from callbacks.quality import QualityMetrics
 
 
 class RateDistortionPicture(Callback):
-    """Each image of the last validation as a point (bpp_estimate, figure), and the path that the means have taken.
+    """Each image of the last validation as a point (bpp, figure), and the path that the means have taken.
 
     One panel a figure, to TensorBoard (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
-    QualityMetrics measured, which must be among the callbacks. The path survives a resume.
+    QualityMetrics measured, which must be among the callbacks. The path survives a resume. Where no streams are written
+    the rate is `bpp_estimate`, and the axis says so.
 
     Args:
         metrics: names of per-image figures, as in `metrics_val.json`.
@@ -32,7 +33,7 @@ class RateDistortionPicture(Callback):
         if not metrics:
             raise UserError("RateDistortionPicture: name at least one figure in `metrics`")
         self.metrics = list(metrics)
-        self.path: list[dict[str, float]] = []  # {"step", "bpp_estimate", figure: mean ...}, one a validation
+        self.path: list[dict[str, float]] = []  # {"step", rates, figure: mean ...}, one a validation
 
     def state_dict(self) -> dict:
         return {"path": self.path}
@@ -55,7 +56,8 @@ class RateDistortionPicture(Callback):
         if unknown:
             raise UserError(f"RateDistortionPicture: no figure {unknown[0]!r} was measured; there are {sorted(means)}")
         step = generator_step(trainer, pl_module)
-        self.path.append({"step": step} | {name: means[name] for name in ("bpp_estimate", *self.metrics)})
+        names = [name for name in ("bpp", "bpp_estimate", *self.metrics) if name in means]
+        self.path.append({"step": step} | {name: means[name] for name in names})
         if trainer.is_global_zero:
             figure = self._draw()
             publish(trainer, "val/rate_distortion", figure, self.folder / "rate_distortion.png", step)
@@ -63,16 +65,15 @@ class RateDistortionPicture(Callback):
     def _draw(self) -> Figure:
         figure = Figure(figsize=(5 * len(self.metrics), 4), layout="constrained")
         panels = figure.subplots(1, len(self.metrics), squeeze=False)[0]
-        rates = [point["bpp_estimate"] for point in self.path]
+        rate = "bpp" if all("bpp" in point for point in self.path) else "bpp_estimate"
+        rates = [point[rate] for point in self.path]
         for axes, name in zip(panels, self.metrics, strict=True):
             rows = [row for row in self.quality.rows if name in row]
-            axes.scatter(
-                [row["bpp_estimate"] for row in rows], [row[name] for row in rows], s=12, alpha=0.5, label="images"
-            )
+            axes.scatter([row[rate] for row in rows], [row[name] for row in rows], s=12, alpha=0.5, label="images")
             means = [point[name] for point in self.path]
             axes.plot(rates, means, ".-", color="tab:gray", linewidth=1, label="means of the validations")
             axes.plot(rates[-1], means[-1], "D", color="tab:red", label=f"mean at step {self.path[-1]['step']}")
-            axes.set(xlabel="bpp (likelihood estimate)", ylabel="PSNR (dB)" if name == "psnr" else name)
+            axes.set(xlabel=rate, ylabel="PSNR (dB)" if name == "psnr" else name)
             axes.grid(alpha=0.3)
         panels[0].legend(fontsize=8)
         return figure

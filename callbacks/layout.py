@@ -11,6 +11,7 @@ from callbacks.base import tensorboard
 # Category -> chart -> tags, which TensorBoard reads as regular expressions matched from the start of a tag.
 CHARTS = {
     "rate": {
+        "bpp": ["val/bpp$", "test/bpp$"],
         "bpp_estimate": ["train/bpp_estimate$", "val/bpp_estimate$", "test/bpp_estimate$"],
     },
     "distortion": {
@@ -32,7 +33,7 @@ CHARTS = {
         "decoder side": ["train/distill/decoder/.*"],
     },
 }
-FIGURES = ("bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
+FIGURES = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
 
 
 class ComparisonLayout(Callback):

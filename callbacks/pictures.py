@@ -73,12 +73,15 @@ class ReconstructionGrid(OnEvaluation):
 
 def _row(pair: Pair, max_side: int) -> Image.Image:
     height, width = pair.x.shape[-2:]
-    rate = bits_per_pixel(pair.bits, height, width)
+    if pair.bytes is None:
+        rate = f"{bits_per_pixel(pair.bits, height, width):.4f} bpp estimated"
+    else:
+        rate = f"{bits_per_pixel(8 * pair.bytes, height, width):.4f} bpp"
     quality = psnr(pair.x_hat[None], pair.x[None]).item()
     scale = min(1.0, max_side / max(height, width))
     shown = "" if scale == 1 else f"  (shown at {scale:.0%})"
     original = _captioned(pair.x, scale, f"{pair.name}{shown}")
-    reconstruction = _captioned(pair.x_hat, scale, f"PSNR {quality:.2f} dB  {rate:.4f} bpp estimated")
+    reconstruction = _captioned(pair.x_hat, scale, f"PSNR {quality:.2f} dB  {rate}")
     row = Image.new("RGB", (original.width + reconstruction.width, original.height), "white")
     row.paste(original, (0, 0))
     row.paste(reconstruction, (original.width, 0))

@@ -17,14 +17,17 @@ from callbacks.distribution import PatchFID
 
 
 class QualityMetrics(OnEvaluation):
-    """PSNR (dB), MS-SSIM, LPIPS, DISTS and `bpp_estimate`, the mean over images logged as `val/...` and `test/...`.
+    """Rate, PSNR (dB), MS-SSIM, LPIPS and DISTS, the mean over images logged as `val/...` and `test/...`.
+
+    `bpp` is 8 times the bytes of the image's file over its pixels, and missing where the step returns no `bytes`;
+    `bpp_estimate` is the likelihood that training minimises.
 
     Writes `metrics_val.json` (`metrics_test.json`) into the run folder after each validation (test):
 
         {"step": generator updates,
          "metrics": {"psnr": {"mean": 21.3, "images": 24}, ...},          means over images
          "set_metrics": {"fid_lite0": {"value": 40.2, "patches": 512}},   of the whole set, from PatchFID
-         "images": [{"name", "height", "width", "crc32", "bits_estimate", "bpp_estimate", "psnr", ...}, ...],
+         "images": [{"name", "height", "width", "crc32", "bits_estimate", "bpp_estimate", "bytes", "bpp", ...}, ...],
          "backbones": {"lpips_lite0": "lite0", ...},
          "versions": {"torch", "torchmetrics", "lpips", "timm"}}
 
@@ -79,6 +82,8 @@ class QualityMetrics(OnEvaluation):
             "bpp_estimate": bits_per_pixel(pair.bits, height, width),
             "psnr": psnr(x8_hat, x8).item(),
         }
+        if pair.bytes is not None:
+            row |= {"bytes": pair.bytes, "bpp": bits_per_pixel(8 * pair.bytes, height, width)}
         if self.ms_ssim and ms_ssim_fits(height, width):
             row["ms_ssim"] = ms_ssim(x8_hat, x8).item()
         x, x_hat = from_uint8(x8), from_uint8(x8_hat)
@@ -109,7 +114,7 @@ class QualityMetrics(OnEvaluation):
         write_whole(self.folder / f"metrics_{self.stage}.json", text + "\n")
 
     def _columns(self) -> dict[str, list[float]]:
-        described = ("name", "height", "width", "crc32", "bits_estimate")
+        described = ("name", "height", "width", "crc32", "bytes", "bits_estimate")
         names = dict.fromkeys(key for row in self.rows for key in row if key not in described)
         return {name: [row[name] for row in self.rows if name in row] for name in names}
 

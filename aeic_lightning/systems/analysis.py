@@ -26,6 +26,7 @@ from aeic_lightning.evaluation.images import from_uint8, to_uint8
 from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.model import AEICOutput
 from aeic_lightning.systems.compression import QUANTILE_INTERVAL, CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.evaluated import EvaluatedSystem
 from aeic_lightning.weights.checkpoint import load_strictly, model_configs, read_checkpoint, with_prefix
 
 
@@ -72,7 +73,7 @@ class TeacherConfig:
     weights: str
 
 
-class AnalysisSystem(lightning.LightningModule):
+class AnalysisSystem(EvaluatedSystem):
     """Trains the compress-and-classify model. The two steps differ in their configs alone.
 
     Step 1 (`loss.rate: 0`) quantises nothing and has no rate. Step 2 starts `init_from` step 1 with the rate. The paper
@@ -85,6 +86,7 @@ class AnalysisSystem(lightning.LightningModule):
         optimization: optimizer and learning rates.
         init_from: checkpoint of step 1, of the same sizes.
         teacher: classifier to distil from, with `loss.distillation` above 0.
+        write_streams: whether validation and test of step 2 write each image's file, whose bytes are `bpp`.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class AnalysisSystem(lightning.LightningModule):
         optimization: AnalysisOptimization,
         init_from: str | None = None,
         teacher: TeacherConfig | None = None,
+        write_streams: bool = True,
     ) -> None:
         super().__init__()
         loss.check()
@@ -106,6 +109,7 @@ class AnalysisSystem(lightning.LightningModule):
         self.loss = loss
         self.optimization = optimization
         self.init_from = init_from
+        self.write_streams = write_streams and self.quantise
         classes = analysis.transformer.classes
         self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
         self.targets = SoftTargets(classes, loss.mixup, loss.label_smoothing)
@@ -162,22 +166,10 @@ class AnalysisSystem(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """See `evaluate_batch`; the callbacks compute the figures."""
-        return self.evaluate_batch(batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """See `evaluate_batch`; the callbacks compute the figures."""
-        return self.evaluate_batch(batch)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """See `evaluate_batch`; `callbacks.pictures.ReconstructionGrid` writes the pictures."""
-        return self.evaluate_batch(batch)
-
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Names, x and x_hat (B, 3, H, W) in [-1, 1], bits (B,), logits (B, classes) and labels (B,).
 
-        In step 1 the bits are those of y in 32-bit floating point, as nothing is quantised.
+        In step 1 the bits are those of y in 32-bit floating point, as nothing is quantised, and there is no file.
         """
         output = self.model(batch["image"], self.quantise)
         return {
@@ -188,10 +180,6 @@ class AnalysisSystem(lightning.LightningModule):
             "logits": output.logits,
             "label": batch["label"],
         }
-
-    def on_validation_epoch_end(self) -> None:
-        # Lightning would put the number of batches on the x axis.
-        self.log("step", float(self.global_step))
 
     def hparam_columns(self) -> dict[str, Any]:
         """Columns of TensorBoard's HParams view."""
@@ -232,6 +220,7 @@ class AEICAnalysisSystem(CompressionSystem):
         alpha: weight of the cross-entropy beside the other terms, when the codec is trained.
         label_smoothing: share of the target that is spread over all classes.
         picture_widths: channels of the encoder of a classifier of pictures.
+        write_streams: see `CompressionSystem`.
     """
 
     def __init__(
@@ -245,9 +234,10 @@ class AEICAnalysisSystem(CompressionSystem):
         alpha: float = 0.3,
         label_smoothing: float = 0.1,
         picture_widths: list[int] = [128, 128, 128, 192],  # noqa: B006 (never changed; LightningCLI shows it)
+        write_streams: bool = True,
     ) -> None:
         checkpoint = read_checkpoint(init_from, "init_from")
-        super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from)
+        super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from, write_streams)
         self.imported = not train_codec and bool(checkpoint.get("imported"))
         if train_codec and reads == "x_hat":
             raise UserError(

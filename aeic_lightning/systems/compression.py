@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from aeic_lightning.decoder import DecoderConfig
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
 from aeic_lightning.losses.rate_distortion import LossConfig, RateDistortionPerceptionLoss
 from aeic_lightning.model import AEIC, AEICOutput
+from aeic_lightning.systems.evaluated import EvaluatedSystem
 from aeic_lightning.weights.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 
 QUANTILE_INTERVAL = 50
@@ -61,7 +61,7 @@ class OptimizationConfig:
         return rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
 
-class CompressionSystem(lightning.LightningModule):
+class CompressionSystem(EvaluatedSystem):
     """Trains one AEIC model on rate, distortion and perception, with an optional adversary.
 
     Optimization is manual, since there may be two players. Only the generator's optimizer steps through Lightning, so
@@ -73,6 +73,8 @@ class CompressionSystem(lightning.LightningModule):
         loss: weights of the terms.
         optimization: learning rates, clipping, accumulation.
         init_from: checkpoint of the stage before, of the same sizes; the whole model starts from it.
+        write_streams: whether validation and test write each image's file, whose bytes are `bpp`; entropy coding
+            is done on the CPU. Without it there is `bpp_estimate` alone.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class CompressionSystem(lightning.LightningModule):
         loss: LossConfig,
         optimization: OptimizationConfig,
         init_from: str | None = None,
+        write_streams: bool = True,
     ) -> None:
         super().__init__()
         optimization.check()
@@ -92,6 +95,7 @@ class CompressionSystem(lightning.LightningModule):
         self.loss = RateDistortionPerceptionLoss(loss)
         self.discriminator = ProjectedDiscriminator(optimization.discriminator) if loss.adversarial else None
         self.init_from = init_from
+        self.write_streams = write_streams
         self._accumulated = 0
 
     def setup(self, stage: str) -> None:
@@ -190,18 +194,6 @@ class CompressionSystem(lightning.LightningModule):
 
     # ------------------------------------------------------------------ evaluation
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """See `evaluate_batch`; the callbacks compute the figures."""
-        return self.evaluate_batch(batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """See `evaluate_batch`; the callbacks compute the figures."""
-        return self.evaluate_batch(batch)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """See `evaluate_batch`; ReconstructionGrid writes the pictures."""
-        return self.evaluate_batch(batch)
-
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Names, x and x_hat (B, 3, H, W) in [-1, 1], and the estimated bits (B,) of each image."""
         output = self.model(batch["image"])
@@ -211,10 +203,6 @@ class CompressionSystem(lightning.LightningModule):
             "x_hat": output.x_hat,
             "bits_estimate": output.bits_estimate,
         }
-
-    def on_validation_epoch_end(self) -> None:
-        # Lightning would put the number of batches on the x axis.
-        self.log("step", float(self.global_step))
 
     # ------------------------------------------------------------------ records
 

@@ -19,7 +19,7 @@ def test_the_path_is_that_of_the_logged_means(system, trainer_of, train_loader, 
     trainer_of(curve, quality).fit(system, train_loader, val_loader)
     assert [point["step"] for point in curve.path] == [2, 4, 6]
     record = events()
-    for name in ("bpp_estimate", "psnr", "dists_lite0"):
+    for name in ("bpp", "bpp_estimate", "psnr", "dists_lite0"):
         logged = [event.value for event in record.Scalars(f"val/{name}")]
         assert [point[name] for point in curve.path] == pytest.approx(logged, rel=1e-6)
     assert [image.step for image in record.Images("val/rate_distortion")] == [2, 4, 6]
@@ -27,10 +27,20 @@ def test_the_path_is_that_of_the_logged_means(system, trainer_of, train_loader, 
     panels = curve._draw().axes
     for axes, name in zip(panels, ("psnr", "dists_lite0"), strict=True):
         points = axes.collections[0].get_offsets().tolist()
-        assert points == [[row["bpp_estimate"], row[name]] for row in quality.rows]
-        assert axes.lines[0].get_xydata().tolist() == [[p["bpp_estimate"], p[name]] for p in curve.path]
+        assert points == [[row["bpp"], row[name]] for row in quality.rows]
+        assert axes.lines[0].get_xydata().tolist() == [[p["bpp"], p[name]] for p in curve.path]
+        assert axes.get_xlabel() == "bpp"
     with Image.open(run_folder / "rate_distortion.png") as picture:
         assert picture.size == (1000, 400)
+
+
+def test_a_path_without_streams_is_of_estimates(system, trainer_of, val_loader):
+    curve = RateDistortionPicture(["psnr"])
+    curve.load_state_dict({"path": [{"step": 1, "bpp_estimate": 0.5, "psnr": 10.0}]})  # before streams were written
+    trainer_of(curve, QualityMetrics(lpips=[], dists=[])).validate(system, val_loader, verbose=False)
+    (axes,) = curve._draw().axes
+    assert axes.get_xlabel() == "bpp_estimate"
+    assert axes.lines[0].get_xdata().tolist() == [0.5, curve.path[1]["bpp_estimate"]]
 
 
 def test_the_picture_needs_the_figures(system, trainer_of, val_loader):

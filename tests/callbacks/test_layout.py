@@ -53,7 +53,7 @@ def test_columns_hold_the_final_figures_of_fit_and_test(
     ((columns, figures, status),) = session_groups(tmp_path).values()
     assert columns == {"role": "student", "depth": 1, "lambda": 2.0, "seed": 0}
     assert set(figures) == {
-        f"{stage}/{name}" for stage in ("val", "test") for name in ("psnr", "ms_ssim", "bpp_estimate")
+        f"{stage}/{name}" for stage in ("val", "test") for name in ("psnr", "ms_ssim", "bpp", "bpp_estimate")
     }
     assert figures == pytest.approx(fitted | tested, rel=1e-6)
     assert status == api_pb2.STATUS_SUCCESS
@@ -94,6 +94,7 @@ def test_the_layout_finds_the_tags(system, trainer_of, train_loader, val_loader,
     assert shown("PSNR (dB)") == {"val/psnr", "test/psnr"}
     assert shown("LPIPS") == {"val/lpips_lite0", "test/lpips_lite0"}
     assert shown("bpp_estimate") == {f"{stage}/bpp_estimate" for stage in ("train", "val", "test")}
+    assert shown("bpp") == {"val/bpp", "test/bpp"}
     assert shown("total") == {"train/loss"}
     assert shown("terms") == set()
 

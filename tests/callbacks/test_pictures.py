@@ -41,8 +41,10 @@ def test_the_caption_gives_quality_and_rate(monkeypatch):
     x = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     x_hat = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     pictures._row(Pair("beach", x, x_hat, bits=100.0), max_side=25)
+    pictures._row(Pair("beach", x, x_hat, bits=100.0, bytes=15), max_side=25)
     quality = peak_signal_noise_ratio(x.numpy(), x_hat.numpy(), data_range=255)
-    assert captions == ["beach  (shown at 50%)", f"PSNR {quality:.2f} dB  0.0500 bpp estimated"]
+    assert captions[0] == captions[2] == "beach  (shown at 50%)"
+    assert captions[1::2] == [f"PSNR {quality:.2f} dB  {rate}" for rate in ("0.0500 bpp estimated", "0.0600 bpp")]
 
 
 def test_a_large_image_is_shrunk_for_the_picture_alone(system, trainer_of, val_loader, run_folder):

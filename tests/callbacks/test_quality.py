@@ -44,6 +44,8 @@ def test_figures_are_those_of_the_8_bit_images(system, trainer_of, val_loader, r
             assert (row["height"], row["width"]) == (height, width) == SIZES[row["name"]]
             assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(*arrays, data_range=255), rel=1e-9)
             assert row["bpp_estimate"] == pytest.approx(0.02, rel=1e-6)
+            assert row["bytes"] == height * width // 350
+            assert row["bpp"] == 8 * row["bytes"] / (height * width)
             assert row["bits_estimate"] == pytest.approx(0.02 * height * width, rel=1e-6)
             for network in (lpips, dists):
                 expected = network(from_uint8(x8_hat), from_uint8(x8)).item()
@@ -73,12 +75,24 @@ def test_ms_ssim_is_left_out_of_small_images(system, trainer_of, val_loader, run
     loader = DataLoader(records({"small": SIZES["small"]}), batch_size=1)
     trainer = trainer_of(QualityMetrics(lpips=[], dists=[]))
     (logged,) = trainer.validate(system, loader, verbose=False)
-    assert set(logged) == {"val/psnr", "val/bpp_estimate"}
+    assert set(logged) == {"val/psnr", "val/bpp", "val/bpp_estimate"}
 
 
 def test_switches(system, trainer_of, val_loader):
     (logged,) = trainer_of(QualityMetrics(ms_ssim=False, dists=[])).validate(system, val_loader, verbose=False)
-    assert set(logged) == {"val/psnr", "val/bpp_estimate", "val/lpips_lite0"}
+    assert set(logged) == {"val/psnr", "val/bpp", "val/bpp_estimate", "val/lpips_lite0"}
+
+
+def test_without_streams_there_is_no_bpp(trainer_of, val_loader, run_folder):
+    class WithoutStreams(TinySystem):
+        def validation_step(self, batch, batch_idx):
+            return super().validation_step(batch, batch_idx) | {"bytes": None}
+
+    trainer_of(QualityMetrics(lpips=[], dists=[])).validate(WithoutStreams(), val_loader, verbose=False)
+    record = read(run_folder)
+    assert "bpp_estimate" in record["metrics"]
+    assert "bpp" not in record["metrics"]
+    assert all("bytes" not in row for row in record["images"])
 
 
 def test_a_perfect_reconstruction(trainer_of, val_loader, run_folder):
@@ -141,6 +155,7 @@ def test_rows_of_several_processes_count_each_image_once():
     [
         (lambda record: record.pop("bits_estimate"), "missing .'bits_estimate'"),
         (lambda record: record.update(x_hat=record["x_hat"][..., :-1]), "crop x_hat"),
+        (lambda record: record.update(bytes=[5, 6]), "2 file sizes"),
         (lambda record: record.update(x_hat=record["x_hat"] * math.nan), "wide: .*NaN"),
     ],
 )

@@ -15,6 +15,7 @@ from aeic_lightning import UserError
 from aeic_lightning.analysis import AnalysisConfig, AnalysisLossConfig, TransformerConfig
 from aeic_lightning.analysis.checkpoint import load_classifier
 from aeic_lightning.analysis.loss import logits_distance, rate_distortion_accuracy
+from aeic_lightning.analysis.stream import AnalysisBitstream
 from aeic_lightning.analysis.teacher import LogitsTeacher
 from aeic_lightning.evaluation.images import from_uint8, to_uint8
 from aeic_lightning.losses.rate_distortion import LossConfig
@@ -353,3 +354,13 @@ def test_accuracy_is_scikit_learns(trainer, digits):
         assert 0 < expected < 1
     assert len(metrics.rows) == 400
     assert set(metrics.rows[0]) >= {"top1", "top5", "psnr", "bpp_estimate"}
+    (batch, *_) = digits.val_dataloader()
+    sizes = {row["name"]: row["bytes"] for row in metrics.rows}
+    for name, x in list(zip(batch["name"], batch["image"], strict=True))[:3]:
+        assert sizes[name] == len(AnalysisBitstream(system.model).encode(x[None]))
+
+
+def test_step_1_has_no_files(trainer, digits):
+    metrics = AccuracyMetrics()
+    trainer(1, callbacks=[metrics], limit_val_batches=1).validate(analysis_system(STEP1), digits, verbose=False)
+    assert "bpp" not in metrics.means

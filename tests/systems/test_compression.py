@@ -5,10 +5,13 @@ import torch
 from lightning.pytorch import seed_everything
 
 from aeic_lightning import UserError
+from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.codec import entropy, latent_codec
 from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from aeic_lightning.weights.checkpoint import load_model
+from callbacks.quality import QualityMetrics
 
 
 def make(codec_config, decoder_config, adversarial=0.0, init_from=None, **optimization) -> TeacherSystem:
@@ -180,6 +183,38 @@ def test_the_checkpoint_alone_gives_the_model(codec_config, decoder_config, load
     names = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
     assert {name.split(".")[0] for name in names} == {"model", "discriminator"}
     assert not any(name.startswith("discriminator.backbone") for name in names), "frozen networks are not saved"
+
+
+def test_bytes_are_those_of_the_files(codec_config, decoder_config, loader, trainer, tmp_path):
+    """After each validation's training: what the checkpoint writes, and what its likelihoods promise."""
+    system, metrics = make(codec_config, decoder_config), QualityMetrics(lpips=[], dists=[], ms_ssim=False)
+    fitted = trainer(4, val_check_interval=2, callbacks=[metrics])
+    fitted.fit(system, loader(4), loader(3, batch_size=2))
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    bitstream = Bitstream(load_model(tmp_path / "a.ckpt"))
+    (x,) = [batch["image"] for batch in loader(3, batch_size=3)]
+    assert [row["name"] for row in metrics.rows] == ["image0", "image1", "image2"]
+    for row, image in zip(metrics.rows, x, strict=True):
+        file = bitstream.encode(image[None])
+        assert row["bytes"] == len(file)
+        assert row["bpp"] == 8 * len(file) / 128**2
+        payload = len(file) - container.overhead(128, 128)
+        assert abs(payload - row["bits_estimate"] / 8) <= 0.01 * row["bits_estimate"] / 8 + 8
+    assert fitted.callback_metrics["val/bpp"].item() == pytest.approx(
+        8 * sum(r["bytes"] for r in metrics.rows) / 3 / 128**2
+    )
+
+
+def test_writing_streams_does_not_change_training(codec_config, decoder_config, loader, trainer):
+    results = []
+    for write_streams in (True, False):
+        system = make(codec_config, decoder_config)
+        system.write_streams = write_streams
+        metrics = QualityMetrics(lpips=[], dists=[], ms_ssim=False)
+        trainer(3, val_check_interval=1, callbacks=[metrics]).fit(system, loader(3), loader(1))
+        assert ("bpp" in metrics.means) == write_streams
+        results.append(weights(system.model))
+    assert all(torch.equal(a, b) for a, b in zip(*(r.values() for r in results), strict=True))
 
 
 def test_a_stage_of_other_sizes_is_refused_by_name(codec_config, decoder_config, loader, trainer, tmp_path):

@@ -1,0 +1,60 @@
+"""What systems do in validation, test and predict: reconstructions, estimates, and the bytes of each image's file."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from aeic_lightning.analysis.stream import Streams
+from aeic_lightning.weights.backbones import full_precision
+
+
+class EvaluatedSystem(lightning.LightningModule):
+    """A system with `model` and `evaluate_batch`, whose evaluation steps also write the files of their images.
+
+    The files are those of `compress`, from the same functions. The coder is built from the weights once a validation or
+    test; with `write_streams` false it is not, and the figures have no `bpp`.
+    """
+
+    write_streams = True
+    _streams: Streams | None = None
+
+    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the callbacks compute figures from, but for the bytes."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """`evaluate_batch` with "bytes", the size of each image's file; the callbacks compute the figures."""
+        return self.evaluate_batch(batch) | {"bytes": self.file_sizes(batch["image"])}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """See `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """See `evaluate_batch`; `callbacks.pictures.ReconstructionGrid` writes the pictures."""
+        return self.evaluate_batch(batch)
+
+    def file_sizes(self, x: Tensor) -> list[int] | None:
+        """Bytes of the file of each image of x (B, 3, H, W) in [-1, 1]; None if no streams are written.
+
+        Raises UserError for a model whose weights or latents are not finite.
+        """
+        if not self.write_streams:
+            return None
+        if self._streams is None:
+            with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
+                self._streams = Streams(self.model)
+        with full_precision(x):
+            return [len(self._streams.write(image[None])) for image in x]
+
+    def on_validation_epoch_start(self) -> None:
+        self._streams = None  # the weights have changed
+
+    def on_test_epoch_start(self) -> None:
+        self._streams = None
+
+    def on_validation_epoch_end(self) -> None:
+        # Lightning would put the number of batches on the x axis.
+        self.log("step", float(self.global_step))
