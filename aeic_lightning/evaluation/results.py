@@ -100,7 +100,22 @@ class Curve:
     @property
     def name(self) -> str:
         """The labels in words."""
-        return " ".join(str(v) if k in ("role", "codec") else f"{k} {v}" for k, v in self.labels.items())
+        return _in_words(self.labels)
+
+
+_SPEAK_FOR_THEMSELVES = ("role", "codec", "dataset", "arm")
+
+
+def _in_words(labels: dict[str, Label]) -> str:
+    return " ".join(str(v) if k in _SPEAK_FOR_THEMSELVES else f"{k} {v}" for k, v in labels.items())
+
+
+def distinct_names(curves: Sequence[Curve]) -> list[str]:
+    """A name for each curve, of the labels in which they differ, and of what speaks for itself."""
+    labels = dict.fromkeys(label for curve in curves for label in curve.labels)
+    differ = [label for label in labels if len({curve.labels.get(label) for curve in curves}) > 1]
+    kept = {*differ, *_SPEAK_FOR_THEMSELVES}
+    return [_in_words({k: v for k, v in curve.labels.items() if k in kept}) or curve.name for curve in curves]
 
 
 def curves(results: Iterable[Result], by: Sequence[str] | None = None) -> list[Curve]:
@@ -280,12 +295,14 @@ def write_results(path: str | Path, results: Sequence[Result]) -> list[Path]:
     table = path.with_suffix(".csv")
     if path == table:
         raise UserError(f"{path}: results are written as JSON, and as CSV beside it; name a .json file")
-    text = json.dumps(
-        {"format": FORMAT, "results": [to_record(r, path.parent) for r in results]}, indent=1, allow_nan=False
-    )
-    write_whole(path, text + "\n")
+    write_json(path, {"format": FORMAT, "results": [to_record(result, path.parent) for result in results]})
     write_whole(table, csv_text(results))
     return [path, table]
+
+
+def write_json(path: str | Path, record: Any) -> None:
+    """Write plain values as JSON, whole or not at all, with null for what is not finite."""
+    write_whole(path, json.dumps(finite_or_null(record), indent=1, allow_nan=False) + "\n")
 
 
 def to_record(result: Result, base: str | Path = ".") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from aeic_lightning.evaluation.results import (
     Result,
     check_same_images,
     curves,
+    distinct_names,
     read_result,
     read_results,
     summary_rows,
@@ -133,6 +134,8 @@ def test_curves_differ_in_more_than_the_rate():
     pooled = curves(points, by=("role", "depth"))
     assert [len(curve.results) for curve in pooled] == [6, 6]
     assert pooled[1].labels == {"role": "student", "depth": 1}
+    same_role = [curve for curve in apart if curve.labels["role"] == "student"]
+    assert distinct_names(same_role) == ["student seed 0", "student seed 1"]
 
 
 def test_only_the_same_images_can_be_compared():
