@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": ("sweep", "run a list of experiments, each after those it needs, then compare them"),
     "compare": ("compare", "table, JSON and picture of finished runs side by side"),
     "bd-rate": ("bd_rate", "bits that curves spend against a reference at equal quality, with intervals"),
+    "report": ("report", "one self-contained page of runs and result files: curves, BD-rates, pictures, configs"),
     "compress": ("compress", "write images as .aeic files"),
     "decompress": ("decompress", "read .aeic files back as PNG"),
     "classify": ("classify", "name the classes of .aeic files, from the streams alone"),

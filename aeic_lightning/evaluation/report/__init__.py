@@ -1,0 +1,1 @@
+"""`report`: runs and result files as one page."""

@@ -1,0 +1,102 @@
+"use strict";
+(() => {
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const figures = read("figures"), pictures = read("pictures"), comparisons = read("comparisons");
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const config = {
+    responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    displayModeBar: touch ? false : "hover", toImageButtonOptions: { format: "svg" },
+  };
+  const chosen = {};  // plot -> name of its variant
+
+  const draw = (id) => {
+    const given = figures[id], figure = given.variants ? given.variants[chosen[id]] : given;
+    const plot = document.getElementById(id);
+    plot.closest("figure").hidden = !figure;  // a tap is of one side only
+    if (!figure) { Plotly.purge(plot); return; }
+    // A finger that drags scrolls the page; a mouse zooms into the plot.
+    const layout = { ...structuredClone(figure.layout), dragmode: touch ? false : "zoom", autosize: true };
+    return Plotly.react(plot, structuredClone(figure.data), layout, { ...config, toImageButtonOptions: { format: "svg", filename: id } });
+  };
+
+  for (const select of document.querySelectorAll("select[data-plots]")) {
+    const change = () => {
+      for (const id of select.dataset.plots.split(" ")) { chosen[id] = select.value; draw(id); }
+    };
+    for (const id of select.dataset.plots.split(" ")) chosen[id] = select.value;
+    select.addEventListener("change", change);
+  }
+  for (const id of Object.keys(figures)) draw(id);
+
+  const plotsOf = (set) => [...document.querySelectorAll(`#${set} .plot.js-plotly-plot`)];
+  const overRate = (plot) => figures[plot.id].data !== undefined;
+
+  for (const legend of document.querySelectorAll(".legend")) {
+    for (const button of legend.querySelectorAll("button")) {
+      button.addEventListener("click", () => {
+        const shown = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", shown);
+        for (const plot of plotsOf(legend.dataset.set).filter(overRate)) {
+          const traces = plot.data.flatMap((t, i) => (unescaped(t.legendgroup) === button.dataset.curve ? [i] : []));
+          if (traces.length) Plotly.restyle(plot, { visible: shown }, traces);
+        }
+      });
+    }
+  }
+  // Names in figures are escaped, since plotly reads HTML; a button's attribute is the name itself.
+  function unescaped(text) { return new DOMParser().parseFromString(text ?? "", "text/html").body.textContent; }
+
+  for (const box of document.querySelectorAll(".log-rate")) {
+    box.addEventListener("change", () => {
+      for (const plot of plotsOf(box.dataset.set).filter(overRate)) {
+        const ticks = figures[plot.id].layout.xaxis;
+        Plotly.relayout(plot, {
+          "xaxis.type": box.checked ? "log" : "linear", "xaxis.autorange": true,
+          "xaxis.tickvals": box.checked ? ticks.tickvals ?? null : null, "xaxis.ticktext": box.checked ? ticks.ticktext ?? null : null,
+          "xaxis.tickmode": box.checked && ticks.tickvals ? "array" : "auto",
+        });
+      }
+    });
+  }
+
+  for (const box of document.querySelectorAll(".compare")) {
+    const images = comparisons[box.dataset.set], find = (name) => box.querySelector(name);
+    const [image, left, right, range, stage] = [".image", ".left", ".right", "input", ".stage"].map(find);
+    const views = () => images[image.selectedIndex].views;
+    const show = () => {
+      for (const [side, select] of [["left", left], ["right", right]]) {
+        const view = views()[Math.max(0, select.selectedIndex)];
+        const picture = find(`.${side}-picture`);
+        // A small picture is not blown up to the width of the page.
+        if (side === "right") picture.onload = () => { stage.style.maxWidth = `${Math.max(320, Math.min(860, 2 * picture.naturalWidth))}px`; };
+        picture.src = pictures[view.picture];
+        picture.alt = `${image.value}, ${view.label}`;
+        find(`.${side}-said`).textContent = view.said ? `${view.label}: ${view.said}` : view.label;
+      }
+    };
+    const fill = () => {
+      const kept = [left.value, right.value];
+      for (const select of [left, right]) select.replaceChildren(...views().map((view) => new Option(view.label)));
+      const labels = views().map((view) => view.label);
+      left.selectedIndex = Math.max(0, labels.indexOf(kept[0]));
+      right.selectedIndex = labels.includes(kept[1]) ? labels.indexOf(kept[1]) : Math.min(1, labels.length - 1);
+      show();
+    };
+    image.addEventListener("change", fill);
+    left.addEventListener("change", show);
+    right.addEventListener("change", show);
+    range.addEventListener("input", () => stage.style.setProperty("--at", `${range.value / 10}%`));
+    fill();
+  }
+
+  // Plots have the width of the screen, and paper another: two columns of A4, or one.
+  const drawn = () => [...document.querySelectorAll(".js-plotly-plot")];
+  addEventListener("beforeprint", () => {
+    for (const plot of drawn()) {
+      const width = plot.closest(".single") ? 490 : 330;
+      Plotly.relayout(plot, { autosize: false, width });
+    }
+  });
+  addEventListener("afterprint", () => { for (const plot of drawn()) Plotly.relayout(plot, { autosize: true, width: null }); });
+  document.documentElement.dataset.drawn = "true";
+})();
