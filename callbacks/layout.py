@@ -1,5 +1,6 @@
 """How TensorBoard lays the runs side by side: charts that teacher and students share, and HParams columns."""
 
+import os
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,6 +34,7 @@ CHARTS = {
         "decoder side": ["train/distill/decoder/.*"],
     },
 }
+SHARED = {"arm": "-"}  # columns of every run, with what stands there for a run that says nothing
 FIGURES = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
 
 
@@ -40,9 +42,9 @@ class ComparisonLayout(Callback):
     """Writes the custom-scalars layout and the HParams columns, both once a run and into the run's own event files.
 
     Columns are `pl_module.hparam_columns()`, a flat dict of numbers, words and booleans that is known before `fit`
-    (role, depth, lambda, beta1, beta2, seed, arm). TensorBoard fills the metric columns with the last value of each
-    tag, so they show the final figures of fit and test. It takes the columns of the first run that it finds for all:
-    teacher and students should give the same keys.
+    (role, depth, widths, lambda, beta1, beta2 and the run's labels), and the seed. TensorBoard fills the metric columns
+    with the last value of each tag, so they show the final figures of fit and test. It takes the columns of the first
+    run that it finds for all, so every run has those of `SHARED`; labels beside them should be given to all runs.
 
     Args:
         figures: names of the metric columns; each stands for `val/<name>` and `test/<name>`.
@@ -59,6 +61,8 @@ class ComparisonLayout(Callback):
         if writer is None or self.written:
             return
         columns = dict(pl_module.hparam_columns()) if hasattr(pl_module, "hparam_columns") else {}
+        seed = os.environ.get("PL_GLOBAL_SEED")  # what seed_everything leaves
+        columns = SHARED | ({"seed": int(seed)} if seed else {}) | columns
         for name, value in columns.items():
             if not isinstance(value, int | float | str):
                 raise UserError(f"hparam_columns: {name} is {value!r}; give a number, a word or a boolean")

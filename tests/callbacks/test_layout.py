@@ -1,6 +1,8 @@
 import re
 
 import pytest
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -51,7 +53,7 @@ def test_columns_hold_the_final_figures_of_fit_and_test(
     fitted = {tag: value.item() for tag, value in trainer.callback_metrics.items() if tag.startswith("val/")}
     (tested,) = trainer.test(system, val_loader, verbose=False)
     ((columns, figures, status),) = session_groups(tmp_path).values()
-    assert columns == {"role": "student", "depth": 1, "lambda": 2.0, "seed": 0}
+    assert columns == {"role": "student", "depth": 1, "lambda": 2.0, "seed": 0, "arm": "-"}
     assert set(figures) == {
         f"{stage}/{name}" for stage in ("val", "test") for name in ("psnr", "ms_ssim", "bpp", "bpp_estimate")
     }
@@ -60,6 +62,33 @@ def test_columns_hold_the_final_figures_of_fit_and_test(
     first = events().Scalars("val/psnr")[0].value
     assert figures["val/psnr"] != pytest.approx(first, rel=1e-3)  # a figure that did move since
     assert [path for path in run_folder.iterdir() if path.is_dir()] == []  # no run inside the run
+
+
+def test_a_study_fills_every_column_of_every_run(trainer_of, val_loader, tmp_path):
+    """A teacher without an arm comes first, and its columns are everyone's; the seed is what the run was seeded with."""
+
+    class Labelled(TinySystem):
+        def __init__(self, columns):
+            super().__init__()
+            self.columns = columns
+
+        def hparam_columns(self):
+            return self.columns
+
+    shared = {"depth": 1, "lambda": 2.0, "beta1": 0.0, "beta2": 0.0, "widths": "8-16"}
+    runs = {
+        "a_teacher": {"role": "teacher", **shared},
+        "depth=1_arm=enc_lambda=2_seed=5": {"role": "distillation", **shared, "beta1": 0.5, "arm": "enc"},
+    }
+    for name, columns in runs.items():
+        seed_everything(5, verbose=False)
+        logger = TensorBoardLogger(tmp_path, name="", version=name)
+        trainer = trainer_of(ComparisonLayout(), QualityMetrics(**QUALITY), logger=logger)
+        trainer.validate(Labelled(columns), val_loader, verbose=False)
+    shown = session_groups(tmp_path)
+    assert {name: columns for name, (columns, _, _) in shown.items()} == {
+        name: {"arm": "-", "seed": 5} | columns for name, columns in runs.items()
+    }
 
 
 def test_lightnings_placeholder_does_not_take_the_columns(trainer_of, train_loader, val_loader, tmp_path):

@@ -196,20 +196,20 @@ def test_the_slider_moves_and_pictures_can_be_chosen(desktop):
 
 def test_legend_scale_and_hover(desktop):
     page, problems = desktop
-    button = page.locator(".legend button", has_text="student · depth 1 · enc").first
+    button = page.locator(".legend button", has_text="depth 1 · enc").first
     button.click()
     hidden = """name => document.getElementById("set0-psnr").data
         .filter(trace => trace.legendgroup === name && trace.visible === false).length"""
-    assert page.evaluate(hidden, "student · depth 1 · enc") == 2, "the mean and the single seeds"
+    assert page.evaluate(hidden, "depth 1 · enc") == 2, "the mean and the single seeds"
     assert page.evaluate(hidden, "teacher · depth 2") == 0
     button.click()
-    assert page.evaluate(hidden, "student · depth 1 · enc") == 0
+    assert page.evaluate(hidden, "depth 1 · enc") == 0
     kind = "document.getElementById('set0-psnr')._fullLayout.xaxis.type"
     assert page.evaluate(kind) == "log"
     page.locator(".log-rate").first.uncheck()
     assert page.evaluate(kind) == "linear"
 
-    index = "document.getElementById('set0-psnr').data.findIndex(t => t.name === 'student · depth 1 · enc')"
+    index = "document.getElementById('set0-psnr').data.findIndex(t => t.name === 'depth 1 · enc')"
     page.evaluate(f"Plotly.Fx.hover('set0-psnr', [{{curveNumber: {index}, pointNumber: 2}}])")
     said = page.locator("#set0-psnr .hoverlayer").text_content()
     assert HOSTILE[:20] in said, "the run, in letters"
@@ -260,7 +260,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_the_table_has_the_bd_rates(report, study):
     by_name = {c.name: c for c in group(study)}
-    reference, test = by_name["teacher · depth 2"], by_name["student · depth 1 · none"]
+    reference, test = by_name["teacher · depth 2"], by_name["depth 1 · none"]
     expected = bd_rate(reference.results, test.results, "psnr", resamples=20)
     assert expected.percent == pytest.approx(30, abs=3), "by construction"
     (row, *_) = [row for row in cells(report.read_text()) if row and row[0] == test.name and row[1].endswith("%")]
@@ -280,7 +280,7 @@ def test_points_are_means_over_seeds(report, study):
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.S)[1])
     lines = {trace["name"]: trace for trace in figures["set0-psnr"]["data"] if "lines" in trace["mode"]}
     pair = [r for r in study if r.labels.get("arm") == "none" and r.labels["depth"] == 1 and r.labels["lambda"] == 4.0]
-    line = lines["student · depth 1 · none"]
+    line = lines["depth 1 · none"]
     assert line["x"][0] == pytest.approx(sum(r.figure("bpp") for r in pair) / 2)
     assert line["y"][0] == pytest.approx(sum(r.figure("psnr") for r in pair) / 2)
     assert line["x"] == sorted(line["x"])
@@ -435,3 +435,19 @@ def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, words, mess
     assert message in said
     assert "\n" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_have_the_shortest_names_that_tell_them_apart():
+    def names(*labels):
+        return [c.name for c in group([Result(f"run{i}", "run", own, {}) for i, own in enumerate(labels)])]
+
+    assert names({"role": "teacher", "depth": 2}, {"role": "student", "depth": 1}) == [
+        "teacher · depth 2",
+        "student · depth 1",
+    ]
+    assert names(
+        {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 1},
+        {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 2},
+        {"role": "student", "depth": 1, "arm": "none", "stage": 2},
+    ) == ["depth 1 · enc · stage 1", "depth 1 · enc · stage 2", "depth 1 · none"]
+    assert names({"role": "student"}, {"role": "student"}) == ["student · run0", "student · run1"]

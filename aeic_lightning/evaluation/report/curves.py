@@ -214,18 +214,29 @@ def _curve(name: str, members: list[Result]) -> Curve:
 
 
 def _names(parts: list[list[Result]]) -> list[str]:
-    """The shortest labels that tell curves apart; the run's name where labels do not."""
+    """The shortest labels that tell curves apart; the run's name where labels do not.
+
+    An arm of a study says more than the class that trained it, and stands in its place.
+    """
     labels = [_fixed(members[0]) for members in parts]
-    extra = [k for k in dict.fromkeys(k for own in labels for k in own) if k not in NAMING]
-    naming = [k for k in NAMING if k != "dataset" or len({own.get(k) for own in labels}) > 1]
-    for more in [[], *([key] for key in extra), extra]:
-        names = [" · ".join(label_text(k, own[k]) for k in (*naming, *more) if k in own) for own in labels]
-        if len({*names} - {""}) == len(names):
-            return names
-    names = [" · ".join(label_text(k, own[k]) for k in naming if k in own) for own in labels]
-    own_names = [re.sub(r"_q\d+$", "", m[0].name) if len(m) > 1 else m[0].name for m in parts]
+    several = len({own.get("dataset") for own in labels}) > 1
+    names = []
+    for own in labels:
+        keys = [k for k in NAMING if k in own and (k != "dataset" or several) and not (k == "role" and "arm" in own)]
+        names.append(" · ".join(label_text(k, own[k]) for k in keys))
+    # What is called alike gets one label more, the first that tells it apart.
+    for key in dict.fromkeys(k for own in labels for k in own if k not in NAMING or k == "role"):
+        alike = {name for name in names if names.count(name) > 1}
+        longer = [
+            f"{n} · {label_text(key, own[key])}" if key in own else n for n, own in zip(names, labels, strict=True)
+        ]
+        for name in alike:
+            places = [i for i, other in enumerate(names) if other == name]
+            if len({longer[i] for i in places}) == len(places):
+                names = [longer[i] if i in places else other for i, other in enumerate(names)]
     said: list[str] = []
-    for label, own in zip(names, own_names, strict=True):
+    for label, members in zip(names, parts, strict=True):
+        own = re.sub(r"_q\d+$", "", members[0].name) if len(members) > 1 else members[0].name
         name = label if label and names.count(label) == 1 else " · ".join(filter(None, [label, own]))
         said.append(name if name not in said else f"{name} ({1 + sum(other.startswith(name) for other in said)})")
     return said

@@ -155,13 +155,13 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
         looks: see `styles`.
     """
     figure = go.Figure()
-    arms: dict[tuple, list[Point]] = {}
+    arms: dict[str, list[Point]] = {}
     for point in points:
-        arms.setdefault((point.curve.labels.get("role"), point.curve.labels.get("arm")), []).append(point)
-    for (role, arm), members in arms.items():
+        labels = point.curve.labels
+        arms.setdefault(str(labels.get("arm", labels.get("role", point.curve.name))), []).append(point)
+    for name, members in arms.items():
         placed = sorted(members, key=lambda point: macs(point.curve, part))
         own = [looks[point.curve.name] for point in placed]
-        name = " · ".join(str(word) for word in (role, arm) if word is not None) or placed[0].curve.name
         bars = [point.interval or (point.value, point.value) for point in placed]
         figure.add_scatter(
             x=[macs(point.curve, part) for point in placed], y=[point.value for point in placed],
