@@ -65,7 +65,7 @@ def test_columns_hold_the_final_figures_of_fit_and_test(
 
 
 def test_a_study_fills_every_column_of_every_run(trainer_of, val_loader, tmp_path):
-    """A teacher without an arm comes first, and its columns are everyone's; the seed is what the run was seeded with."""
+    """A teacher without an arm comes first, and its columns are everyone's; the seed is that of the run."""
 
     class Labelled(TinySystem):
         def __init__(self, columns):
