@@ -53,6 +53,11 @@ class CodecConfig:
     l_res_channels: int = 256
     skip_threshold: float | None = 0.08
 
+    @property
+    def depth(self) -> int | str:
+        """The encoder's depth: one number where all stages have the same, else all of them, as in 1-1-2-2-2."""
+        return self.depths[0] if len(set(self.depths)) == 1 else "-".join(map(str, self.depths))
+
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
         if len(self.widths) != len(self.depths):

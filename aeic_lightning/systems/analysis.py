@@ -87,6 +87,7 @@ class AnalysisSystem(EvaluatedSystem):
         init_from: checkpoint of step 1, of the same sizes.
         teacher: classifier to distil from, with `loss.distillation` above 0.
         write_streams: whether validation and test of step 2 write each image's file, whose bytes are `bpp`.
+        labels: as in `CompressionSystem`.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class AnalysisSystem(EvaluatedSystem):
         init_from: str | None = None,
         teacher: TeacherConfig | None = None,
         write_streams: bool = True,
+        labels: dict[str, int | float | str] | None = None,
     ) -> None:
         super().__init__()
         loss.check()
@@ -110,6 +112,7 @@ class AnalysisSystem(EvaluatedSystem):
         self.optimization = optimization
         self.init_from = init_from
         self.write_streams = write_streams and self.quantise
+        self.labels = labels or {}
         classes = analysis.transformer.classes
         self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
         self.targets = SoftTargets(classes, loss.mixup, loss.label_smoothing)
@@ -190,7 +193,7 @@ class AnalysisSystem(EvaluatedSystem):
             "rate": self.loss.rate,
             "alpha": self.loss.alpha,
             "beta": self.loss.beta,
-        }
+        } | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model_config"] = self.model.config | {"class_names": trained_classes(self.trainer)}
@@ -322,7 +325,8 @@ class AEICAnalysisSystem(CompressionSystem):
         }
 
     def hparam_columns(self) -> dict[str, Any]:
-        return super().hparam_columns() | {"reads": self.reads, "train_codec": self.train_codec, "alpha": self.alpha}
+        own = {"reads": self.reads, "train_codec": self.train_codec, "alpha": self.alpha}
+        return super().hparam_columns() | own | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -75,6 +75,8 @@ class CompressionSystem(EvaluatedSystem):
         init_from: checkpoint of the stage before, of the same sizes; the whole model starts from it.
         write_streams: whether validation and test write each image's file, whose bytes are `bpp`; entropy coding
             is done on the CPU. Without it there is `bpp_estimate` alone.
+        labels: what tells this run from others in a study, such as {arm: enc_dec, seed: 0}: columns of TensorBoard's
+            HParams view, and what the report groups by.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class CompressionSystem(EvaluatedSystem):
         optimization: OptimizationConfig,
         init_from: str | None = None,
         write_streams: bool = True,
+        labels: dict[str, int | float | str] | None = None,
     ) -> None:
         super().__init__()
         optimization.check()
@@ -96,6 +99,7 @@ class CompressionSystem(EvaluatedSystem):
         self.discriminator = ProjectedDiscriminator(optimization.discriminator) if loss.adversarial else None
         self.init_from = init_from
         self.write_streams = write_streams
+        self.labels = labels or {}
         self._accumulated = 0
 
     def setup(self, stage: str) -> None:
@@ -218,12 +222,13 @@ class CompressionSystem(EvaluatedSystem):
             "role": type(self).__name__.removesuffix("System").lower(),
             # A number where there is one, so that TensorBoard can sort and filter by it.
             "depth": codec.depths[0] if len(set(codec.depths)) == 1 else "-".join(map(str, codec.depths)),
+            "depth": codec.depth,
             "widths": "-".join(map(str, codec.widths)),
             "lambda": loss.rate,
             "adversarial": loss.adversarial,
             "beta1": 0.0,
             "beta2": 0.0,
-        }
+        } | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model_config"] = self.model.config

@@ -106,4 +106,4 @@ class DistillationSystem(StudentSystem):
         return total, cached | terms | {f"distill/{name}": value for name, value in taps.items()}
 
     def hparam_columns(self) -> dict[str, Any]:
-        return super().hparam_columns() | {"beta1": self.beta1, "beta2": self.beta2}
+        return super().hparam_columns() | {"beta1": self.beta1, "beta2": self.beta2} | self.labels
