@@ -137,8 +137,17 @@ def figures(root: Path) -> dict[str, dict]:
 
 def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path):
     def command(root: str) -> list[str]:
-        small = [f"--set.{word}" for word in ("vars.steps=4", "vars.val_every=4", "data.init_args.crop_size=128",
-                 "vars.save_every=1", "data.init_args.batch_size=1", "data.init_args.val_max_size=[128,192]")]
+        small = [
+            f"--set.{word}"
+            for word in (
+                "vars.steps=4",
+                "vars.val_every=4",
+                "data.init_args.crop_size=128",
+                "vars.save_every=1",
+                "data.init_args.batch_size=1",
+                "data.init_args.val_max_size=[128,192]",
+            )
+        ]
         file = tmp_path / "sweep.yaml"
         teachers = ROOT / "experiments" / "sweeps" / "encoder_depth"
         file.write_text(
