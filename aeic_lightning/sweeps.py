@@ -20,9 +20,9 @@ A sweep file:
     report: {out: results/mine, reference: {arm: teacher}, metrics: [psnr, lpips_lite0]}
 
 An axis of a grid is a list of values, or a mapping from a value's name to settings: `arm: {short: {vars.steps: 50}}`.
-`{axis}` in name, config, needs, set and labels stands for its value. Every run gets `vars.root` and `vars.name`, so that
-its folder is root/name, then its own settings, then its point of the grid and `labels` as `model.init_args.labels`,
-by which TensorBoard and the report tell runs apart.
+`{axis}` in name, config, needs, set and labels stands for its value. Every run gets `vars.root` and `vars.name`, so
+that its folder is root/name, then its own settings, then its point of the grid and `labels` as
+`model.init_args.labels`, by which TensorBoard and the report tell runs apart.
 
 A run is done when its folder holds the file `finished`. Whatever is killed, the sweep included, goes on from its last
 checkpoint when the sweep is started again; the number of threads stays the same, and so do the results.

@@ -55,7 +55,7 @@ class CodecConfig:
 
     @property
     def depth(self) -> int | str:
-        """The encoder's depth: one number where all stages have the same, else all of them, as in 1-1-2-2-2."""
+        """The encoder's depth: a number where all stages have the same, so that it sorts; else all, as in 1-1-2-2-2."""
         return self.depths[0] if len(set(self.depths)) == 1 else "-".join(map(str, self.depths))
 
     def check(self) -> None:

@@ -220,8 +220,6 @@ class CompressionSystem(EvaluatedSystem):
         codec, loss = self.model.codec.config, self.loss.config
         return {
             "role": type(self).__name__.removesuffix("System").lower(),
-            # A number where there is one, so that TensorBoard can sort and filter by it.
-            "depth": codec.depths[0] if len(set(codec.depths)) == 1 else "-".join(map(str, codec.depths)),
             "depth": codec.depth,
             "widths": "-".join(map(str, codec.widths)),
             "lambda": loss.rate,
