@@ -17,12 +17,15 @@ A sweep file:
         needs: [teacher]
         set: {vars.depth: "{depth}", vars.lambda: "{lambda}"}        # settings, as on the command line
     compare: {runs: [teacher, "depth={depth}..."], out: results/mine}     # by: accuracy, for classifying runs
-    report: {out: results/mine, reference: {arm: teacher}, metrics: [psnr, lpips_lite0]}
+    report: {out: results/mine, title: ..., select: {stage: 2}, reference: {arm: teacher}, metrics: [psnr], files: []}
 
 An axis of a grid is a list of values, or a mapping from a value's name to settings: `arm: {short: {vars.steps: 50}}`.
 `{axis}` in name, config, needs, set and labels stands for its value. Every run gets `vars.root` and `vars.name`, so
 that its folder is root/name, then its own settings, then its point of the grid and `labels` as
 `model.init_args.labels`, by which TensorBoard and the report tell runs apart.
+
+`report` writes, of the runs whose labels are as in `select`: results.json and .csv, a table of BD-rates against the
+curve with the labels of `reference` (bd_rate.json and .md), and index.html, which also shows the result `files`.
 
 A run is done when its folder holds the file `finished`. Whatever is killed, the sweep included, goes on from its last
 checkpoint when the sweep is started again; the number of threads stays the same, and so do the results.
@@ -51,6 +54,7 @@ from aeic_lightning.config import load_config
 RECORD = "finished"  # file in a run folder that says the run is complete
 SETTINGS = "sweep.json"  # file in a run folder with the resolved config that the sweep started it with
 LOG = "log.txt"  # file in a run folder with all that the run has said
+REPORT_KEYS = {"out", "title", "select", "reference", "metrics", "files"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "executor", "compare", "report"}
 
@@ -178,14 +182,24 @@ def _count(entry: dict[str, Any], name: str, default: int, file: Path) -> int:
     return value
 
 
+def _labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
+    """The runs that have all these labels."""
+    wanted = {f"model.init_args.labels.{label}": str(value) for label, value in labels.items()}
+    return [run for run in runs if wanted.items() <= {key: str(value) for key, value in run.settings.items()}.items()]
+
+
 def _check_ends(sweep: Sweep, file: Path) -> None:
     if sweep.cluster not in ("local", "slurm"):
         raise UserError(f"{file}: cluster is {sweep.cluster}; it is local or slurm")
     names = {run.name for run in sweep.runs}
-    for what, end in (("compare", sweep.compare), ("report", sweep.report)):
-        for name in end.get("runs") or []:
-            if name not in names:
-                raise UserError(f"{file}: {what} names {name}, which is no run of the sweep")
+    for name in sweep.compare.get("runs") or []:
+        if name not in names:
+            raise UserError(f"{file}: compare names {name}, which is no run of the sweep")
+    if sweep.report:
+        _only(sweep.report, REPORT_KEYS, f"{file}: report", needed=("out", "reference"))
+        for part in ("select", "reference"):
+            if not _labelled(sweep.runs, sweep.report.get(part) or {}):
+                raise UserError(f"{file}: report: no run has the labels of {part}: {sweep.report[part]}")
     by = sweep.compare.get("by", "quality")
     if by not in ("quality", "accuracy"):
         raise UserError(f"{file}: compare by {by}; it is by quality or by accuracy")
@@ -381,6 +395,8 @@ class Tail:
 
 
 def _finish(sweep: Sweep) -> None:
+    if sweep.report:
+        _report(sweep)
     if names := sweep.compare.get("runs"):
         folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
         if sweep.compare.get("by", "quality") == "accuracy":
@@ -391,3 +407,36 @@ def _finish(sweep: Sweep) -> None:
             from aeic_lightning.evaluation.comparison import compare_runs
 
             compare_runs(folders, out)
+
+
+def _report(sweep: Sweep) -> None:
+    from aeic_lightning.evaluation.bd_rate import bd_rates, common_metrics, markdown_table, to_records
+    from aeic_lightning.evaluation.images import write_whole
+    from aeic_lightning.evaluation.report.page import write_report
+    from aeic_lightning.evaluation.results import RATE_LABELS, curves, read_results, write_json, write_results
+
+    wanted, out = sweep.report, Path(sweep.report["out"])
+    folders = [run.folder for run in _labelled(sweep.runs, wanted.get("select") or {})]
+    results = read_results(folders)
+    write_results(out / "results.json", results)
+    labels = dict.fromkeys(
+        label for result in results for label in result.labels if label not in ("seed", *RATE_LABELS)
+    )
+    reference, *more = _curves_with(curves(results, list(labels)), wanted["reference"])
+    if more:
+        raise UserError(f"report: {wanted['reference']} is {1 + len(more)} curves; add labels until it is one")
+    tests = [curve for curve in curves(results, list(labels)) if curve.labels != reference.labels]
+    rows = bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
+    write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
+    write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
+    print(markdown_table(rows))
+    words = ",".join(f"{label}={value}" for label, value in wanted["reference"].items())
+    said = write_report(
+        [*folders, *map(Path, wanted.get("files") or [])], out / "index.html", [words],
+        title=wanted.get("title", "Rate, distortion and perception"), command=shlex.join(sys.argv),
+    )  # fmt: skip
+    print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
+
+
+def _curves_with(curves: list[Any], labels: dict[str, Any]) -> list[Any]:
+    return [c for c in curves if all(str(c.labels.get(label)) == str(value) for label, value in labels.items())]

@@ -1,11 +1,14 @@
 """Every experiment file runs for two steps, with its own classes and sizes, on crops of 128 pixels."""
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from aeic_lightning.cli import main
+from aeic_lightning.sweeps import RECORD, read_sweep, run_sweep
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "experiments" / "tiny"
@@ -36,3 +39,43 @@ def test_two_steps(root, name, monkeypatch):
     assert saved["global_step"] == 2
     for file in ("config.yaml", "run.json", "metrics_val.json", "rate_distortion.png", "reconstructions/chelsea.png"):
         assert (folder / file).is_file(), file
+
+
+SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"
+SMALL = ["set.vars.steps=2", "set.vars.val_every=2", "set.data.init_args.batch_size=1",
+         "set.data.init_args.crop_size=128", "set.data.init_args.val_max_size=[192,192]"]  # fmt: skip
+ONE = ["vars.depths=[1]", "vars.lambdas=[1]"]
+
+
+def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd):
+    """One point of its grid: every file of the study for two steps, then table and page of all ten runs."""
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(SWEEP, [*ONE, *SMALL, f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"])
+    assert {run.config for run in sweep.runs} == set(SWEEP.with_suffix("").glob("*_stage*.yaml"))
+    for run in sweep.runs:
+        assert main(run.command[3:]) == 0, run.name
+        (run.folder / RECORD).touch()
+    assert run_sweep(sweep) == 0
+    selected = [run.name for run in sweep.runs if "stage1" not in run.name]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [result["name"] for result in results] == selected
+    assert {result["labels"]["arm"] for result in results} == {
+        "teacher", "none", "enc", "enc_dec", "scratch", "teacher_hr"
+    }  # fmt: skip
+    assert "refused" in (tmp_path / "out" / "bd_rate.md").read_text()  # one rate is no curve
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert all(name in page for name in selected)
+    assert "all 10 runs done" in capfd.readouterr().out
+
+
+def test_the_depth_study_is_the_whole_grid_with_its_controls():
+    runs = read_sweep(SWEEP, []).runs
+    students = [run for run in runs if run.name.startswith("depth=") and "scratch" not in run.name]
+    grid = {tuple(run.settings[f"model.init_args.labels.{axis}"] for axis in ("depth", "arm", "lambda", "seed"))
+            for run in students}  # fmt: skip
+    assert grid == set(itertools.product([1, 2, 3], ["none", "enc", "enc_dec"], [0.4, 1.2, 4, 12], [0]))
+    for run in runs:  # what a run starts from is what it waits for
+        resolved = run.resolved()["model"]["init_args"]
+        for path in (resolved.get(name) for name in ("init_from", "receiver_from", "teacher")):
+            if path:
+                assert Path(path).parent.parent.name in run.needs, run.name
