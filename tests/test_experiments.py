@@ -79,3 +79,15 @@ def test_the_depth_study_is_the_whole_grid_with_its_controls():
         for path in (resolved.get(name) for name in ("init_from", "receiver_from", "teacher")):
             if path:
                 assert Path(path).parent.parent.name in run.needs, run.name
+
+
+def test_the_check_of_a_cluster_is_two_runs_of_the_study():
+    """scripts/slurm_one_machine.sh runs it; here it is only read."""
+    sweep = read_sweep(SWEEP.with_name("two_runs.yaml"), [])
+    teacher, student = sweep.runs
+    assert sweep.cluster == "slurm"
+    assert student.needs == [teacher.name]
+    assert {teacher.config, student.config} <= set(SWEEP.with_suffix("").glob("*_stage1*.yaml"))
+    for run in sweep.runs:
+        config = run.resolved()
+        assert config["trainer"]["max_steps"] == config["trainer"]["val_check_interval"] == 4
