@@ -176,7 +176,7 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
         )  # fmt: skip
     words = {"g_a": "g_a, MACs per pixel", "encode": "all that the sender runs, MACs per pixel"}[part]
     made = _finished(figure, words, title, log_x=True)
-    return with_legend(made)
+    return with_legend(made, rows=2)
 
 
 def macs(curve: Curve, part: str) -> float | None:
