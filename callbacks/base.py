@@ -1,7 +1,6 @@
 """What the callbacks share: the run folder, the step, the evaluated images, the random state."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,12 +133,3 @@ def gather(trainer: Trainer, value: Any) -> list[Any]:
     values = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
-
-
-@contextmanager
-def own_random_state(seed: int = 0) -> Iterator[None]:
-    """Draws inside come from a fresh CPU stream, and the global stream goes on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would reseed the GPUs too.
-        torch.random.default_generator.manual_seed(seed)
-        yield

@@ -1,18 +1,14 @@
 """Per-image quality and rate of every validation and test, on 8-bit reconstructions."""
 
-import json
-import math
-import zlib
 from collections.abc import Sequence
 from importlib.metadata import version
 
 from lightning.pytorch import LightningModule, Trainer
 
 from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import bits_per_pixel, from_uint8, ms_ssim, ms_ssim_fits, psnr, write_whole
-from aeic_lightning.losses.dists import DISTS
-from aeic_lightning.losses.lpips import LPIPS
-from callbacks.base import OnEvaluation, Pair, gather, generator_step, own_random_state
+from aeic_lightning.evaluation.quality import DESCRIBED, ImageQuality
+from aeic_lightning.evaluation.results import summary_rows, write_json
+from callbacks.base import OnEvaluation, Pair, gather, generator_step
 from callbacks.distribution import PatchFID
 
 
@@ -28,7 +24,7 @@ class QualityMetrics(OnEvaluation):
          "metrics": {"psnr": {"mean": 21.3, "images": 24}, ...},          means over images
          "set_metrics": {"fid_lite0": {"value": 40.2, "patches": 512}},   of the whole set, from PatchFID
          "images": [{"name", "height", "width", "crc32", "bits_estimate", "bpp_estimate", "bytes", "bpp", ...}, ...],
-         "backbones": {"lpips_lite0": "lite0", ...},
+         "metric_info": {"lpips_lite0": {"backbone", "weights", "version", "options"}, ...},
          "versions": {"torch", "torchmetrics", "lpips", "timm"}}
 
     `crc32` is of the original's 8-bit pixels: two runs compared by name should agree in it. A figure that is not
@@ -49,51 +45,30 @@ class QualityMetrics(OnEvaluation):
         lpips: Sequence[str] | None = None,
         dists: Sequence[str] | None = None,
     ) -> None:
-        self.ms_ssim = ms_ssim
-        self.lpips = [backbone] if lpips is None else list(lpips)
-        self.dists = [backbone] if dists is None else list(dists)
-        self.backbones: dict[str, str] = {}
+        self.options = {
+            "ms_ssim": ms_ssim,
+            "lpips": [backbone] if lpips is None else list(lpips),
+            "dists": [backbone] if dists is None else list(dists),
+        }
+        self.quality: ImageQuality | None = None
         self.rows: list[dict] = []  # one an image, of the last validation or test
         self.means: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if not self.backbones:
-            # Building a network may draw initial weights, even when a file then overwrites them.
-            with own_random_state():
-                built = [(LPIPS(b), b) for b in self.lpips] + [(DISTS(b), b) for b in self.dists]
-            self.networks = [network for network, _ in built]
-            self.backbones = {network.name: backbone for network, backbone in built}
+        if self.quality is None:
+            self.quality = ImageQuality(**self.options)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows, self.means = [], {}
-        for network in self.networks:
-            network.to(pl_module.device)
+        self.quality.to(pl_module.device)
 
     def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
-        height, width = pair.x.shape[-2:]
-        x8, x8_hat = pair.x[None], pair.x_hat[None]
-        row = {
-            "name": pair.name,
-            "height": height,
-            "width": width,
-            "crc32": zlib.crc32(pair.x.cpu().numpy()),
-            "bits_estimate": pair.bits,
-            "bpp_estimate": bits_per_pixel(pair.bits, height, width),
-            "psnr": psnr(x8_hat, x8).item(),
-        }
-        if pair.bytes is not None:
-            row |= {"bytes": pair.bytes, "bpp": bits_per_pixel(8 * pair.bytes, height, width)}
-        if self.ms_ssim and ms_ssim_fits(height, width):
-            row["ms_ssim"] = ms_ssim(x8_hat, x8).item()
-        x, x_hat = from_uint8(x8), from_uint8(x8_hat)
-        for network in self.networks:
-            row[network.name] = network(x_hat, x).item()
-        self.rows.append(row)
+        self.rows.append(self.quality.row(pair.name, pair.x, pair.x_hat, pair.bits, pair.bytes))
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = each_image_once(gather(trainer, self.rows))
-        self.means = {name: math.fsum(column) / len(column) for name, column in self._columns().items()}
+        self.means = {name: figure["mean"] for name, figure in summary_rows(self.rows, DESCRIBED).items()}
         for name, mean in self.means.items():
             # Every rank holds the same mean already; sync_dist only keeps Lightning from warning.
             pl_module.log(f"{self.stage}/{name}", mean, sync_dist=True)
@@ -101,22 +76,23 @@ class QualityMetrics(OnEvaluation):
     def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        columns = self._columns()
+        patches = [c for c in trainer.callbacks if isinstance(c, PatchFID)]
         record = {
             "step": generator_step(trainer, pl_module),
-            "metrics": {name: {"mean": mean, "images": len(columns[name])} for name, mean in self.means.items()},
-            "set_metrics": {k: v for c in trainer.callbacks if isinstance(c, PatchFID) for k, v in c.figures.items()},
+            "metrics": summary_rows(self.rows, DESCRIBED),
+            "set_metrics": {name: figure for c in patches for name, figure in c.figures.items()},
             "images": self.rows,
-            "backbones": self.backbones,
+            "metric_info": self._metric_info(patches),
             "versions": {package: version(package) for package in ("torch", "torchmetrics", "lpips", "timm")},
         }
-        text = json.dumps(_finite_or_null(record), indent=1, allow_nan=False)
-        write_whole(self.folder / f"metrics_{self.stage}.json", text + "\n")
+        write_json(self.folder / f"metrics_{self.stage}.json", record)
 
-    def _columns(self) -> dict[str, list[float]]:
-        described = ("name", "height", "width", "crc32", "bytes", "bits_estimate")
-        names = dict.fromkeys(key for row in self.rows for key in row if key not in described)
-        return {name: [row[name] for row in self.rows if name in row] for name in names}
+    def _metric_info(self, patches: Sequence[PatchFID]) -> dict[str, dict]:
+        info = dict(self.quality.info)
+        for callback in patches:
+            info |= callback.patches.info
+        measured = {*self.means, *(name for callback in patches for name in callback.figures)}
+        return {name: entry for name, entry in info.items() if name in measured}
 
 
 def each_image_once(ranks: Sequence[Sequence[dict]]) -> list[dict]:
@@ -130,11 +106,3 @@ def each_image_once(ranks: Sequence[Sequence[dict]]) -> list[dict]:
         if known["crc32"] != row["crc32"]:
             raise UserError(f"two images are called {row['name']!r}: give each image of the set a name of its own")
     return [rows[name] for name in sorted(rows)]
-
-
-def _finite_or_null(value):
-    if isinstance(value, dict):
-        return {key: _finite_or_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite_or_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -203,7 +203,7 @@ def _read_run(folder: Path) -> Result:
             metrics=figures["metrics"],
             set_metrics=figures.get("set_metrics", {}),
             images=images,
-            metric_info=_metric_info(figures, config),
+            metric_info=with_part_in_training(figures.get("metric_info", {}), config),
             costs=encoder_costs(config),
             command=record["command"],
             git=record["git"],
@@ -246,6 +246,35 @@ def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
     return labels | (settings.get("labels") or {})
 
 
+def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`metric_info` with `in_training`: whether the loss of a config is the figure, or uses its network, or neither.
+
+    A figure that was trained on flatters; one that is held out does not.
+    """
+    loss = config["model"]["init_args"].get("loss") or {}
+    optimization = config["model"]["init_args"].get("optimization") or {}
+    lpips, dists = loss.get("lpips_backbone", "lite0"), loss.get("dists_backbone", "lite0")
+    terms = {  # term of the loss: (the figure that it is, the network behind it)
+        "rate": ("bpp_estimate", None),
+        "mse": ("psnr", None),
+        "lpips": (f"lpips_{lpips}", lpips),
+        "edge_dists": ("dists" if dists == "vgg" else f"dists_{dists}", dists),
+        "semantic": (None, loss.get("semantic_backbone", "lite0")),
+        "adversarial": (None, optimization.get("discriminator", "lite0")),
+    }
+    trained = [terms[name] for name in terms if loss.get(name)]
+    figures, networks = {figure for figure, _ in trained}, {network for _, network in trained} - {None}
+
+    def part(name: str, entry: dict[str, Any]) -> str:
+        if name in figures:
+            return "in the loss"
+        return "its network is in the loss" if entry.get("backbone") in networks else "held out"
+
+    return {name: entry | {"in_training": part(name, entry)} for name, entry in info.items() if name != "bpp"} | {
+        name: entry for name, entry in info.items() if name == "bpp"
+    }
+
+
 def encoder_costs(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     """Parameters and MACs per pixel of g_a, and of all that the sender runs; None for another kind of model."""
     settings = config["model"]["init_args"]
@@ -268,17 +297,6 @@ def _costs(config: str) -> dict[str, dict[str, float]]:
         "encoder_macs_per_pixel": {part: costs[part].macs_per_pixel for part in ("g_a", "encode")},
         "encoder_parameters": {part: costs[part].parameters for part in ("g_a", "encode")},
     }
-
-
-def _metric_info(figures: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    backbones, versions = figures.get("backbones", {}), figures.get("versions", {})
-    callbacks = config.get("trainer", {}).get("callbacks") or []
-    options = {c["class_path"].rsplit(".", 1)[-1]: c.get("init_args") or {} for c in callbacks}
-    patches = options.get("PatchFID", {})
-    info = {name: {"backbone": backbones.get(name), "version": versions, "options": {}} for name in figures["metrics"]}
-    for name in figures.get("set_metrics", {}):
-        info[name] = {"backbone": patches.get("backbone"), "version": versions, "options": patches}
-    return info
 
 
 def _pictures(folder: Path, images: list[dict[str, Any]]) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from aeic_lightning import UserError
 from aeic_lightning.evaluation.images import from_uint8
+from aeic_lightning.evaluation.patches import fingerprint
 from aeic_lightning.losses.dists import DISTS
 from aeic_lightning.losses.lpips import LPIPS
 from callbacks.distribution import PatchFID
@@ -61,7 +62,9 @@ def test_the_file_holds_what_was_logged(system, trainer_of, val_loader, run_fold
         column = [row[name] for row in record["images"] if name in row]
         assert figure == {"mean": pytest.approx(np.mean(column), rel=1e-12), "images": len(column)}
         assert logged[f"val/{name}"] == pytest.approx(figure["mean"], rel=1e-6)
-    assert record["backbones"] == {"lpips_lite0": "lite0", "dists_lite0": "lite0"}
+    assert set(record["metric_info"]) == set(record["metrics"])
+    assert record["metric_info"]["lpips_lite0"]["backbone"] == "lite0"
+    assert record["metric_info"]["lpips_lite0"]["weights"] == fingerprint(LPIPS("lite0").backbone)
     assert record["versions"] == {name: version(name) for name in ("torch", "torchmetrics", "lpips", "timm")}
     assert not [path for path in run_folder.iterdir() if path.name.startswith(".")]
 

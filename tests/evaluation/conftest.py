@@ -22,7 +22,8 @@ def make_run(tmp_path, codec_config, decoder_config):
         for key in dict.fromkeys(key for row in images for key in row if key not in described):
             column = [row[key] for row in images if key in row]
             means[key] = {"mean": sum(column) / len(column), "images": len(column)}
-        figures = {"step": 5, "images": images, "metrics": means, "set_metrics": {}, "backbones": {}, "versions": {}}
+        figures = {"step": 5, "images": images, "metrics": means, "set_metrics": {}}
+        figures["metric_info"] = {name: {"backbone": None, "version": "1", "options": {}} for name in means}
         (folder / "metrics_val.json").write_text(json.dumps(figures))
         record = {"command": f"fit {name}", "git": None, "seed": seed, "versions": {"torch": "2"}}
         (folder / "run.json").write_text(json.dumps(record))
