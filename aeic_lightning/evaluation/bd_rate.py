@@ -23,6 +23,7 @@ MIN_OVERLAP = 0.5
 MIN_POINTS = 3
 RATES = ("bpp", "bpp_estimate")
 HIGHER_IS_BETTER = ("psnr", "ms_ssim")
+NO_QUALITY = (*RATES, "encode_seconds", "decode_seconds")
 DEFINED = 0.95  # of the resamples must give a BD-rate, or there is no interval
 
 
@@ -169,10 +170,14 @@ def bd_rates(reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], *
 
 
 def common_metrics(results: Iterable[Result]) -> list[str]:
-    """Figures other than rates that every result has, in the order of the first."""
+    """Figures other than rates and times that every result has, in the order of the first."""
     results = list(results)
     names = dict.fromkeys([*results[0].metrics, *results[0].set_metrics]) if results else {}
-    return [n for n in names if n not in RATES and all(n in r.metrics or n in r.set_metrics for r in results)]
+
+    def has(result: Result, name: str) -> bool:
+        return name in result.metrics or result.set_metrics.get(name, {}).get("value") is not None
+
+    return [name for name in names if name not in NO_QUALITY and all(has(result, name) for result in results)]
 
 
 def markdown_table(rows: Sequence[BDRate]) -> str:
