@@ -19,6 +19,8 @@ COMMANDS = {
     "predict": ("training", "reconstruct images with a checkpoint"),
     "sweep": ("sweep", "run a list of experiments, each after those it needs, then compare them"),
     "compare": ("compare", "table, JSON and picture of finished runs side by side"),
+    "evaluate": ("evaluate", "rate and quality of a checkpoint, or of any codec's pictures, on a folder of images"),
+    "anchors": ("anchors", "JPEG, WebP, AVIF and JPEG XL at the bytes of a result, or at given rates"),
     "bd-rate": ("bd_rate", "bits that curves spend against a reference at equal quality, with intervals"),
     "report": ("report", "one self-contained page of runs and result files: curves, BD-rates, pictures, configs"),
     "compress": ("compress", "write images as .aeic files"),
