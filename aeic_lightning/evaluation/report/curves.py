@@ -10,6 +10,8 @@ from aeic_lightning.evaluation.results import RATE_LABELS, Result
 
 # Labels that name a curve, in the order in which they are said; the others are said only where these do not suffice.
 NAMING = ("role", "codec", "dataset", "depth", "arm")
+# Order of arms on the page, and so of their colours; others follow by name.
+ARMS = ("teacher", "none", "enc", "enc_dec")
 BACKBONES = {
     "lite0": "EfficientNet-Lite0",
     "alex": "AlexNet",
@@ -175,7 +177,7 @@ def group(results: Sequence[Result]) -> list[Curve]:
     """Curves: results whose labels agree but for the rate setting and the seed.
 
     Where those do not tell two results apart, runs called NAME_q1, NAME_q2 ... make one curve, and all others one each,
-    under their own names.
+    under their own names. Sorted as the page shows them.
     """
     groups: dict[tuple, list[Result]] = {}
     for result in results:
@@ -191,7 +193,14 @@ def group(results: Sequence[Result]) -> list[Curve]:
         for same in by_name.values():
             parts += [same] if len({r.name for r in same}) == len(same) else [[r] for r in same]
     names = _names(parts)
-    return [_curve(name, members) for name, members in zip(names, parts, strict=True)]
+    return sorted((_curve(name, members) for name, members in zip(names, parts, strict=True)), key=_place)
+
+
+def _place(curve: Curve) -> tuple:
+    """Teachers first, then by depth and arm; codecs for comparison last."""
+    arm, depth = str(curve.labels.get("arm", "")), curve.labels.get("depth", 0)
+    known = ARMS.index(arm) if arm in ARMS else len(ARMS)
+    return curve.kind == "anchor", curve.labels.get("role") != "teacher", str(depth), known, arm
 
 
 def _fixed(result: Result) -> dict[str, Any]:

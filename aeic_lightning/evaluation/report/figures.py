@@ -223,7 +223,9 @@ def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: boo
         xs = [x for trace in figure.data for x in trace.x if x and x > 0]
         figure.update_xaxes(**_log_ticks(xs))
     if log_y:
-        figure.update_yaxes(exponentformat="none", dtick=1)
+        ys = [y for trace in figure.data for y in trace.y if y and y > 0]
+        narrow = bool(ys) and max(ys) < 1e5 * min(ys)
+        figure.update_yaxes(**({"exponentformat": "none", "dtick": 1} if narrow else {"exponentformat": "power"}))
     return json.loads(figure.to_json(engine="json"))
 
 
@@ -233,7 +235,7 @@ def _log_ticks(xs: Sequence[float]) -> dict[str, Any]:
         return {}
     low, high = math.log10(min(xs)), math.log10(max(xs))
     powers = range(math.floor(low) - 1, math.ceil(high) + 1)
-    steps = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    steps = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 5, 7)
     if high - low > 2.5:
         steps = (1,)
     values = [float(f"{step * 10.0**power:.12g}") for power in powers for step in steps]

@@ -150,8 +150,7 @@ def _section(
     """Everything about one set of images."""
     key = f"set{number}"
     looks = figures.styles(images.curves)
-    order = {"run": 0, "checkpoint": 1, "files": 2, "anchor": 3}
-    curves = sorted(images.curves, key=lambda c: (order.get(c.kind, 4), c.labels.get("role") != "teacher"))
+    curves = images.curves
     groups = []
     for kind, heading in HEADINGS.items():
         plots = []
