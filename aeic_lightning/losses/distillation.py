@@ -28,12 +28,16 @@ class Pair:
         side: `encoder` (part of L_enc) or `decoder` (part of L_dec).
         weight: weight inside of its side's sum.
         teacher_tap: the teacher's tap, where it has another name.
+        normalise: divide both taps by their root mean square first. For hidden states of a U-Net that is trained from
+            scratch: all that reads them begins with a GroupNorm, so their scale is free, drifts by orders of
+            magnitude in training, and differs between teacher and student. A shared pretrained base holds it fixed.
     """
 
     tap: str
     side: Literal["encoder", "decoder"]
     weight: float = 1.0
     teacher_tap: str | None = None
+    normalise: bool = False
 
 
 def tap_channels(codec: CodecConfig, decoder: DecoderConfig) -> dict[str, int]:
@@ -49,6 +53,8 @@ ENCODER_TAPS = ("y", "z", "phi", "y_hat")
 
 class DistillationLoss(nn.Module):
     """L_enc and L_dec: for each pair the mean of (teacher - f(student))^2, f being a learnable 1x1 convolution.
+
+    A pair with `normalise` compares teacher / rms(teacher) with f(student / rms(student)), rms over the whole tensor.
 
     The square is averaged over the elements of the tap, so that a weight means the same at every width and resolution.
     A projection starts as the identity as far as the widths allow.
@@ -104,8 +110,14 @@ class DistillationLoss(nn.Module):
         sums: dict[str, Tensor] = {}
         taps: dict[str, Tensor] = {}
         for pair in self.pairs:
-            projected = self.projections[f"{pair.side}_{pair.tap}"](student[pair.tap])
-            loss = F.mse_loss(projected, teacher[pair.teacher_tap or pair.tap])
+            ours, theirs = student[pair.tap], teacher[pair.teacher_tap or pair.tap]
+            if pair.normalise:
+                ours, theirs = _unit_scale(ours), _unit_scale(theirs)
+            loss = F.mse_loss(self.projections[f"{pair.side}_{pair.tap}"](ours), theirs)
             taps[f"{pair.side}/{pair.tap}"] = loss
             sums[pair.side] = sums.get(pair.side, 0) + pair.weight * loss
         return sums, taps
+
+
+def _unit_scale(tap: Tensor) -> Tensor:
+    return tap * tap.square().mean().clamp_min(1e-12).rsqrt()

@@ -128,6 +128,17 @@ def test_losses_are_mean_squares_of_projected_taps(student_config, codec_config,
     assert torch.allclose(sums["decoder"], expected["decoder_h_3"])
 
 
+def test_a_normalised_pair_does_not_see_scale():
+    """Against numpy's own arithmetic, and the same whatever the scale of either tap."""
+    ours, theirs = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    loss = DistillationLoss([Pair("h_0", "decoder", normalise=True)], {"h_0": 4}, {"h_0": 4})
+    s, t = ours.numpy().astype(float), theirs.numpy().astype(float)
+    expected = ((t / (t**2).mean() ** 0.5 - s / (s**2).mean() ** 0.5) ** 2).mean()
+    for factor in (1e-3, 1.0, 1e6):
+        sums, _ = loss({"h_0": ours * factor}, {"h_0": theirs / factor})
+        assert sums["decoder"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_beta1_and_beta2_weigh_their_sides(student_config, decoder_config, teacher, loader):
     x = next(iter(loader(1)))["image"]
     system = distill(student_config, decoder_config, teacher, beta1=0.7, beta2=0.02).eval()
