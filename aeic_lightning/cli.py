@@ -34,7 +34,7 @@ COMMANDS = {
     "plan": ("plan", "parameters, memory and missing weights of a config, before it is run"),
     "import-released": (
         "import_released",
-        "turn a checkpoint released by the authors of AEIC into one of this project",
+        "turn a released checkpoint of AEIC or of compress-and-classify into one of this project",
     ),
 }
 

@@ -25,9 +25,13 @@ CHARTS = {
         "FID on patches": ["val/fid(?!_patches)", "test/fid(?!_patches)"],
         "KID on patches": ["val/kid", "test/kid"],
     },
+    "accuracy": {
+        "top-1": ["train/top1$", "val/top1$", "test/top1$"],
+        "top-5": ["val/top5$", "test/top5$"],
+    },
     "losses": {
         "total": ["train/loss$", "val/loss$"],
-        "terms": ["train/(?!loss$|bpp|distill/)"],
+        "terms": ["train/(?!loss$|bpp|top1$|distill/)"],
     },
     "distillation": {
         "encoder side": ["train/distill/encoder/.*"],

@@ -58,7 +58,7 @@ def load_classifier(path: str | Path) -> Classifier:
         head = load_head(checkpoint, path)
     else:
         raise UserError(f"{path} has no classifier; train one with a system of aeic_lightning.systems.analysis")
-    # A released model comes without names.
+    # A released model of other classes than ImageNet's comes without names.
     names = config.get("class_names") or [str(i) for i in range(sizes["classes"])]
     return Classifier(model, head, reads, names)
 
@@ -66,10 +66,13 @@ def load_classifier(path: str | Path) -> Classifier:
 def load_streams(path: str | Path, fast: bool = False) -> Streams:
     """What writes and reads the files of a checkpoint of either kind, with or without a classifier.
 
-    With `fast` an AEIC's encoder computes in bfloat16; a compress-and-classify model has one way only.
+    With `fast` an AEIC's encoder and decoder compute in bfloat16. Raises UserError for a compress-and-classify model
+    with `fast`: it has one way only.
     """
     checkpoint = read_checkpoint(path)
     if "analysis" in checkpoint["model_config"]:
+        if fast:
+            raise UserError(f"{path} is a compress-and-classify model, which has no fast form; leave out --fast")
         return Streams(_analysis_model(checkpoint, path, "checkpoint"))
     return Streams(load_model(path), fast)
 

@@ -1,8 +1,11 @@
 """Accuracy, bytes and quality of finished runs: every figure from the bytes of real files."""
 
 import io
-import json
-import math
+import shlex
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,52 +16,57 @@ from matplotlib.figure import Figure
 
 from aeic_lightning import UserError
 from aeic_lightning.analysis.checkpoint import load_classifier
-from aeic_lightning.evaluation.images import psnr, to_uint8, write_whole
-from aeic_lightning.weights.checkpoint import read_checkpoint
+from aeic_lightning.evaluation.images import bits_per_pixel, psnr, to_uint8, write_whole
+from aeic_lightning.evaluation.results import (
+    Result,
+    check_same_images,
+    curves,
+    read_result,
+    summary_rows,
+    write_results,
+)
 
 HEAD = ("run", "classifier reads", "bytes a file", "bpp", "top-1", "top-5", "PSNR (dB)")
 
 
-def compare_accuracy(folders: list[Path], out: Path) -> list[dict[str, Any]]:
-    """Write accuracy.md, accuracy.json and accuracy.png to `out`, print the table, return the rows.
+def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
+    """Write accuracy.json (and .csv, one row an image), accuracy.md and accuracy.png to `out`, and print the table.
 
     Each test image of a run is written as an .aeic file; classes and picture come from what is read back. A run of step
-    1 has no files: its row has the last validation's figures, without rate.
+    1 has no files: its figures are the last validation's, without rate.
 
     Raises UserError for a folder without a finished run, and when the runs have other test images.
     """
-    rows = [measure_run(Path(folder)) for folder in folders]
-    names = {row["run"]: [image["name"] for image in row["images"]] for row in rows}
-    first = rows[0]["run"]
-    for run, own in names.items():
-        if own != names[first]:
-            raise UserError(f"{run} and {first} were tested on different images; test both on the same")
-    table = markdown_table(rows)
-    write_whole(out / "accuracy.json", json.dumps(rows, indent=1) + "\n")
+    results = [measure_run(Path(folder)) for folder in folders]
+    check_same_images(results)
+    table = markdown_table(results)
+    written = write_results(out / "accuracy.json", results)
     write_whole(out / "accuracy.md", table)
-    write_whole(out / "accuracy.png", draw(rows))
+    write_whole(out / "accuracy.png", draw(results))
     print(table)
-    print(f"written: {out}/accuracy.md, accuracy.json, accuracy.png")
-    return rows
+    print(f"written: {', '.join(map(str, written))}, accuracy.md, accuracy.png")
+    return results
 
 
-def measure_run(folder: Path) -> dict[str, Any]:
-    """One run's means, and the figures of each test image."""
+def measure_run(folder: Path) -> Result:
+    """The figures of a run's test images."""
     path = folder / "checkpoints" / "last.ckpt"
-    if not (folder / "config.yaml").is_file() or not path.is_file():
+    if not path.is_file():
         raise UserError(f"{folder} holds no finished run; train it first")
+    run = read_result(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     settings = config["model"]["init_args"]
-    quantised = settings["loss"]["rate"] > 0 or "head" in settings
-    images = _images_from_files(path, config) if quantised else _images_from_validation(folder)
-    columns = [name for name in ("bytes", "bpp", "top1", "top5", "psnr") if name in images[0]]
-    return {
-        "run": folder.name,
-        "reads": settings.get("reads", "y_hat") if quantised else "y, unquantised",
-        "step": read_checkpoint(path)["global_step"],
-        **{name: math.fsum(image[name] for image in images) / len(images) for name in columns},
-        "images": images,
-    }
+    if settings["loss"]["rate"] > 0 or "head" in settings:
+        images, reads = _images_from_files(path, config), settings.get("reads", "y_hat")
+    else:
+        images, reads = _images_from_validation(run), "y, unquantised"
+    return replace(
+        run,
+        labels=run.labels | {"reads": reads},
+        metrics=summary_rows(images, ["bytes"]),
+        images=images,
+        command=shlex.join(sys.argv),
+    )
 
 
 def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,25 +81,28 @@ def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any
             file = streams.write(x[None])
             decoded = streams.read(file)
             order = classifier.logits(decoded).argsort(descending=True).tolist()
+            height, width = x.shape[1:]
             row = {
                 "name": name,
+                "height": height,
+                "width": width,
+                "crc32": zlib.crc32(to_uint8(x).numpy()),
                 "bytes": len(file),
-                "bpp": 8 * len(file) / x[0].numel(),
+                "bpp": bits_per_pixel(8 * len(file), height, width),
+                "psnr": psnr(streams.picture(decoded)[None], to_uint8(x)[None]).item(),
                 "top1": float(order[0] == label),
             }
             if len(order) > 5:
                 row["top5"] = float(label in order[:5])
-            row["psnr"] = psnr(streams.picture(decoded)[None], to_uint8(x)[None]).item()
             rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: row["name"])
 
 
-def _images_from_validation(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics_val.json"
-    if not file.is_file():
-        raise UserError(f"{folder} has no metrics_val.json; train it with callbacks.accuracy.AccuracyMetrics")
-    rows = json.loads(file.read_text())["images"]
-    return [{k: row[k] for k in ("name", "top1", "top5", "psnr") if k in row} for row in rows]
+def _images_from_validation(run: Result) -> list[dict[str, Any]]:
+    if not run.images or "top1" not in run.images[0]:
+        raise UserError(f"{run.folder} has no accuracy; train it with callbacks.accuracy.AccuracyMetrics")
+    wanted = ("name", "height", "width", "crc32", "psnr", "top1", "top5")
+    return [{k: row[k] for k in wanted if k in row} for row in run.images]
 
 
 def _data(config: dict[str, Any]) -> Any:
@@ -102,32 +113,33 @@ def _data(config: dict[str, Any]) -> Any:
     return data
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
+def markdown_table(results: Sequence[Result]) -> str:
     """One row a run; bytes and bpp are those of files, header included."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    for row in rows:
-        cells = [row["run"], row["reads"]]
-        cells += [f"{row['bytes']:.1f}", f"{row['bpp']:.4f}"] if "bytes" in row else ["-", "-"]
-        cells += [f"{row[k]:.1%}" if k in row else "-" for k in ("top1", "top5")]
-        lines.append("| " + " | ".join([*cells, f"{row['psnr']:.2f}"]) + " |")
-    count = len(rows[0]["images"])
+    for result in results:
+        rate = [f"{_mean_bytes(result):.1f}", f"{result.figure('bpp'):.4f}"] if "bpp" in result.metrics else ["-", "-"]
+        shares = [f"{result.figure(k):.1%}" if k in result.metrics else "-" for k in ("top1", "top5")]
+        cells = [result.name, result.labels["reads"], *rate, *shares, f"{result.figure('psnr'):.2f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    count = len(results[0].images)
     lines += ["", f"Means over {count} test images, each written to a file, read back, classified and decoded."]
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, Any]]) -> bytes:
-    """Accuracy and PSNR over the bytes of a file, as PNG. Runs called NAME_qN make one curve."""
+def _mean_bytes(result: Result) -> float:
+    return sum(image["bytes"] for image in result.images) / len(result.images)
+
+
+def draw(results: Sequence[Result]) -> bytes:
+    """Accuracy and PSNR over the bytes of a file, as PNG: a curve for results that differ in rate alone."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if "bytes" in row:
-            name, _, quality = row["run"].rpartition("_q")
-            curves.setdefault(name if name and quality.isdigit() else row["run"], []).append(row)
     panels = figure.subplots(1, 2)
-    for axes, (key, label) in zip(panels, (("top1", "top-1 accuracy"), ("psnr", "PSNR (dB)")), strict=True):
-        for name, points in curves.items():
-            points = sorted(points, key=lambda row: row["bytes"])
-            axes.plot([p["bytes"] for p in points], [p[key] for p in points], "o-", label=name)
+    for curve in curves([result for result in results if "bpp" in result.metrics]):
+        points = curve.results
+        name = points[0].name if len(points) == 1 else ", ".join(point.name for point in points)
+        for axes, metric in zip(panels, ("top1", "psnr"), strict=True):
+            axes.plot([_mean_bytes(p) for p in points], [p.figure(metric) for p in points], "o-", label=name)
+    for axes, label in zip(panels, ("top-1 accuracy", "PSNR (dB)"), strict=True):
         axes.set(xlabel="bytes of a file, header included", ylabel=label)
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)

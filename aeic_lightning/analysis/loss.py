@@ -64,6 +64,7 @@ def rate_distortion_accuracy(
     x: Tensor,
     bits_estimate: Tensor,
     teacher_logits: Tensor | None = None,
+    rate_scale: float = 1.0,
 ) -> AnalysisLoss:
     """Sum of the terms of `config`.
 
@@ -75,6 +76,7 @@ def rate_distortion_accuracy(
         x: (B, 3, H, W) in [-1, 1].
         bits_estimate: (B,) bits of each image.
         teacher_logits: (B, classes), when the weight of the distillation is above 0.
+        rate_scale: factor of the rate's weight during its warm-up.
     """
     terms = {
         "cross_entropy": F.cross_entropy(logits, target),
@@ -83,7 +85,7 @@ def rate_distortion_accuracy(
     total = config.alpha * terms["cross_entropy"] + config.beta * terms["mse_255"]
     if config.rate:
         terms["bpp_estimate"] = bits_estimate.mean() / (x.shape[2] * x.shape[3])
-        total = total + config.rate * terms["bpp_estimate"]
+        total = total + rate_scale * config.rate * terms["bpp_estimate"]
     if config.distillation:
         terms["distillation"] = logits_distance(logits, teacher_logits, config.temperature)
         total = total + config.distillation * terms["distillation"]

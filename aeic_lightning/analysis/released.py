@@ -5,11 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor
 
 from aeic_lightning import UserError
 from aeic_lightning.analysis.model import AnalysisConfig, AnalysisModel
 from aeic_lightning.analysis.transformer import TransformerConfig
+
+IMAGENET = 1000  # classes, in the order of ImageNet's folders
 
 # Start of a released name -> start of ours; the rest of the name stays.
 NAMES = {
@@ -30,29 +33,30 @@ NAMES = {
 _BUFFERS = re.compile(r".*\.(bound|target|scale_bound|scale_table|_quantized_cdf|_offset|_cdf_length)")
 
 
-def is_analysis(state: dict[str, Any]) -> bool:
-    """Whether the names are those of a released compress-and-classify model."""
-    return {"patch_embed.proj.0.weight", "chans_embed.weight", "head_rec.proj.0.weight"} <= set(_plain(state))
+def is_analysis(contents: Any) -> bool:
+    """Whether the contents of a file are those of a released compress-and-classify model, by the names."""
+    names = {"patch_embed.proj.0.weight", "chans_embed.weight", "head_rec.proj.0.weight"}
+    return isinstance(contents, dict) and names <= set(_plain(contents))
 
 
-def import_released(state: dict[str, Any], heads: int | None = None) -> dict[str, Any]:
-    """A checkpoint of this project from the contents of a released file.
+def convert(contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`model_config` of a checkpoint, and the tensors under the names of `AnalysisModel`.
 
-    The sizes are read from the shapes. `heads` cannot be: by default 64 channels make a head, as in every DeiT.
+    With 1000 classes they get ImageNet's words as names.
+
+    The sizes are read from the shapes. How many heads there are cannot be: 64 channels make one, as in every DeiT.
 
     Args:
-        state: the released state dict, or the training checkpoint around it (entry `model` or `state_dict`).
-
-    Returns:
-        {"model_config", "state_dict", "imported"}, to be saved by `torch.save` and read by `load_analysis`.
+        contents: the released state dict, or the training checkpoint around it (entry `model` or `state_dict`).
 
     Raises:
         UserError: for other names, or shapes that make no such model.
     """
-    state = _plain(state)
-    if not is_analysis(state):
-        raise UserError("these are not the parameters of a released compress-and-classify model")
-    config = _sizes(state, heads)
+    state = _plain(contents)
+    try:
+        config = _sizes(state)
+    except KeyError as error:
+        raise UserError(f"the file lacks {error.args[0]}") from error
     renamed = {}
     for name, tensor in state.items():
         if not _BUFFERS.fullmatch(name):
@@ -64,24 +68,28 @@ def import_released(state: dict[str, Any], heads: int | None = None) -> dict[str
     for name in sorted(set(own) | set(renamed)):
         if name not in renamed or name not in own:
             where = "lacks" if name not in renamed else "holds, beyond the model,"
-            raise UserError(f"the released file {where} {name} (in this project's names)")
+            raise UserError(f"the file {where} {name} (in this project's names)")
         if own[name].shape != renamed[name].shape:
             raise UserError(
-                f"the released file holds {name} as {list(renamed[name].shape)}, but its other shapes make it "
+                f"the file holds {name} as {list(renamed[name].shape)}, but its other shapes make it "
                 f"{list(own[name].shape)}"
             )
-    return {
-        "imported": True,
-        "model_config": {"analysis": asdict(config)},
-        "state_dict": {f"model.{name}": tensor for name, tensor in renamed.items()},
-    }
+    model_config: dict[str, Any] = {"analysis": asdict(config)}
+    if config.transformer.classes == IMAGENET:
+        words = ImageNetInfo()
+        model_config["class_names"] = [words.index_to_description(i) for i in range(IMAGENET)]
+    return model_config, renamed
 
 
-def _plain(state: dict[str, Any]) -> dict[str, Tensor]:
+def _plain(contents: dict[str, Any]) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+        if isinstance(contents.get(key), dict):
+            contents = contents[key]
+    return {
+        name.removeprefix("module."): value
+        for name, value in contents.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
 
 
 def _rename(name: str) -> str:
@@ -94,10 +102,10 @@ def _rename(name: str) -> str:
     for start, ours in NAMES.items():
         if name.startswith(start):
             return ours + name.removeprefix(start)
-    raise UserError(f"the released file holds {name}, which this project does not know")
+    raise UserError(f"the file holds {name}, which this project does not know")
 
 
-def _sizes(state: dict[str, Tensor], heads: int | None) -> AnalysisConfig:
+def _sizes(state: dict[str, Tensor]) -> AnalysisConfig:
     def rows(pattern: str) -> list[Tensor]:
         found = {int(m[1]): tensor for name, tensor in state.items() if (m := re.fullmatch(pattern, name))}
         return [found[i] for i in sorted(found)]
@@ -115,7 +123,7 @@ def _sizes(state: dict[str, Tensor], heads: int | None) -> AnalysisConfig:
         transformer=TransformerConfig(
             width=width,
             depth=len(rows(r"blocks\.(\d+)\.norm1\.weight")),
-            heads=heads or max(width // 64, 1),
+            heads=max(width // 64, 1),
             mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
             grid=[side, side],
             classes=state["head.weight"].shape[0],

@@ -133,12 +133,18 @@ class Streams:
 
     Args:
         model: a compress-and-classify model or an AEIC.
-        fast: bfloat16 for an AEIC's encoder.
+        fast: bfloat16 for an AEIC's encoder and decoder; the latents of a file stay what they are.
     """
 
     def __init__(self, model: AnalysisModel | AEIC, fast: bool = False) -> None:
         self.model = model
+        self.fast = fast
         self.bitstream = AnalysisBitstream(model) if isinstance(model, AnalysisModel) else Bitstream(model, fast)
+
+    @property
+    def generative(self) -> bool:
+        """Whether the pictures are made by a decoder that invents details."""
+        return isinstance(self.model, AEIC)
 
     def write(self, x: Tensor) -> bytes:
         """The file of one image (1, 3, H, W) in [-1, 1]."""
@@ -152,6 +158,6 @@ class Streams:
     def picture(self, decoded: Decoded) -> Tensor:
         """The picture of decoded latents, uint8 (3, H, W). Floating point: machines may differ in single levels."""
         if not isinstance(self.model, AnalysisModel):
-            return reconstruct(self.model, decoded)
+            return reconstruct(self.model, decoded, self.fast)
         x_hat = self.model.reconstruct(decoded.y_hat)[0, :, : decoded.height, : decoded.width]
         return to_uint8(x_hat)

@@ -32,18 +32,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     import torch
 
-    from aeic_lightning.bitstream.stream import Bitstream
+    from aeic_lightning.analysis.checkpoint import load_streams
     from aeic_lightning.evaluation.images import from_uint8, write_whole
-    from aeic_lightning.weights.checkpoint import load_model
     from datamodules.images import read_image
 
-    bitstream = Bitstream(load_model(args.checkpoint), fast=args.fast)
+    streams = load_streams(args.checkpoint, args.fast)
     written = pixels = failed = 0
     for number, job in enumerate(jobs, 1):
         try:
             image = torch.from_numpy(read_image(job.source)).permute(2, 0, 1)
             height, width = image.shape[1:]
-            data = bitstream.encode(from_uint8(image)[None])
+            data = streams.write(from_uint8(image)[None])
         except UserError as error:
             failed += 1
             print(f"error: {job.source}: {error}", file=sys.stderr)

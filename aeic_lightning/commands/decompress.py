@@ -26,16 +26,15 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     jobs = plan(args.streams, args.output, ".png", find_streams, args.force)
 
-    from aeic_lightning.bitstream.stream import Bitstream, reconstruct
-    from aeic_lightning.weights.checkpoint import load_model
+    from aeic_lightning.analysis.checkpoint import load_streams
 
-    model = load_model(args.checkpoint)
-    bitstream = Bitstream(model)
+    streams = load_streams(args.checkpoint, args.fast)
+    notice = NOTICE if streams.generative else None
     failed = 0
     for number, job in enumerate(jobs, 1):
         try:
-            decoded = bitstream.decode(job.source.read_bytes())
-            write_png(job.target, reconstruct(model, decoded, args.fast), bitstream.fingerprint.hex()[:16])
+            decoded = streams.read(job.source.read_bytes())
+            write_png(job.target, streams.picture(decoded), streams.bitstream.fingerprint.hex()[:16], notice)
         except (UserError, OSError) as error:
             failed += 1
             print(f"error: {job.source}: {error}", file=sys.stderr)
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     return 2 if failed else 0
 
 
-def write_png(path: Path, image, model: str) -> None:
+def write_png(path: Path, image, model: str, notice: str | None) -> None:
     """Write uint8 (3, H, W) as PNG whose text chunks say what it is."""
     import io
 
@@ -55,7 +54,8 @@ def write_png(path: Path, image, model: str) -> None:
     from aeic_lightning.evaluation.images import write_whole
 
     info = PngInfo()
-    info.add_text("Comment", NOTICE)
+    if notice:
+        info.add_text("Comment", notice)
     info.add_text("Software", f"aeic_lightning {__version__}, model {model}")
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=info)

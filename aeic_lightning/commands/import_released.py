@@ -1,4 +1,4 @@
-"""`import-released`: a checkpoint that AEIC's authors released, as one of this project."""
+"""`import-released`: a checkpoint that the authors of AEIC or of compress-and-classify released, as one of ours."""
 
 import argparse
 from pathlib import Path
@@ -8,13 +8,13 @@ from aeic_lightning.cli import refuse_extra
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, where the result goes, and where the base weights are."""
-    parser.add_argument("file", type=Path, help="released pickle, such as AEIC_ME_ft2.pkl or AEIC_SE_ft2.pkl")
+    parser.add_argument("file", type=Path, help="released file of AEIC-ME, AEIC-SE or compress-and-classify")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write")
     parser.add_argument("--unet", metavar="FOLDER", help="SD-Turbo (default: stabilityai/sd-turbo, see below)")
     parser.add_argument("--vae", metavar="FILE", help="half-width VAE decoder (default: AdcSR's halfDecoder.ckpt)")
     parser.epilog = (
-        "The base weights are looked for as a path, in the folder AEIC_WEIGHTS, and in the Hugging Face cache. They\n"
-        "are not copied; where they are at hand, their fingerprint is recorded, so that others are refused later."
+        "AEIC's base weights are looked for as a path, in the folder AEIC_WEIGHTS, and in the Hugging Face cache.\n"
+        "They are not copied; where they are at hand, their fingerprint is recorded, so that others are refused later."
     )
 
 

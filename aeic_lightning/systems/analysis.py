@@ -25,9 +25,13 @@ from aeic_lightning.analysis.transformer import TransformerConfig
 from aeic_lightning.evaluation.images import from_uint8, to_uint8
 from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.model import AEICOutput
-from aeic_lightning.systems.compression import QUANTILE_INTERVAL, CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
 from aeic_lightning.systems.evaluated import EvaluatedSystem
 from aeic_lightning.weights.checkpoint import load_strictly, model_configs, read_checkpoint, with_prefix
+
+# Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if
+# solved seldom under a prior that learns fast, it jumps, and every mean of y with it.
+QUANTILE_INTERVAL = 10
 
 
 @dataclass
@@ -43,6 +47,9 @@ class AnalysisOptimization:
         final_learning_rate: at the last step.
         warmup_steps: the learning rate rises linearly over so many steps.
         weight_decay: of matrices and kernels; biases, norms and embeddings are not decayed.
+        rate_warmup_steps: the weight of the rate rises linearly from 0 over so many steps. Step 1 leaves latents that
+            an untrained entropy model finds impossible; here it can learn them before they must be cheap.
+        prior_learning_rate: highest rate of the density of z, which follows the same course; null for that of the rest.
     """
 
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -50,6 +57,8 @@ class AnalysisOptimization:
     final_learning_rate: float = 1e-5
     warmup_steps: int = 0
     weight_decay: float = 0.05
+    rate_warmup_steps: int = 0
+    prior_learning_rate: float | None = None
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate of the update that follows `step` of `steps` updates, over the highest."""
@@ -137,8 +146,9 @@ class AnalysisSystem(EvaluatedSystem):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher(x)
+        rate_scale = min(1.0, self.global_step / max(self.optimization.rate_warmup_steps, 1))
         loss = rate_distortion_accuracy(
-            self.loss, output.logits, target, output.x_hat, x, output.bits_estimate, teacher
+            self.loss, output.logits, target, output.x_hat, x, output.bits_estimate, teacher, rate_scale
         )
         terms = {"loss": loss.total} | loss.terms
         if target.ndim == 1:
@@ -163,6 +173,11 @@ class AnalysisSystem(EvaluatedSystem):
         whole = ("cls_token", "pos_embed", "codec.prior")
         names = [name for name, _ in self.model.named_parameters() if any(part in name for part in whole)]
         groups = param_groups_weight_decay(self.model, config.weight_decay, no_weight_decay_list=names)
+        if config.prior_learning_rate is not None:
+            prior = list(self.model.codec.prior.parameters())
+            for group in groups:
+                group["params"] = [p for p in group["params"] if not any(p is own for own in prior)]
+            groups.append({"params": prior, "weight_decay": 0.0, "lr": config.prior_learning_rate})
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(groups, lr=config.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)

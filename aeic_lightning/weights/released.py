@@ -1,9 +1,11 @@
-"""Import of the released AEIC checkpoints (https://github.com/LuizScarlet/AEIC) into this project's format.
+"""Import of the released checkpoints into this project's format.
 
-A released file is a pickle of two state dicts: `state_dict_codec`, and `state_dict_unet` with LoRA, conv_in and
-conv_out alone. It is read with `weights_only=True`.
+One of AEIC (https://github.com/LuizScarlet/AEIC) is a pickle of two state dicts: `state_dict_codec`, and
+`state_dict_unet` with LoRA, conv_in and conv_out alone. One of compress-and-classify is recognised by its parameter
+names (`aeic_lightning.analysis.released`). Both are read with `weights_only=True`.
 """
 
+import argparse
 import hashlib
 import os
 import re
@@ -52,20 +54,33 @@ _RENAMED = (
 _PLURAL = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 
 
-def read_released(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """`state_dict_codec` and `state_dict_unet` of a released file. Raises UserError for any other file."""
+def read_pickle(path: str | Path) -> Any:
+    """The contents of a file that torch.save wrote, without running anything in it.
+
+    Raises UserError for a missing file and for one that cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file {path}; correct the path")
     try:
-        released = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts of transformers keep their arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or a foreign file
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); it is damaged or no released checkpoint") from error
+
+
+def read_released(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """`state_dict_codec` and `state_dict_unet` of a released AEIC file. Raises UserError for any other file."""
+    return _halves(read_pickle(path), path)
+
+
+def _halves(released: Any, path: str | Path) -> dict[str, dict[str, Tensor]]:
     for half in ("state_dict_codec", "state_dict_unet"):
         state = released.get(half) if isinstance(released, dict) else None
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise UserError(f"{path} has no {half}; it is no released AEIC checkpoint")
+            raise UserError(f"{path} has no {half}; it is no released checkpoint of AEIC or of compress-and-classify")
     return {half: _without_module(released[half]) for half in ("state_dict_codec", "state_dict_unet")}
 
 
@@ -146,23 +161,26 @@ def import_released(
     Args:
         path: the released file.
         out: the checkpoint; written whole or not at all.
-        base: where the base weights lie, if not where the defaults look.
-        candidates: the models that it may be.
+        base: where AEIC's base weights lie, if not where the defaults look.
+        candidates: the AEIC models that it may be.
 
-    Returns its name, and whether the base was at hand: its fingerprint is then recorded, and another one refused.
-    Raises UserError, with what did not match, for any other file.
+    Returns its name, and whether the base was at hand (compress-and-classify has none and needs none): its fingerprint
+    is then recorded, and another one refused. Raises UserError, with what did not match, for any other file.
     """
+    from aeic_lightning.analysis import released as analysis
+
     path, out = Path(path), Path(out)
-    released = read_released(path)
+    contents = read_pickle(path)
+    halves = None if analysis.is_analysis(contents) else _halves(contents, path)
     try:
-        name, state = convert(released, candidates)
+        if halves is None:
+            name, (config, state) = "compress-and-classify", analysis.convert(contents)
+        else:
+            name, state = convert(halves, candidates)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    codec, decoder = candidates[name]
-    config: dict[str, Any] = {"codec": asdict(codec), "decoder": asdict(decoder)}
-    if base:
-        config["decoder"]["pretrained"] |= {"unet": base.unet, "vae": base.vae}
-    config["base"] = _fingerprints(decoder, config["decoder"]["pretrained"])
+    if halves is not None:
+        config = _config(*candidates[name], base)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     checkpoint = {
@@ -181,7 +199,15 @@ def import_released(
         os.replace(beside, out)
     finally:
         beside.unlink(missing_ok=True)
-    return name, config["base"] is not None
+    return name, halves is None or config["base"] is not None
+
+
+def _config(codec: CodecConfig, decoder: DecoderConfig, base: PretrainedConfig | None) -> dict[str, Any]:
+    config: dict[str, Any] = {"codec": asdict(codec), "decoder": asdict(decoder)}
+    if base:
+        config["decoder"]["pretrained"] |= {"unet": base.unet, "vae": base.vae}
+    config["base"] = _fingerprints(decoder, config["decoder"]["pretrained"])
+    return config
 
 
 def _fingerprints(decoder: DecoderConfig, names: dict[str, Any]) -> dict[str, str] | None:

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.functional import pil_to_tensor
 
 from aeic_lightning.analysis.checkpoint import load_classifier, load_streams
 from aeic_lightning.analysis.comparison import compare_accuracy
 from aeic_lightning.analysis.stream import Streams
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
-from aeic_lightning.evaluation.images import from_uint8, psnr, to_uint8
+from aeic_lightning.evaluation.images import from_uint8, psnr, save_png, to_uint8
+from aeic_lightning.evaluation.results import read_result, read_results
 from aeic_lightning.sweeps import read_sweep
 from datamodules.labelled import SampleDigits
 
@@ -48,23 +51,38 @@ def test_every_file_belongs_to_the_sweep_or_is_included():
 
 def test_the_table_is_of_files(runs, tmp_path, capsys):
     root, folders = runs
-    rows = {row["run"]: row for row in compare_accuracy(folders, tmp_path)}
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["accuracy.json", "accuracy.md", "accuracy.png"]
+    found = {result.name: result for result in compare_accuracy(folders, tmp_path)}
+    files = [f"accuracy.{end}" for end in ("csv", "json", "md", "png")]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == files
     assert "| step1 | y, unquantised | - | - |" in capsys.readouterr().out
-    assert json.loads((tmp_path / "accuracy.json").read_text())[1]["run"] == "step2_q1"
+    reread = read_results([tmp_path / "accuracy.json"])
+    assert [result.name for result in reread] == [folder.name for folder in folders]
+    assert reread[1].images == found["step2_q1"].images
     data = SampleDigits(eval_batch_size=IMAGES)
     data.setup("test")
     (batch,) = data.test_dataloader()
     for name in ("step2_q1", "head_frozen"):
         classifier = load_classifier(root / name / "checkpoints" / "last.ckpt")
-        for x, image in zip(batch["image"], rows[name]["images"], strict=True):
+        for x, image in zip(batch["image"], found[name].images, strict=True):
             file = Streams(classifier.model).write(x[None])
             assert image["bytes"] == len(file)
             assert image["bpp"] == 8 * len(file) / 64**2
-        # What training estimates is near what the files hold. With these few images, PSNR agrees almost exactly.
-        validation = json.loads((root / name / "metrics_val.json").read_text())["metrics"]
-        assert rows[name]["psnr"] == pytest.approx(validation["psnr"]["mean"], abs=0.3)
-    assert rows["step1"]["psnr"] > 0
+        # The run folder says the same of its files.
+        validated = read_result(root / name)
+        assert [image["bytes"] for image in validated.images] == [image["bytes"] for image in found[name].images]
+        assert validated.figure("bpp") == pytest.approx(found[name].figure("bpp"))
+        assert {"top1", "top5", "psnr"} <= set(validated.metrics)
+        assert found[name].figure("psnr") == pytest.approx(validated.figure("psnr"), abs=0.3)
+    assert found["step1"].figure("psnr") > 0
+    assert "bpp" not in found["step1"].metrics
+
+
+def test_tensorboard_has_accuracy_rate_and_distortion(runs):
+    root, _ = runs
+    for name in ("step2_q1", "head_joint"):
+        events = EventAccumulator(str(root / name)).Reload()
+        assert {"val/top1", "val/top5", "val/bpp", "val/psnr"} <= set(events.Tags()["scalars"])
+        assert "val/rate_distortion" in events.Tags()["images"]
 
 
 def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
@@ -98,6 +116,28 @@ def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
             assert [found["probability"] for found in line["classes"]] == pytest.approx(
                 probabilities.topk(3).values.tolist(), abs=1e-5
             )
+
+
+@pytest.mark.parametrize("name", ["step2_q2", "head_joint"])
+def test_compress_classify_and_decompress_share_the_file(runs, tmp_path, capsys, name):
+    root, _ = runs
+    checkpoint = str(root / name / "checkpoints" / "last.ckpt")
+    photo = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)  # no multiple of 16
+    save_png(tmp_path / "photo.png", photo)
+    assert main(["compress", str(tmp_path / "photo.png"), "--checkpoint", checkpoint, "-o", str(tmp_path)]) == 0
+    data = (tmp_path / "photo.aeic").read_bytes()
+    assert f"{len(data)} bytes  {8 * len(data) / 3500:.5f} bpp" in capsys.readouterr().out
+    assert main(["classify", str(tmp_path / "photo.aeic"), "--checkpoint", checkpoint, "--top", "1"]) == 0
+    assert f"photo.aeic  {len(data)} bytes  " in capsys.readouterr().out
+    out = tmp_path / "decoded"
+    assert main(["decompress", str(tmp_path / "photo.aeic"), "--checkpoint", checkpoint, "-o", str(out)]) == 0
+
+    streams = load_streams(checkpoint)
+    with Image.open(out / "photo.png") as picture:
+        assert torch.equal(pil_to_tensor(picture), streams.picture(streams.read(data)))
+        assert ("Comment" in picture.text) == (name == "head_joint")  # the diffusion decoder's notice
+    code = main(["compress", str(tmp_path), "--checkpoint", checkpoint, "-o", str(tmp_path / "fast"), "--fast"])
+    assert code == (2 if name == "step2_q2" else 0)
 
 
 def test_the_frozen_codecs_files_are_read_by_both_of_its_heads(runs, tmp_path):

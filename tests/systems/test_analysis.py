@@ -146,6 +146,29 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path
         torch.testing.assert_close(resumed.model.state_dict()[name], tensor, msg=name)
 
 
+def test_the_weight_of_the_rate_rises_over_its_warm_up(trainer, digits, tmp_path):
+    system = analysis_system(STEP2, optimization=AnalysisOptimization(rate_warmup_steps=4))
+    train(trainer, system, digits, 2, tmp_path, "a")
+    logged = {}
+    system.log_dict = logged.update
+    total = system.training_step(next(iter(digits.val_dataloader())), 0).detach()
+    terms = {name: logged[f"train/{name}"] for name in ("bpp_estimate", "cross_entropy", "mse_255")}
+    assert terms["bpp_estimate"] > 0.1
+    expected = 0.5 * terms["bpp_estimate"] + 0.3 * terms["cross_entropy"] + 0.003 * terms["mse_255"]
+    torch.testing.assert_close(total, expected)
+
+
+def test_the_prior_may_have_a_learning_rate_of_its_own():
+    system = analysis_system(optimization=AnalysisOptimization(learning_rate=1e-3, prior_learning_rate=1e-2))
+    system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    groups = system.configure_optimizers()["optimizer"].param_groups
+    names = {id(p): name for name, p in system.model.named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    for group in groups:
+        own = ["codec.prior" in names[id(p)] for p in group["params"]]
+        assert all(own) if group["initial_lr"] == 1e-2 else not any(own)
+
+
 def test_decay_leaves_out_what_timm_leaves_out():
     system = analysis_system()
     system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
