@@ -98,13 +98,13 @@ def files(tmp_path_factory, study):
         anchors.append(Result(**vars(anchor) | {"name": f"jpeg {target}", "kind": "anchor", "labels": labels}))
     write_results(root / "study.json", written)
     write_results(root / "anchors.json", anchors)
-    rows = []
+    classified = []
     for quality in (1, 2, 3):
         images = [{"name": f"digit{i}", "bytes": 20 * quality, "bpp": 0.04 * quality, "top1": float(i < quality),
                    "psnr": 15.0 + quality} for i in range(4)]  # fmt: skip
-        means = {key: sum(image[key] for image in images) / 4 for key in ("bytes", "bpp", "top1", "psnr")}
-        rows.append({"run": f"step2_q{quality}", "reads": "y_hat", "step": 400, **means, "images": images})
-    (root / "accuracy.json").write_text(json.dumps(rows))
+        labels = {"arm": "step2", "quality": quality, "reads": "y_hat"}
+        classified.append(Result(f"step2_q{quality}", "run", labels, summary_rows(images, ["bytes"]), images=images))
+    write_results(root / "accuracy.json", classified)
     return root
 
 

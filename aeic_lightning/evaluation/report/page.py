@@ -52,7 +52,7 @@ def write_report(
     """Write the page and return a line that says what is in it.
 
     Args:
-        paths: run folders, result files, accuracy files.
+        paths: run folders and result files.
         out: the page, written whole.
         references: what BD-rates are against: `role=teacher`, several labels joined by commas, or the name of a run or
             a curve. Default: the teacher, else the first anchor.

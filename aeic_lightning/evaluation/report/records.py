@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,37 +18,11 @@ MOST_POINTS = 200
 
 
 def read(paths: Sequence[Path]) -> list[Result]:
-    """Results of run folders, of result files, and of the accuracy.json that `accuracy` writes. Each one once."""
-    found: list[Result] = []
-    for path in paths:
-        rows = _accuracy_rows(path) if path.is_file() else None
-        found += read_results([path]) if rows is None else [_from_accuracy(row, path) for row in rows]
+    """Results of run folders and of result files, each one once."""
     once: dict[str, Result] = {}
-    for result in found:
+    for result in read_results(paths):
         once.setdefault(repr((result.kind, result.name, result.labels, result.metrics, result.set_metrics)), result)
     return list(once.values())
-
-
-def _accuracy_rows(path: Path) -> list[dict[str, Any]] | None:
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None  # the reader of results says what is wrong with it
-    listed = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
-    return rows if listed and all({"run", "reads", "images"} <= set(row) for row in rows) else None
-
-
-def _from_accuracy(row: dict[str, Any], path: Path) -> Result:
-    figures = [name for name in ("bytes", "bpp", "top1", "top5", "psnr") if name in row]
-    return Result(
-        name=row["run"],
-        kind="files",
-        labels={"reads": row["reads"]},
-        metrics={name: {"mean": row[name], "images": len(row["images"])} for name in figures},
-        images=row["images"],
-        step=row.get("step"),
-        command=f"accuracy, as recorded in {path}",
-    )
 
 
 def tap_losses(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
