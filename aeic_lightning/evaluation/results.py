@@ -270,8 +270,9 @@ def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any
             return "in the loss"
         return "its network is in the loss" if entry.get("backbone") in networks else "held out"
 
-    return {name: entry | {"in_training": part(name, entry)} for name, entry in info.items() if name != "bpp"} | {
-        name: entry for name, entry in info.items() if name == "bpp"
+    costs = ("bpp", "encode_seconds", "decode_seconds")  # no figures of quality
+    return {
+        name: entry if name in costs else entry | {"in_training": part(name, entry)} for name, entry in info.items()
     }
 
 

@@ -285,7 +285,14 @@ def test_labels_and_costs_are_those_of_the_run(make_run, codec_config, photos, t
 
 
 def test_what_was_trained_on_is_said():
-    backbones = {"psnr": None, "ms_ssim": None, "bpp": None, "dists": "vgg", "lpips_alex": "alex"}
+    backbones = {
+        "psnr": None,
+        "ms_ssim": None,
+        "bpp": None,
+        "encode_seconds": None,
+        "dists": "vgg",
+        "lpips_alex": "alex",
+    }
     backbones |= dict.fromkeys(("lpips_lite0", "dists_lite0", "fid_lite0"), "lite0")
     info = {name: {"backbone": backbone} for name, backbone in backbones.items()}
 
@@ -293,7 +300,11 @@ def test_what_was_trained_on_is_said():
         config = {"model": {"init_args": {"loss": loss}}}
         return {name: entry.get("in_training") for name, entry in with_part_in_training(info, config).items()}
 
-    assert parts(mse=1.0) == dict.fromkeys(info, "held out") | {"psnr": "in the loss", "bpp": None}
+    assert parts(mse=1.0) == dict.fromkeys(info, "held out") | {
+        "psnr": "in the loss",
+        "bpp": None,
+        "encode_seconds": None,
+    }
     with_lpips = parts(mse=0.0, lpips=1.0)
     assert with_lpips["psnr"] == "held out"
     assert with_lpips["lpips_lite0"] == "in the loss"
