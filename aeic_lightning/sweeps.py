@@ -17,15 +17,18 @@ A sweep file:
         needs: [teacher]
         set: {vars.depth: "{depth}", vars.lambda: "{lambda}"}        # settings, as on the command line
     compare: {runs: [teacher, "depth={depth}..."], out: results/mine}     # by: accuracy, for classifying runs
-    report: {out: results/mine, title: ..., select: {stage: 2}, reference: {arm: teacher}, metrics: [psnr], files: []}
+    report:
+      {out: results/mine, title: ..., select: {stage: 2}, metrics: [psnr], files: [anchors.json],
+       against: [{reference: {arm: teacher}}, {reference: {arm: none}, within: [depth]}]}
 
 An axis of a grid is a list of values, or a mapping from a value's name to settings: `arm: {short: {vars.steps: 50}}`.
 `{axis}` in name, config, needs, set and labels stands for its value. Every run gets `vars.root` and `vars.name`, so
 that its folder is root/name, then its own settings, then its point of the grid and `labels` as
 `model.init_args.labels`, by which TensorBoard and the report tell runs apart.
 
-`report` writes, of the runs whose labels are as in `select`: results.json and .csv, a table of BD-rates against the
-curve with the labels of `reference` (bd_rate.json and .md), and index.html, which also shows the result `files`.
+`report` writes, of the runs whose labels are as in `select`: results.json and .csv, a table of BD-rates (bd_rate.json
+and .md), and index.html, which also shows the result `files`. Each entry of `against` compares all other curves with
+the curves that have the labels of `reference`, or only those that agree with it in the labels `within`.
 
 A run is done when its folder holds the file `finished`. Whatever is killed, the sweep included, goes on from its last
 checkpoint when the sweep is started again; the number of threads stays the same, and so do the results.
@@ -51,10 +54,11 @@ from typing import Any
 from aeic_lightning import UserError
 from aeic_lightning.config import load_config
 
+LABELS = "model.init_args.labels."
 RECORD = "finished"  # file in a run folder that says the run is complete
 SETTINGS = "sweep.json"  # file in a run folder with the resolved config that the sweep started it with
 LOG = "log.txt"  # file in a run folder with all that the run has said
-REPORT_KEYS = {"out", "title", "select", "reference", "metrics", "files"}
+REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "executor", "compare", "report"}
 
@@ -130,7 +134,7 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
             labels = point | {k: _fill(v, point, file) for k, v in (entry.get("labels") or {}).items()}
             settings = {"vars.root": str(folder), "vars.name": name} | _flat(raw.get("set") or {})
             settings |= {key: _fill(value, point, file) for key, value in chosen.items()}
-            settings |= {f"model.init_args.labels.{axis}": value for axis, value in labels.items()}
+            settings |= {LABELS + axis: value for axis, value in labels.items()}
             config = file.parent / _fill(entry["config"], point, file)
             runs.append(Run(name, config, folder / name, needs, settings, _count(entry, "threads", threads, file)))
     sweep = Sweep(
@@ -184,8 +188,7 @@ def _count(entry: dict[str, Any], name: str, default: int, file: Path) -> int:
 
 def _labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
     """The runs that have all these labels."""
-    wanted = {f"model.init_args.labels.{label}": str(value) for label, value in labels.items()}
-    return [run for run in runs if wanted.items() <= {key: str(value) for key, value in run.settings.items()}.items()]
+    return [run for run in runs if _agree(run.settings, {LABELS + label: value for label, value in labels.items()})]
 
 
 def _check_ends(sweep: Sweep, file: Path) -> None:
@@ -196,10 +199,14 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         if name not in names:
             raise UserError(f"{file}: compare names {name}, which is no run of the sweep")
     if sweep.report:
-        _only(sweep.report, REPORT_KEYS, f"{file}: report", needed=("out", "reference"))
-        for part in ("select", "reference"):
-            if not _labelled(sweep.runs, sweep.report.get(part) or {}):
-                raise UserError(f"{file}: report: no run has the labels of {part}: {sweep.report[part]}")
+        _only(sweep.report, REPORT_KEYS, f"{file}: report", needed=("out", "against"))
+        wanted = [sweep.report.get("select") or {}]
+        for entry in sweep.report["against"]:
+            _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
+            wanted.append(wanted[0] | entry["reference"])
+        for labels in wanted:
+            if not _labelled(sweep.runs, labels):
+                raise UserError(f"{file}: report: no run has the labels {labels}")
     by = sweep.compare.get("by", "quality")
     if by not in ("quality", "accuracy"):
         raise UserError(f"{file}: compare by {by}; it is by quality or by accuracy")
@@ -416,27 +423,29 @@ def _report(sweep: Sweep) -> None:
     from aeic_lightning.evaluation.results import RATE_LABELS, curves, read_results, write_json, write_results
 
     wanted, out = sweep.report, Path(sweep.report["out"])
-    folders = [run.folder for run in _labelled(sweep.runs, wanted.get("select") or {})]
-    results = read_results(folders)
+    select = wanted.get("select") or {}
+    runs = _labelled(sweep.runs, select)
+    results = read_results(run.folder for run in runs)
     write_results(out / "results.json", results)
-    labels = dict.fromkeys(
-        label for result in results for label in result.labels if label not in ("seed", *RATE_LABELS)
-    )
-    reference, *more = _curves_with(curves(results, list(labels)), wanted["reference"])
-    if more:
-        raise UserError(f"report: {wanted['reference']} is {1 + len(more)} curves; add labels until it is one")
-    tests = [curve for curve in curves(results, list(labels)) if curve.labels != reference.labels]
-    rows = bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
+    # The sweep's own labels tell curves apart: the others (widths, beta1, ...) follow from them.
+    given = dict.fromkeys(key.removeprefix(LABELS) for run in runs for key in run.settings if key.startswith(LABELS))
+    every = curves(results, [label for label in given if label not in ("seed", *RATE_LABELS, *select)])
+    rows = []
+    for entry in wanted["against"]:
+        for reference in (c for c in every if _agree(c.labels, entry["reference"])):
+            within = {label: reference.labels.get(label) for label in entry.get("within") or []}
+            tests = [c for c in every if c is not reference and _agree(c.labels, within)]
+            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
     write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(markdown_table(rows))
-    words = ",".join(f"{label}={value}" for label, value in wanted["reference"].items())
+    words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     said = write_report(
-        [*folders, *map(Path, wanted.get("files") or [])], out / "index.html", [words],
+        [*(run.folder for run in runs), *map(Path, wanted.get("files") or [])], out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), command=shlex.join(sys.argv),
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
 
 
-def _curves_with(curves: list[Any], labels: dict[str, Any]) -> list[Any]:
-    return [c for c in curves if all(str(c.labels.get(label)) == str(value) for label, value in labels.items())]
+def _agree(labels: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(str(labels.get(label)) == str(value) for label, value in wanted.items())
