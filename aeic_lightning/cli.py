@@ -6,6 +6,7 @@ imports them when it runs.
 
 import argparse
 import os
+import shlex
 import sys
 from importlib import import_module
 
@@ -82,6 +83,11 @@ def main(argv: list[str] | None = None) -> int:
 def _report(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
+
+
+def command_line() -> str:
+    """The command line of this process, to be kept beside what it makes."""
+    return "python -m aeic_lightning " + shlex.join(sys.argv[1:])
 
 
 def refuse_extra(extra: list[str]) -> None:

@@ -4,7 +4,6 @@ import json
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -20,6 +19,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aeic_lightning import UserError, __version__
+from aeic_lightning.cli import command_line
 from aeic_lightning.evaluation.images import write_whole
 
 PACKAGES = ("torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lpips", "peft", "numpy")
@@ -40,7 +40,7 @@ class RunRecord(SaveConfigCallback):
             self.config, folder / name, skip_none=False, overwrite=True, multifile=False, skip_validation=True
         )
         record = {
-            "command": " ".join(sys.argv),
+            "command": command_line(),
             "stage": stage,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.config.get("seed_everything"),

@@ -52,6 +52,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic_lightning import UserError
+from aeic_lightning.cli import command_line
 from aeic_lightning.config import load_config
 
 LABELS = "model.init_args.labels."
@@ -442,7 +443,7 @@ def _report(sweep: Sweep) -> None:
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     said = write_report(
         [*(run.folder for run in runs), *map(Path, wanted.get("files") or [])], out / "index.html", words,
-        title=wanted.get("title", "Rate, distortion and perception"), command=shlex.join(sys.argv),
+        title=wanted.get("title", "Rate, distortion and perception"), command=command_line(),
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
 

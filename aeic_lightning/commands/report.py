@@ -1,11 +1,10 @@
 """`report`: one page of any runs and result files."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from aeic_lightning import UserError
-from aeic_lightning.cli import refuse_extra
+from aeic_lightning.cli import command_line, refuse_extra
 
 EXAMPLES = """examples:
   report runs/depths/* -o depths.html
@@ -44,6 +43,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     said = write_report(
         args.results, args.out, args.reference,
-        title=args.title, max_images=args.max_images, resamples=args.resamples, command=" ".join(sys.argv),
+        title=args.title, max_images=args.max_images, resamples=args.resamples, command=command_line(),
     )  # fmt: skip
     print(f"written: {args.out} ({said})")

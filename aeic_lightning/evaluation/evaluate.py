@@ -7,8 +7,6 @@ sources of (original, reconstruction, bytes)            figures, the same as tho
 """
 
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from aeic_lightning import UserError, __version__
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.cli import command_line
 from aeic_lightning.evaluation.images import file_name, from_uint8, save_png
 from aeic_lightning.evaluation.patches import Features, PatchDistances
 from aeic_lightning.evaluation.quality import DESCRIBED, ImageQuality
@@ -104,7 +103,7 @@ class Measurement:
             "set_metrics": set_metrics,
             "metric_info": {name: entry for name, entry in info.items() if name in metrics or name in set_metrics},
             "notes": list(self.notes),
-            "command": command(),
+            "command": command_line(),
             "versions": versions(),
         }
 
@@ -423,11 +422,6 @@ def _words(info: dict[str, Any]) -> str:
 def _on(device: torch.device, samples: Iterable[Sample]) -> Iterator[Sample]:
     for s in samples:
         yield Sample(s.name, s.x.to(device), s.x_hat.to(device), s.bytes, s.bits_estimate, s.figures)
-
-
-def command() -> str:
-    """The command line of this process."""
-    return "python -m aeic_lightning " + shlex.join(sys.argv[1:])
 
 
 def versions() -> dict[str, str]:
