@@ -421,7 +421,14 @@ def _report(sweep: Sweep) -> None:
     from aeic_lightning.evaluation.bd_rate import bd_rates, common_metrics, markdown_table, to_records
     from aeic_lightning.evaluation.images import write_whole
     from aeic_lightning.evaluation.report.page import write_report
-    from aeic_lightning.evaluation.results import RATE_LABELS, curves, read_results, write_json, write_results
+    from aeic_lightning.evaluation.results import (
+        RATE_LABELS,
+        curves,
+        distinct_names,
+        read_results,
+        write_json,
+        write_results,
+    )
 
     wanted, out = sweep.report, Path(sweep.report["out"])
     select = wanted.get("select") or {}
@@ -431,12 +438,14 @@ def _report(sweep: Sweep) -> None:
     # The sweep's own labels tell curves apart: the others (widths, beta1, ...) follow from them.
     given = dict.fromkeys(key.removeprefix(LABELS) for run in runs for key in run.settings if key.startswith(LABELS))
     every = curves(results, [label for label in given if label not in ("seed", *RATE_LABELS, *select)])
+    names_of = dict(zip(map(id, every), distinct_names(every), strict=True))
     rows = []
     for entry in wanted["against"]:
         for reference in (c for c in every if _agree(c.labels, entry["reference"])):
             within = {label: reference.labels.get(label) for label in entry.get("within") or []}
             tests = [c for c in every if c is not reference and _agree(c.labels, within)]
-            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
+            names = [names_of[id(curve)] for curve in (reference, *tests)]
+            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results), names)
     write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(markdown_table(rows))

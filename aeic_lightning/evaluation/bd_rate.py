@@ -154,11 +154,16 @@ def bd_rate(
     )
 
 
-def bd_rates(reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], **options: Any) -> list[BDRate]:
-    """Every curve against the reference by every metric; one that is refused has its `reason`. Options: `bd_rate`."""
+def bd_rates(
+    reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], names: Sequence[str] | None = None, **options: Any
+) -> list[BDRate]:
+    """Every curve against the reference by every metric; one that is refused has its `reason`.
+
+    `names` are of the reference, then of the tests; by default those that tell them apart. Options: see `bd_rate`.
+    """
     rows = []
     tests = list(tests)
-    first, *others = distinct_names([reference, *tests])
+    first, *others = names or distinct_names([reference, *tests])
     for test, name in zip(tests, others, strict=True):
         names = (first, name)
         for metric in metrics:
