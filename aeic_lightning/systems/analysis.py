@@ -239,6 +239,7 @@ class AEICAnalysisSystem(CompressionSystem):
         label_smoothing: share of the target that is spread over all classes.
         picture_widths: channels of the encoder of a classifier of pictures.
         write_streams: see `CompressionSystem`.
+        labels: see `CompressionSystem`.
     """
 
     def __init__(
@@ -253,9 +254,10 @@ class AEICAnalysisSystem(CompressionSystem):
         label_smoothing: float = 0.1,
         picture_widths: list[int] = [128, 128, 128, 192],  # noqa: B006 (never changed; LightningCLI shows it)
         write_streams: bool = True,
+        labels: dict[str, int | float | str] | None = None,
     ) -> None:
         checkpoint = read_checkpoint(init_from, "init_from")
-        super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from, write_streams)
+        super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from, write_streams, labels)
         self.imported = not train_codec and bool(checkpoint.get("imported"))
         if train_codec and reads == "x_hat":
             raise UserError(
