@@ -8,3 +8,10 @@ class UserError(Exception):
 
     The message says what is wrong, where, and what to do.
     """
+
+
+class RunError(Exception):
+    """A run that cannot go on, for a reason outside of its input: shown as one line, with exit code 1.
+
+    The message says what happened, where, what is left, and how to go on.
+    """

@@ -5,12 +5,13 @@ imports them when it runs.
 """
 
 import argparse
+import errno
 import os
 import shlex
 import sys
 from importlib import import_module
 
-from aeic_lightning import UserError, __version__
+from aeic_lightning import RunError, UserError, __version__
 
 # Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
 COMMANDS = {
@@ -71,13 +72,45 @@ def main(argv: list[str] | None = None) -> int:
         return run(args, extra) or 0
     except UserError as error:
         return _report(f"error: {error}", 2)
+    except RunError as error:
+        return _report(f"failed: {error}", 1)
     except KeyboardInterrupt:
         return _report("stopped", 130)
     except Exception as error:
         if os.environ.get("AEIC_TRACEBACK"):
             raise
-        message = " ".join(str(error).split()) or "no message"
-        return _report(f"failed: {type(error).__name__}: {message} (AEIC_TRACEBACK=1 shows where)", 1)
+        return _report(f"failed: {_explain(error, args.command)} (AEIC_TRACEBACK=1 shows where)", 1)
+
+
+def _explain(error: Exception, command: str) -> str:
+    """A failure in words: what can be done about it, where that is known."""
+    message = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        again = "; then go on with --ckpt_path last" if command == "fit" else ", and run the command again"
+        where = error.filename or os.environ.get("TMPDIR", "the output or the temporary folder")
+        return f"{error.strerror}: {where}. Make space on that disk{again}"
+    # By name: torch may not have been imported.
+    kind = type(error).__name__
+    if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+        first = message.split(". ")[0]
+        return f"out of memory ({first[:160]}). {SMALLER.get(command, SMALLER['compress'])}"
+    return f"{kind}: {message}"
+
+
+_TRAINING = (
+    "Lower data.init_args.batch_size (and raise model.init_args.optimization.accumulate by the same factor) or "
+    "data.init_args.crop_size, or set trainer.precision to bf16-mixed; if it happens in a validation, set "
+    "data.init_args.val_max_size. `plan --config FILE` says what a run needs"
+)
+_EVALUATION = "Set data.init_args.val_max_size, or use smaller images"
+SMALLER = {
+    "fit": _TRAINING,
+    "validate": _EVALUATION,
+    "test": _EVALUATION,
+    "predict": _EVALUATION,
+    "compress": "Use smaller images, or a machine with more memory",
+}
+"""What to lower when memory runs out, by command."""
 
 
 def _report(message: str, code: int) -> int:

@@ -1,8 +1,8 @@
 """LightningCLI on a resolved config, and the record that every run folder keeps."""
 
 import json
+import os
 import platform
-import re
 import subprocess
 import tempfile
 import time
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from aeic_lightning import UserError, __version__
 from aeic_lightning.cli import command_line
 from aeic_lightning.evaluation.images import write_whole
+from aeic_lightning.near_miss import user_error
 
 PACKAGES = ("torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lpips", "peft", "numpy")
 
@@ -36,23 +37,30 @@ class RunRecord(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
-        self.parser.save(
-            self.config, folder / name, skip_none=False, overwrite=True, multifile=False, skip_validation=True
-        )
+        beside = folder / f".{name}.part.yaml"
+        self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False, skip_validation=True)
+        os.replace(beside, folder / name)
         record = {
             "command": command_line(),
             "stage": stage,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.config.get("seed_everything"),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "resumed_from": trainer.ckpt_path,
+            "determinism": {
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+                "cudnn_deterministic": torch.backends.cudnn.deterministic,
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "precision": trainer.precision,
+                "threads": torch.get_num_threads(),
+                "processes": trainer.world_size,
+            },
+            "resumed_from": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "git": git_state(),
             "versions": {"aeic_lightning": __version__, "python": platform.python_version()}
             | {name: version(name) for name in PACKAGES}
             | {"torch": torch.__version__},
             "machine": {
                 "processor": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
                 "device": str(trainer.strategy.root_device),
             },
         }
@@ -67,7 +75,7 @@ class _CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise _user_error(error) from error
+            raise user_error(error) from error
 
 
 OPTIONS: dict[str, Any] = {
@@ -95,27 +103,20 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
     try:
         _CLI(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
     except ArgumentError as error:
-        raise _user_error(error) from error
+        raise user_error(error) from error
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except SystemExit as stop:
+        # Lightning makes a SystemExit(1) of Ctrl-C.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        raise
 
 
 def _write_temporary(config: dict[str, Any]) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
         yaml.safe_dump(config, file)
     return file.name
-
-
-def _user_error(error: Exception) -> UserError:
-    """The UserError inside of jsonargparse's wrapping, or one made of the innermost reason."""
-    key = re.search(r'[Kk]ey "([\w.]+)"', str(error))
-    reason: BaseException = error
-    while not isinstance(reason, UserError) and (inner := reason.__cause__ or reason.__context__):
-        reason = inner
-    if isinstance(reason, UserError):
-        return reason
-    where = f"{key[1]}: " if key and key[1] not in str(reason) else ""
-    return UserError(where + " ".join(str(reason).split()))
 
 
 def git_state() -> dict[str, Any] | None:

@@ -1,23 +1,68 @@
-"""When checkpoints are written, and what Ctrl-C does."""
+"""When checkpoints are written, and what a signal to stop does."""
 
+import errno
 import os
+import re
 import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from aeic_lightning import UserError
-from callbacks.base import generator_step
+from aeic_lightning import RunError, UserError
+from callbacks.base import generator_step, tensorboard
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all: beside first, flushed to the disk, then renamed.
+
+    Lightning's own collects it in memory, writes it to the folder for temporary files, which may be a smaller disk, and
+    copies it from there.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises RunError when the file cannot be written; what lay there before is intact."""
+        path = Path(path)
+        beside = path.with_name(f"{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            kept = (
+                f"the one before is intact; go on from it by --ckpt_path {path}" if path.is_file() else "none is left"
+            )
+            raise RunError(
+                f"cannot write the checkpoint {path}: {error.strerror}; {kept}"
+                + (", after making space on that disk" if full else "")
+            ) from error
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps `<default_root_dir>/checkpoints/last.ckpt`, from which `fit --ckpt_path last` goes on.
 
-    It is written every `every_n_steps` generator steps, at the end, and on Ctrl-C, always between two steps, so that
-    the state is whole; and beside first, then renamed, so that a kill while it is written leaves the one before. A
-    second Ctrl-C stops at once, without a checkpoint.
+    It is written every `every_n_steps` generator steps, at the end, and on a signal to stop: always between two steps,
+    when all of the step before is done, its validation and its log included. A run that is killed and resumed is then
+    the uninterrupted one, bit for bit on a CPU. A kill while it is written leaves the one before.
+
+    Signals: Ctrl-C and SIGTERM finish the step (and the validation, if one is running), save and stop; a second one
+    stops at once, without a checkpoint. In a SLURM job SIGUSR1 (`--signal=USR1@300`) does the same, and puts the job
+    back into the queue. Over several processes it is enough that one gets the signal.
+
+    On a resume, TensorBoard's files are cut back to what they were when the checkpoint was written, so that no point of
+    a curve comes twice.
 
     Args:
         every_n_steps: generator steps between two writes.
@@ -30,50 +75,148 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self._saved = -1
-        self._stopping = False
+        self._signal = 0
+        self._previous: dict[int, Any] = {}
+        self._batches_that_stepped: int | None = None
+
+    # ------------------------------------------------------------------ when
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            # Lightning's own handler saves in the middle of a step, and hangs where one process gets the signal later.
+            environment.auto_requeue = False
+        if stage == "fit" and not trainer.ckpt_path and not (self.folder / "last.ckpt").is_file():
+            _cut_back(trainer, {})  # curves of a run that ended before its first checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = generator_step(trainer, pl_module)
-        self._previous = signal.signal(signal.SIGINT, self._stop)
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGINT, signal.SIGTERM] + [signal.SIGUSR1] * ("SLURM_JOB_ID" in os.environ)
+            self._previous = {number: signal.signal(number, self._stop) for number in numbers}
 
-    def _stop(self, number, frame) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._stopping = True
-        print("\nfinishing this step and saving; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+    def _stop(self, number: int, frame: Any) -> None:
+        default = {signal.SIGINT: signal.default_int_handler}.get(number, signal.SIG_DFL)
+        if number != signal.SIGUSR1:  # SLURM may repeat it
+            signal.signal(number, default)
+        self._signal = self._signal or number
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        print(f"\n{name}: finishing this step and saving; a second one stops at once", file=sys.stderr, flush=True)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
-        step = generator_step(trainer, pl_module)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if self._batches_that_stepped is not None:
+            # Lightning, on a resume, counts the last step before the checkpoint twice, and logs at other steps then.
+            loop._batches_that_stepped, self._batches_that_stepped = self._batches_that_stepped, None
         if getattr(pl_module, "mid_step", False):
             return  # an accumulated batch: its gradients are not in a checkpoint
-        if self._stopping:
+        step = generator_step(trainer, pl_module)
+        number = self._signal
+        if trainer.world_size > 1:
+            number = int(trainer.strategy.reduce(torch.tensor(float(number)), reduce_op="max"))
+        if number:
             self._save(trainer, step)
-            print(f"saved {self.folder / 'last.ckpt'} at step {step}; go on with --ckpt_path last", file=sys.stderr)
-            raise KeyboardInterrupt
+            self._leave(trainer, step, number)
         if step == self._saved:
             return
-        if step % self.every_n_steps == 0 or step == trainer.max_steps:
+        if step % self.every_n_steps == 0:
             self._save(trainer, step)
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            self._write(trainer, f"step_{step:07d}.ckpt")
+            trainer.save_checkpoint(self.folder / f"step_{step:07d}.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        self._restore_signals()
         if self._saved != generator_step(trainer, pl_module) and not getattr(pl_module, "mid_step", False):
             self._save(trainer, generator_step(trainer, pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "_previous"):
-            signal.signal(signal.SIGINT, self._previous)
+        self._restore_signals()
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def _save(self, trainer: Trainer, step: int) -> None:
-        self._write(trainer, "last.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)  # every rank takes part
         self._saved = step
 
-    def _write(self, trainer: Trainer, name: str) -> None:
-        beside = self.folder / f"{name}.part"
-        trainer.save_checkpoint(beside)  # every rank takes part
+    def _leave(self, trainer: Trainer, step: int, number: int) -> None:
+        last = self.folder / "last.ckpt"
         if trainer.is_global_zero:
-            os.replace(beside, self.folder / name)
+            print(f"saved {last} at step {step}; go on with --ckpt_path last", file=sys.stderr, flush=True)
+            if number == signal.SIGUSR1:
+                requeue()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    # ------------------------------------------------------------------ what
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["total"]["ready"] > progress["total"]["completed"]:
+            # The batch that is about to start is counted already, and on a resume Lightning rolls back only half of the
+            # counts: validations would come a batch early from then on.
+            for count in (progress["total"], progress["current"]):
+                count["ready"] = count["completed"]
+            progress["is_last_batch"] = False
+        checkpoint["last_checkpoint"] = {
+            "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "curves": _lengths(trainer),
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint.get("last_checkpoint")
+        if trainer.state.fn != "fit" or ours is None:
+            return
+        self._batches_that_stepped = ours["batches_that_stepped"]
+        if Path(trainer.ckpt_path).resolve().is_relative_to(Path(trainer.default_root_dir).resolve()):
+            _cut_back(trainer, ours["curves"])
+
+
+def _event_files(trainer: Trainer) -> list[Path]:
+    return sorted(Path(trainer.log_dir).glob("events.out.tfevents.*"))
+
+
+def _lengths(trainer: Trainer) -> dict[str, int]:
+    """The length in bytes of each of TensorBoard's files, when all points so far have reached them."""
+    writer = tensorboard(trainer)
+    if writer is None:
+        return {}
+    writer.flush()
+    return {path.name: path.stat().st_size for path in _event_files(trainer)}
+
+
+def _cut_back(trainer: Trainer, lengths: dict[str, int]) -> None:
+    """Cut TensorBoard's files, apart from the one that this process writes, to these lengths; 0 removes one."""
+    writer = tensorboard(trainer)
+    if writer is None:
+        return
+    own = Path(writer._get_file_writer().event_writer._file_name).name
+    for path in _event_files(trainer):
+        length = lengths.get(path.name, 0)
+        if path.name == own:
+            continue
+        if not length:
+            path.unlink()
+        elif path.stat().st_size > length:
+            os.truncate(path, length)
+
+
+def requeue() -> None:
+    """Put this SLURM job (or this task of a job array) back into the queue."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+    if not re.fullmatch(r"[0-9_]+", job):
+        raise RunError(f"{job!r} is no number of a SLURM job; the checkpoint is saved, submit the job again")
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        said = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        said = str(error)
+    if said:
+        raise RunError(f"scontrol requeue {job}: {said}; the checkpoint is saved, submit the job again")
+    print(f"job {job} is back in the queue", file=sys.stderr, flush=True)

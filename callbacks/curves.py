@@ -95,12 +95,14 @@ class TapCurves(Callback):
             raise UserError(f"TapCurves: every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.points: list[dict[str, float]] = []  # {"step", "<side>/<tap>": loss ...}
+        self._drawn = 0  # points of the last picture
 
     def state_dict(self) -> dict:
-        return {"points": self.points}
+        return {"points": self.points, "drawn": self._drawn}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.points = list(state_dict["points"])
+        self._drawn = state_dict.get("drawn", 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = run_folder(trainer)
@@ -124,8 +126,9 @@ class TapCurves(Callback):
         self._publish(trainer, pl_module)
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (self.points and trainer.is_global_zero):
+        if len(self.points) == self._drawn or not trainer.is_global_zero:
             return
+        self._drawn = len(self.points)
         taps = list(dict.fromkeys(tap for point in self.points for tap in point if tap != "step"))
         text = io.StringIO()
         table = csv.DictWriter(text, ["step", *taps], lineterminator="\n")

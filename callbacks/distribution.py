@@ -60,6 +60,12 @@ class PatchFID(OnEvaluation):
         self.validations = 0
         self.warned = False
 
+    def state_dict(self) -> dict:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.validations = state_dict["validations"]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self.patches is None:

@@ -41,6 +41,12 @@ class ReconstructionGrid(OnEvaluation):
         self.validations = 0
         self.rows: list[Image.Image] = []
 
+    def state_dict(self) -> dict:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.validations = state_dict["validations"]
+
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = []
         due = self.stage == "test" or self.validations % self.every_n_validations == 0

@@ -22,9 +22,12 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The few arguments that are not settings of the experiment."""
     parser.epilog = EXAMPLES
-    parser.usage = f"{parser.prog} --config FILE [--ckpt_path last|FILE] [--section.name=value ...]"
+    parser.usage = f"{parser.prog} --config FILE [--ckpt_path last|auto|FILE] [--section.name=value ...]"
     parser.add_argument("--config", action="append", required=True, help="experiment file; later ones win")
-    parser.add_argument("--ckpt_path", help="checkpoint to go on from; `last` is the run folder's own")
+    parser.add_argument(
+        "--ckpt_path",
+        help="checkpoint to go on from; `last` is the run folder's own, `auto` is that or, without one, a new start",
+    )
     if parser.prog.endswith(" fit"):
         parser.add_argument(
             "--dry-run", action="store_true", help="build on the meta device; print parameters, memory, what is missing"
@@ -43,7 +46,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return print_plan(make_plan(config, args.config[-1]))
     folder = Path((config.get("trainer") or {}).get("default_root_dir") or ".")
     last = folder / "checkpoints" / "last.ckpt"
-    if args.ckpt_path == "last":
+    if args.ckpt_path == "auto":
+        args.ckpt_path = str(last) if last.is_file() else None
+    elif args.ckpt_path == "last":
         if not last.is_file():
             raise UserError(f"--ckpt_path last: no checkpoint {last}; leave --ckpt_path out to start the run")
         args.ckpt_path = str(last)

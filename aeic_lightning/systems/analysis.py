@@ -1,13 +1,10 @@
 """Training of compress-and-classify: its own two steps, and the same head on AEIC."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import lightning
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
@@ -27,6 +24,7 @@ from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.model import AEICOutput
 from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
 from aeic_lightning.systems.evaluated import EvaluatedSystem
+from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
 from aeic_lightning.weights.checkpoint import load_strictly, model_configs, read_checkpoint, with_prefix
 
 # Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if
@@ -50,6 +48,8 @@ class AnalysisOptimization:
         rate_warmup_steps: the weight of the rate rises linearly from 0 over so many steps. Step 1 leaves latents that
             an untrained entropy model finds impossible; here it can learn them before they must be cheap.
         prior_learning_rate: highest rate of the density of z, which follows the same course; null for that of the rest.
+        on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
+            "skip" the update and count it (it still counts as a step).
     """
 
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -59,6 +59,7 @@ class AnalysisOptimization:
     weight_decay: float = 0.05
     rate_warmup_steps: int = 0
     prior_learning_rate: float | None = None
+    on_nonfinite: OnNonfinite = "stop"
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate of the update that follows `step` of `steps` updates, over the highest."""
@@ -82,7 +83,7 @@ class TeacherConfig:
     weights: str
 
 
-class AnalysisSystem(EvaluatedSystem):
+class AnalysisSystem(GuardedSystem, EvaluatedSystem):
     """Trains the compress-and-classify model. The two steps differ in their configs alone.
 
     Step 1 (`loss.rate: 0`) quantises nothing and has no rate. Step 2 starts `init_from` step 1 with the rate. The paper
@@ -125,6 +126,8 @@ class AnalysisSystem(EvaluatedSystem):
         classes = analysis.transformer.classes
         self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
         self.targets = SoftTargets(classes, loss.mixup, loss.label_smoothing)
+        self.guard = Guard(self, optimization.on_nonfinite)
+        self._mid_step = False
 
     @property
     def quantise(self) -> bool:
@@ -140,7 +143,8 @@ class AnalysisSystem(EvaluatedSystem):
             self.model.codec.prior.update_quantiles()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
-        x, target = self.targets(batch["image"], batch["label"], self.global_step)
+        self._mid_step = True
+        x, target = self.targets(batch["image"], batch["label"])
         output = self.model(x, self.quantise)
         teacher = None
         if self.teacher is not None:
@@ -153,12 +157,18 @@ class AnalysisSystem(EvaluatedSystem):
         terms = {"loss": loss.total} | loss.terms
         if target.ndim == 1:
             terms["top1"] = (output.logits.argmax(1) == target).float().mean()
+        self.guard.see(terms, batch["name"])
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values | {"step": float(self.global_step)})
         return loss.total
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.guard.allows({"model": list(self.named_parameters())}):
+            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
+
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
+        self._mid_step = False
         step = self.global_step + 1  # Lightning counts the update after this hook
         if self.quantise and (step % QUANTILE_INTERVAL == 0 or step == self.trainer.max_steps):
             self.model.codec.prior.update_quantiles()
@@ -167,6 +177,11 @@ class AnalysisSystem(EvaluatedSystem):
     def generator_step(self) -> int:
         """Updates so far: there is one optimizer."""
         return self.global_step
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether gradients of an unfinished step are being accumulated; a checkpoint would lose them."""
+        return self._mid_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimization
@@ -211,6 +226,7 @@ class AnalysisSystem(EvaluatedSystem):
         } | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["model_config"] = self.model.config | {"class_names": trained_classes(self.trainer)}
 
 
@@ -306,11 +322,7 @@ class AEICAnalysisSystem(CompressionSystem):
             features = self.features(batch["image"])
         loss, terms = self.accuracy_loss(self.head(features), batch["label"])
         self.manual_backward(loss / self.optimization.accumulate)
-        self._accumulated += 1
-        if self._accumulated == self.optimization.accumulate:
-            self._accumulated = 0
-            self.step_players()
-        self.log_at_step("train", {"loss": loss} | terms)
+        self.finish_batch(batch, {"loss": loss} | terms)
         return loss.detach()
 
     def features(self, x: Tensor) -> Tensor:
@@ -355,8 +367,7 @@ class AEICAnalysisSystem(CompressionSystem):
 class SoftTargets:
     """Mixup and label smoothing, by timm; without either, images and classes pass as they are.
 
-    Mixup draws from numpy's global state, which no checkpoint holds: it is seeded from the run's seed and the step, and
-    put back, so that a resumed run mixes as the uninterrupted one would.
+    Mixup draws from numpy's global state, which is seeded for each batch (`guards.seed_batch`).
     """
 
     def __init__(self, classes: int, mixup: float, smoothing: float) -> None:
@@ -364,7 +375,7 @@ class SoftTargets:
         self.smoothing = smoothing
         self.mixup = Mixup(mixup_alpha=mixup, label_smoothing=smoothing, num_classes=classes) if mixup else None
 
-    def __call__(self, x: Tensor, label: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and classes (B,) -> images and targets: (B, classes), or (B,) when nothing is done.
 
         Raises UserError for a batch of odd size, which cannot be mixed.
@@ -372,8 +383,7 @@ class SoftTargets:
         if self.mixup is not None:
             if len(x) % 2:
                 raise UserError(f"mixup takes batches of even size, not {len(x)}; change data.batch_size")
-            with _numpy_seed(torch.initial_seed() + step):
-                return self.mixup(x.clone(), label)
+            return self.mixup(x.clone(), label)
         if self.smoothing:
             off = self.smoothing / self.classes
             return x, one_hot(label, self.classes, 1 - self.smoothing + off, off)
@@ -394,13 +404,3 @@ def check_classes(trainer: lightning.Trainer, classes: int) -> None:
 def trained_classes(trainer: lightning.Trainer) -> list[str]:
     """Names of the classes, which a checkpoint carries."""
     return list(trainer.datamodule.class_names)
-
-
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

@@ -1,5 +1,6 @@
 """The training step that teachers and students share."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discrimina
 from aeic_lightning.losses.rate_distortion import LossConfig, RateDistortionPerceptionLoss
 from aeic_lightning.model import AEIC, AEICOutput
 from aeic_lightning.systems.evaluated import EvaluatedSystem
+from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
 from aeic_lightning.weights.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 
 QUANTILE_INTERVAL = 50
@@ -36,6 +38,8 @@ class OptimizationConfig:
         discriminator: backbone of the projected discriminator, used when the adversarial weight is above 0.
         discriminator_learning_rate: constant.
         real_label: the discriminator's target for real images; below 1 it smooths the label.
+        on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
+            "skip" the update and count it.
     """
 
     learning_rates: list[tuple[int, float]] = field(default_factory=lambda: [(0, 1e-4), (280_000, 5e-5)])
@@ -47,6 +51,7 @@ class OptimizationConfig:
     discriminator: str = "lite0"
     discriminator_learning_rate: float = 2e-5
     real_label: float = 1.0
+    on_nonfinite: OnNonfinite = "stop"
 
     def check(self) -> None:
         """Raise UserError for settings that cannot work."""
@@ -54,6 +59,8 @@ class OptimizationConfig:
             raise UserError("optimization: learning_rates must say the rate from step 0 on, as in [[0, 1e-4]]")
         if self.accumulate < 1:
             raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
+        if not 0.5 < self.real_label <= 1:
+            raise UserError(f"optimization: real_label must be above 0.5 and at most 1, not {self.real_label}")
 
     def learning_rate(self, step: int) -> float:
         """Rate of the update that follows `step` updates."""
@@ -61,7 +68,7 @@ class OptimizationConfig:
         return rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
 
-class CompressionSystem(EvaluatedSystem):
+class CompressionSystem(GuardedSystem, EvaluatedSystem):
     """Trains one AEIC model on rate, distortion and perception, with an optional adversary.
 
     Optimization is manual, since there may be two players. Only the generator's optimizer steps through Lightning, so
@@ -100,7 +107,15 @@ class CompressionSystem(EvaluatedSystem):
         self.init_from = init_from
         self.write_streams = write_streams
         self.labels = labels or {}
+        self.guard = self._guard()
         self._accumulated = 0
+
+    def _guard(self) -> Guard:
+        if self.discriminator is None:
+            return Guard(self, self.optimization.on_nonfinite)
+        heads, r = len(self.discriminator.heads), self.optimization.real_label
+        least = 0.0 if r == 1 else -heads * (r * math.log(r) + (1 - r) * math.log(1 - r))
+        return Guard(self, self.optimization.on_nonfinite, chance=2 * heads * math.log(2), least=least)
 
     def setup(self, stage: str) -> None:
         self.model.decoder.load_base()
@@ -142,21 +157,31 @@ class CompressionSystem(EvaluatedSystem):
             self.manual_backward(adversary / self.optimization.accumulate)
             terms["discriminator"] = adversary
 
+        self.finish_batch(batch, terms)
+        return total.detach()
+
+    def finish_batch(self, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
+        """What follows the backward passes: the guard, an update when it is due, the log."""
+        self.guard.see(terms, batch["name"])
         self._accumulated += 1
         if self._accumulated == self.optimization.accumulate:
             self._accumulated = 0
             self.step_players()
         self.log_at_step("train", terms)
-        return total.detach()
 
     def extra_loss(self, x: Tensor, output: AEICOutput) -> tuple[Tensor | float, dict[str, Tensor]]:
         """What a system adds to the loss, and its terms for the log. Nothing, for a system without a teacher."""
         return 0.0, {}
 
     def step_players(self) -> None:
-        """One update of each player from the gradients so far."""
+        """One update of each player from the gradients so far, unless the guard finds them not finite."""
         optimizers = self.optimizers()
         generator, *rest = optimizers if isinstance(optimizers, list) else [optimizers]
+        players = {"generator": self._trained(), **({"discriminator": self._heads()} if rest else {})}
+        if not self.guard.allows(players):
+            for player in (generator, *rest):
+                player.zero_grad()
+            return
         for group in generator.param_groups:
             group["lr"] = self.optimization.learning_rate(self.global_step)
         for player in (generator, *rest):
@@ -170,6 +195,15 @@ class CompressionSystem(EvaluatedSystem):
         generator.zero_grad()
         if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
             self.model.codec.prior.update_quantiles()
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The generator's parameters: all that are trained but the discriminator's."""
+        named = self.named_parameters()
+        return [(name, p) for name, p in named if p.requires_grad and not name.startswith("discriminator.")]
+
+    def _heads(self) -> list[tuple[str, nn.Parameter]]:
+        """The discriminator's parameters."""
+        return [(name, p) for name, p in self.discriminator.named_parameters() if p.requires_grad]
 
     @property
     def rate_scale(self) -> float:
@@ -188,12 +222,11 @@ class CompressionSystem(EvaluatedSystem):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         config = self.optimization
-        trained = [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
-        trained = [p for p in trained if p.requires_grad]
+        trained = [p for _, p in self._trained()]
         generator = torch.optim.AdamW(trained, lr=config.learning_rate(0), weight_decay=config.weight_decay, fused=True)
         if self.discriminator is None:
             return [generator]
-        heads = [p for p in self.discriminator.parameters() if p.requires_grad]
+        heads = [p for _, p in self._heads()]
         return [generator, torch.optim.AdamW(heads, lr=config.discriminator_learning_rate)]
 
     # ------------------------------------------------------------------ evaluation
@@ -229,9 +262,11 @@ class CompressionSystem(EvaluatedSystem):
         } | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["model_config"] = self.model.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if "model_config" in checkpoint:
             check_base(self.model, checkpoint, self.trainer.ckpt_path, "ckpt_path")
 

@@ -21,6 +21,7 @@ from aeic_lightning.evaluation.images import from_uint8, to_uint8
 from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.systems import AEICAnalysisSystem, AnalysisSystem, CompressionSystem, OptimizationConfig
 from aeic_lightning.systems.analysis import AnalysisOptimization, SoftTargets, TeacherConfig
+from aeic_lightning.systems.guards import seed_batch
 from aeic_lightning.weights.checkpoint import load_model
 from callbacks.accuracy import AccuracyMetrics
 from datamodules.labelled import SampleDigits
@@ -187,31 +188,31 @@ def test_decay_leaves_out_what_timm_leaves_out():
 
 def test_targets_are_smoothed_and_mixed():
     x, label = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
-    same, smooth = SoftTargets(5, mixup=0.0, smoothing=0.1)(x, label, 0)
+    same, smooth = SoftTargets(5, mixup=0.0, smoothing=0.1)(x, label)
     assert same is x
     torch.testing.assert_close(smooth, 0.02 + 0.9 * torch.eye(5)[label])
-    assert SoftTargets(5, 0.0, 0.0)(x, label, 0)[1] is label
+    assert SoftTargets(5, 0.0, 0.0)(x, label)[1] is label
 
-    mixed, target = SoftTargets(5, mixup=0.8, smoothing=0.0)(x, label, 0)
+    mixed, target = SoftTargets(5, mixup=0.8, smoothing=0.0)(x, label)
     share = target[0, 1]  # of image 0, which is mixed with image 3
     assert 0 < share < 1
     torch.testing.assert_close(mixed, share * x + (1 - share) * x.flip(0))
     torch.testing.assert_close(target, share * torch.eye(5)[label] + (1 - share) * torch.eye(5)[label.flip(0)])
 
 
-def test_mixing_follows_the_step_alone_and_leaves_numpys_state():
+def test_mixing_follows_the_seed_of_the_batch_alone():
     targets = SoftTargets(10, mixup=0.8, smoothing=0.1)
     x, label = torch.randn(4, 3, 8, 8), torch.arange(4)
-    np.random.seed(5)
-    expected = np.random.random()
-    np.random.seed(5)
-    first = [targets(x, label, step)[0] for step in range(3)]
-    assert np.random.random() == expected
-    again = targets(x, label, 2)[0]
-    assert torch.equal(again, first[2])
+
+    def mixed(batch: int) -> torch.Tensor:
+        seed_batch(7, batch, rank=0)
+        return targets(x, label)[0]
+
+    first = [mixed(batch) for batch in range(3)]
+    assert torch.equal(mixed(2), first[2])
     assert not torch.equal(first[0], first[1])
     with pytest.raises(UserError, match="even size, not 3"):
-        targets(x[:3], label[:3], 0)
+        targets(x[:3], label[:3])
 
 
 # ---------------------------------------------------------------------------------------------------- a timm teacher

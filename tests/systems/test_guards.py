@@ -1,0 +1,162 @@
+"""The guard: losses and gradients that are not finite, rates and adversaries that collapse; seeds of batches."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from aeic_lightning import RunError
+from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
+from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.systems import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.guards import WINDOW, Guard, seed_batch
+
+LOSS = LossConfig(rate=0.5, mse=1.0, lpips=0.0, semantic=0.0)
+
+
+class Poisoned(CompressionSystem):
+    """Breaks the loss or a gradient of chosen batches."""
+
+    poison: dict[int, str]
+
+    def extra_loss(self, x, output):
+        kind = self.poison.get(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        if kind == "loss":
+            return x.new_tensor(float("inf")), {"extra": x.new_tensor(float("inf"))}
+        if kind == "gradient":  # sqrt has an infinite slope at 0, and 0 * inf is NaN
+            return (output.x_hat * 0).sum().abs().sqrt(), {}
+        return 0.0, {}
+
+
+def system(codec_config, decoder_config, poison, loss=LOSS, **optimization):
+    one = Poisoned(codec_config, decoder_config, loss, OptimizationConfig([(0, 1e-3)], **optimization))
+    one.poison = poison
+    return one
+
+
+def weights(one):
+    return {name: value.clone() for name, value in one.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("loss", r"step 2: the loss is not finite: extra is inf on the batch of image2\. Nothing was updated"),
+        ("gradient", r"step 2: the generator's gradient of model\.\S+ and of \d+ more is not finite \(the"),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite_stops_the_run_before_the_update(
+    codec_config, decoder_config, loader, trainer, kind, message
+):
+    one = system(codec_config, decoder_config, {2: kind})
+    with pytest.raises(RunError, match=message):
+        trainer(5).fit(one, loader(4))
+    assert all(value.isfinite().all() for value in one.state_dict().values())
+    assert one.global_step == 2
+
+
+def test_accumulated_batches_are_all_named(codec_config, decoder_config, loader, trainer):
+    one = system(codec_config, decoder_config, {2: "loss"}, accumulate=2)
+    with pytest.raises(RunError, match="on the batch of image2, image3"):
+        trainer(5).fit(one, loader(4))
+
+
+def test_skipping_leaves_the_update_out_and_counts(codec_config, decoder_config, loader, trainer, capsys, tmp_path):
+    """The weights are those of a run that never had the update; both players skip it."""
+    adversarial = LossConfig(rate=0.5, mse=1.0, lpips=0.0, semantic=0.0, adversarial=0.1)
+    one = system(codec_config, decoder_config, {1: "gradient"}, adversarial, on_nonfinite="skip")
+    before = {}
+
+    def remember(trainer, module, *args):
+        before.setdefault(trainer.fit_loop.epoch_loop.total_batch_idx, (weights(module), module.global_step))
+
+    watch = type("Watch", (Callback,), {"on_train_batch_end": staticmethod(remember)})()
+    fitted = trainer(3, callbacks=[watch])
+    fitted.fit(one, loader(4))
+    (first, steps), (second, steps_after) = before[0], before[1]
+    players = [name for name, _ in one.named_parameters()]
+    assert steps == steps_after == 1
+    assert all(torch.equal(first[name], second[name]) for name in players)
+    assert one.guard.skipped == 1
+    assert one.global_step == 3
+    assert "warning: step 1: skipped an update (1 so far)" in capsys.readouterr().err
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    again = system(codec_config, decoder_config, {}, adversarial)
+    trainer(4).fit(again, loader(4), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert again.guard.skipped == 1
+
+
+def test_skipping_ends_when_nothing_else_happens(codec_config, decoder_config, loader, trainer):
+    one = system(codec_config, decoder_config, dict.fromkeys(range(99), "loss"), on_nonfinite="skip")
+    with pytest.raises(RunError, match="20 updates in a row"):
+        trainer(5).fit(one, loader(4))
+
+
+@pytest.fixture
+def guard(codec_config, decoder_config, trainer):
+    def make(**kwargs):
+        one = system(codec_config, decoder_config, {})
+        one._trainer = trainer(1)
+        return Guard(one, **kwargs)
+
+    return make
+
+
+def test_a_rate_that_collapses_is_said_once(guard, capsys):
+    one = guard()
+    for bpp in [0.1] * 10 + [5e-5] * (WINDOW - 1):
+        one.see({"bpp_estimate": torch.tensor(bpp)}, ["a"])
+    assert not capsys.readouterr().err
+    for _ in range(WINDOW):
+        one.see({"bpp_estimate": torch.tensor(5e-5)}, ["a"])
+    said = capsys.readouterr().err
+    assert said.count("the rate has collapsed") == 1
+    assert "loss.rate" in said
+
+
+def test_a_discriminator_that_wins_outright_is_said(guard, capsys):
+    """A real one, on images that do not change: its heads tell noise from gradients within some fifty updates."""
+    images = torch.nn.functional.interpolate(torch.randn(4, 3, 4, 4), size=(64, 64), mode="bicubic")
+    noise = torch.randn(4, 3, 64, 64)
+    discriminator = ProjectedDiscriminator("lite0").train()
+    optimizer = torch.optim.AdamW([p for p in discriminator.parameters() if p.requires_grad], lr=0.01)
+    one = guard(chance=6 * math.log(2))
+    for _ in range(110):
+        loss = discriminator_loss(discriminator(noise), discriminator(images))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        one.see({"discriminator": loss}, ["a"])
+    said = capsys.readouterr().err
+    assert said.count("the discriminator has won outright: its loss fell below 0.416") == 1
+    assert "4.16 is chance" in said
+
+
+def test_smoothed_labels_move_the_threshold(guard, capsys):
+    """With real_label 0.9 the loss cannot fall below three times the entropy of (0.9, 0.1): 0.975."""
+    one = guard(chance=4.16, least=0.975)
+    for _ in range(WINDOW):
+        one.see({"discriminator": torch.tensor(1.4)}, ["a"])
+    assert not capsys.readouterr().err
+    for _ in range(WINDOW):
+        one.see({"discriminator": torch.tensor(1.0)}, ["a"])
+    assert "won outright" in capsys.readouterr().err
+
+
+def draws() -> tuple:
+    return torch.rand(2).tolist(), np.random.random(), random.random()
+
+
+def test_draws_follow_from_seed_batch_and_process_alone():
+    def drawn(*key):
+        seed_batch(*key)
+        return draws()
+
+    first = drawn(0, 0, 0)
+    draws()
+    assert drawn(0, 0, 0) == first
+    others = [drawn(1, 0, 0), drawn(0, 1, 0), drawn(0, 0, 1)]
+    assert all(a != b for other in others for a, b in zip(first, other, strict=True))
