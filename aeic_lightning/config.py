@@ -52,9 +52,11 @@ def _references(config: DictConfig) -> set[str]:
 
 def _check_vars(merged: DictConfig, used: set[str], files: list[str | Path]) -> None:
     # References of every file count, those included that a later file has overridden.
-    unused = next((str(name) for name in merged.get("vars") or {} if str(name) not in used), None)
+    # A sweep gives `root` and `name` to every run.
+    given = [str(name) for name in merged.get("vars") or {} if name not in ("root", "name")]
+    unused = next((name for name in given if name not in used), None)
     if unused is not None:
-        hint = did_you_mean(unused, used) or f"; there are {', '.join(sorted(used))}"
+        hint = did_you_mean(unused, used) or (f"; there are {', '.join(sorted(used))}" if used else "")
         raise UserError(f"{' + '.join(map(str, files))}: vars.{unused} is set, but nothing refers to it{hint}")
 
 

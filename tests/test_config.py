@@ -70,6 +70,10 @@ def test_a_stray_word_is_refused():
         ("include: [missing.yaml]", r"no config file .*missing\.yaml, which .*bad\.yaml includes"),
         ("include: [bad.yaml]", "includes itself"),
         ("vars:\n  name: ???\nb: ${vars.name}", "name"),
+        (
+            "vars: {lamda: 2, lambda: 1}\nb: ${vars.lambda}",
+            r"vars\.lamda is set, but nothing refers.*did you mean lambda",
+        ),
     ],
 )
 def test_complaints_are_one_line_and_name_the_file(tmp_path, content, message):
@@ -83,3 +87,10 @@ def test_complaints_are_one_line_and_name_the_file(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no config file .*nowhere\.yaml"):
         load_config([tmp_path / "nowhere.yaml"])
+
+
+def test_a_misspelt_override_of_vars_is_refused_and_a_true_one_is_not(files):
+    with pytest.raises(UserError, match=r"vars\.step is set, but nothing refers to it; did you mean steps"):
+        load_config([files / "child.yaml"], ["vars.step=3"])
+    # Overriding what refers to a var does not make the var a mistake.
+    assert load_config([files / "child.yaml"], ["trainer.max_steps=3"])["trainer"]["max_steps"] == 3
