@@ -15,7 +15,8 @@ from aeic_lightning import UserError
 from aeic_lightning.analysis.codec import STRIDE
 from aeic_lightning.analysis.model import AnalysisModel
 from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.exact import MEAN_LIMIT, MEAN_STEPS, Linear, by_rows, from_tokens, to_tokens
+from aeic_lightning.bitstream.exact import MEAN_LIMIT, MEAN_STEPS, Linear, from_tokens, to_tokens
+from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder, fingerprint, reconstruct
 from aeic_lightning.bitstream.tables import Tables, gaussian_tables, level_bounds, medians, prior_tables
 from aeic_lightning.evaluation.images import to_uint8

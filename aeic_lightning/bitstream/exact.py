@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.codec.context import QuadtreeContext
 from aeic_lightning.codec.layers import (
     Adapter,
@@ -48,7 +49,6 @@ GELU_END = 8  # gelu(v) = max(v, 0) to 1e-14 beyond
 MEAN_STEPS = 256  # means, and so y_hat, are multiples of 1/256
 MEAN_LIMIT = 2.0**23  # in those steps, so that they are exact in float32
 TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
-ROWS = 128  # positions at a time in pointwise layers: what fits a core's cache
 
 
 @contextmanager
@@ -124,22 +124,6 @@ def product(q: Tensor, weight: Tensor, limit: int) -> Tensor:
     if torch.compiler.is_exporting() or not torch.backends.mkldnn.enabled or not int8_is_exact():
         return product_float64(q, weight, limit)
     return product_int8(q, weight, limit)
-
-
-def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """`function` of (h, w, C) tensors, a few positions at a time: it sees and returns (n, C) tensors."""
-    h, w = inputs[0].shape[:2]
-    flat = [x.reshape(h * w, x.shape[-1]) for x in inputs]
-    if torch.compiler.is_exporting():
-        results = function(*flat)
-    else:
-        results = None
-        for start in range(0, h * w, ROWS):
-            pieces = function(*(x[start : start + ROWS] for x in flat))
-            results = results or [piece.new_empty(h * w, piece.shape[-1]) for piece in pieces]
-            for result, piece in zip(results, pieces, strict=True):
-                result[start : start + ROWS] = piece
-    return tuple(r.reshape(h, w, r.shape[-1]) for r in results)
 
 
 # ---------------------------------------------------------------------------------------------------- layers

@@ -3,33 +3,38 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aeic_lightning import UserError
+from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.codec import LatentCodec
 from aeic_lightning.codec.layers import StarBlock
 
+ROWS = 2048  # positions at a time in pointwise layers
 BAND_PIXELS = 1 << 22  # images above are analysed in bands of about this many pixels
 
 
 class Sender:
     """x (1, 3, H, W) in [-1, 1] -> y, z of its padded form, both float32.
 
-    Channels last, and in bands of rows for large images, so that memory does not grow with the height. Each band takes
-    along as many rows around it as g_a looks at, so the bands give what the whole image would, but for the order of
-    additions. With `fast`, all but the last stage of g_a runs in bfloat16: y moves by less than the rounding to come.
+    Channels last, pointwise layers a few positions at a time, and large images in bands of rows, so that memory does
+    not grow with the height. Each band takes along as many rows around it as g_a looks at, so the bands give what the
+    whole image would, but for the order of additions. With `fast`, all but the last stage of g_a runs in bfloat16: y
+    moves by less than the rounding to come.
     """
 
     def __init__(self, codec: LatentCodec, fast: bool = False) -> None:
         self.codec = codec
         self.dtype = torch.bfloat16 if fast else torch.float32
-        self.g_a = copy.deepcopy(codec.g_a).to(memory_format=torch.channels_last).eval()
-        downs = [i for i, module in enumerate(self.g_a) if not isinstance(module, StarBlock)]
-        self.early = self.g_a[: downs[-1]].to(self.dtype)
-        self.late = self.g_a[downs[-1] :]
+        g_a = copy.deepcopy(codec.g_a).to(memory_format=torch.channels_last).eval()
+        last_down = max(i for i, module in enumerate(g_a) if not isinstance(module, StarBlock))
+        layers = [module.to(self.dtype if i < last_down else torch.float32) for i, module in enumerate(g_a)]
+        layers = [_Star(module) if isinstance(module, StarBlock) else module for module in layers]
+        self.early, self.late = layers[:last_down], layers[last_down:]
         # Rows that reach an output: a Down sees 1 more at its input's resolution, a StarBlock 5 at its own.
         reach, scale = 0, 1
-        for module in self.g_a:
+        for module in g_a:
             if isinstance(module, StarBlock):
                 reach += 5 * scale
             else:
@@ -57,4 +62,29 @@ class Sender:
 
     def _analyse(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.late(self.early(x).float()).contiguous()
+        for layer in self.early:
+            x = layer(x)
+        x = x.float()
+        for layer in self.late:
+            x = layer(x)
+        return x.contiguous()
+
+
+class _Star:
+    """`StarBlock` for images of one (1, C, H, W), channels last: the wide layers never exist as a whole."""
+
+    def __init__(self, block: StarBlock) -> None:
+        self.dwconv, self.norm = block.dwconv, block.norm
+        self.fc1 = block.fc1.weight.flatten(1).contiguous(), block.fc1.bias
+        self.fc2 = block.fc2.weight.flatten(1).contiguous(), block.fc2.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        tokens, mixed = (part[0].permute(1, 2, 0) for part in (x, self.dwconv(x)))
+        (out,) = by_rows(self._rows, tokens, mixed, rows=ROWS)
+        return out.permute(2, 0, 1)[None]
+
+    def _rows(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
+        norm = self.norm
+        wide = F.linear(F.layer_norm(mixed, norm.normalized_shape, norm.weight, norm.bias, norm.eps), *self.fc1)
+        gate, value = wide.chunk(2, dim=1)
+        return (F.linear(F.gelu(gate).mul_(value), *self.fc2).add_(x),)
