@@ -63,10 +63,11 @@ def load_classifier(path: str | Path) -> Classifier:
     return Classifier(model, head, reads, names)
 
 
-def load_streams(path: str | Path, fast: bool = False) -> Streams:
+def load_streams(path: str | Path, fast: bool = False, receiver: bool = True) -> Streams:
     """What writes and reads the files of a checkpoint of either kind, with or without a classifier.
 
-    With `fast` an AEIC's encoder and decoder compute in bfloat16. Raises UserError for a compress-and-classify model
+    With `fast` an AEIC's encoder and decoder compute in bfloat16; without `receiver` its pretrained base is not read,
+    and it writes the same files but makes no picture. Raises UserError for a compress-and-classify model
     with `fast`: it has one way only.
     """
     checkpoint = read_checkpoint(path)
@@ -74,7 +75,7 @@ def load_streams(path: str | Path, fast: bool = False) -> Streams:
         if fast:
             raise UserError(f"{path} is a compress-and-classify model, which has no fast form; leave out --fast")
         return Streams(_analysis_model(checkpoint, path, "checkpoint"))
-    return Streams(load_model(path), fast)
+    return Streams(load_model(path, receiver=receiver), fast)
 
 
 def load_analysis(path: str | Path, role: str = "checkpoint") -> AnalysisModel:

@@ -26,7 +26,7 @@ def pack(stream: Stream, fingerprint: bytes) -> bytes:
     check_size(stream.height, stream.width)
     front = bytes([MAGIC + VERSION]) + _varint(stream.height - 1) + _varint(stream.width - 1) + fingerprint[:_MODEL]
     back = stream.check + stream.payload
-    return front + _file_check(fingerprint, front + back) + back
+    return front + _file_check(fingerprint, front, back) + back
 
 
 def unpack(data: bytes, fingerprint: bytes) -> Stream:
@@ -60,7 +60,7 @@ def unpack(data: bytes, fingerprint: bytes) -> Stream:
             f"the stream was written with another checkpoint (model {data[at:model_end].hex()}, this one is "
             f"{fingerprint[:_MODEL].hex()}), or its header is damaged; decode it with the checkpoint that wrote it"
         )
-    if data[model_end:file_end] != _file_check(fingerprint, data[:model_end] + data[file_end:]):
+    if data[model_end:file_end] != _file_check(fingerprint, data[:model_end], memoryview(data)[file_end:]):
         raise UserError("the check value of the file is wrong: it is damaged, cut short or longer than it was")
     return Stream(height, width, data[file_end:latents_end], data[latents_end:])
 
@@ -81,9 +81,12 @@ def latents_check(*latents: bytes) -> bytes:
     return hashlib.sha256(b"".join(latents)).digest()[:_LATENTS]
 
 
-def _file_check(fingerprint: bytes, rest: bytes) -> bytes:
-    """Over the whole fingerprint and every other byte of the file."""
-    return hashlib.sha256(fingerprint + rest).digest()[:_FILE]
+def _file_check(fingerprint: bytes, front: bytes, back: bytes | memoryview) -> bytes:
+    """Over the whole fingerprint and every other byte of the file, before and after the check."""
+    digest = hashlib.sha256(fingerprint)
+    digest.update(front)
+    digest.update(back)
+    return digest.digest()[:_FILE]
 
 
 def _varint(value: int) -> bytes:

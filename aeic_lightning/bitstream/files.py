@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aeic_lightning import UserError
+from aeic_lightning.bitstream.container import LARGEST_FILE
 
 
 class Job(NamedTuple):
@@ -20,6 +21,9 @@ def plan(
 ) -> list[Job]:
     """A target in `folder` for every source; a source that is a folder stands for all that `find` finds in it.
 
+    A target has the source's name and place below its folder, with another suffix. Where two files of a folder would
+    then share one (a.png and a.jpg), they keep their own suffix as well (a.png.aeic).
+
     Raises UserError before anything is done: for a source that is missing, two sources with one target, or a target
     that exists (unless `force`).
     """
@@ -29,7 +33,12 @@ def plan(
             inside = find(source)
             if not inside:
                 raise UserError(f"no file to read in {source} or below it")
-            jobs += [Job(path, Path(folder, path.relative_to(source).with_suffix(suffix))) for path in inside]
+            names = [path.relative_to(source) for path in inside]
+            counts = Counter(name.with_suffix(suffix) for name in names)
+            for path, name in zip(inside, names, strict=True):
+                target = name.with_suffix(suffix)
+                shared = counts[target] > 1
+                jobs.append(Job(path, Path(folder, name.with_name(name.name + suffix) if shared else target)))
         elif source.is_file():
             jobs.append(Job(source, Path(folder, source.stem + suffix)))
         else:
@@ -46,3 +55,14 @@ def plan(
 def find_streams(root: Path) -> list[Path]:
     """The .aeic files below a folder, sorted."""
     return sorted(path for path in root.rglob("*.aeic") if path.is_file())
+
+
+def read_stream(path: Path) -> bytes:
+    """The bytes of a file. Raises UserError for one that cannot be read or is far too large to be a stream."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:  # before it fills the memory
+            raise UserError(f"{size} bytes are more than any stream has; it is no .aeic file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror}); check the path and its permissions") from error

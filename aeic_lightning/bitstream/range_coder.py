@@ -72,7 +72,7 @@ class SymbolWriter:
 
 
 class SymbolReader:
-    """Reads what `SymbolWriter` wrote."""
+    """Reads what `SymbolWriter` wrote. Raises AssertionError for some bytes that it cannot have written."""
 
     def __init__(self, data: bytes) -> None:
         padded = data + bytes(-len(data) % 4 + 8)

@@ -108,16 +108,19 @@ class LatentCoder:
             residual[coded] = torch.from_numpy(reader.read(shared.levels(scale[coded]), shared.y_tables)).float()
             return residual + mean
 
-        with exact_mode():
-            z_hat = torch.zeros(1, len(shared.z_tables), zh, zw)
-            symbols = torch.from_numpy(reader.read(_channels(z_hat), shared.z_tables)).float()
-            z_hat = symbols.view_as(z_hat) + shared.medians
-            y_hat = self._y_hat(z_hat, (h, w), code)
+        wrong = (
+            "the decoded latents are not the sender's (%s), so the picture would be wrong; run `verify` on this machine"
+        )
+        try:
+            with exact_mode():
+                z_hat = torch.zeros(1, len(shared.z_tables), zh, zw)
+                symbols = torch.from_numpy(reader.read(_channels(z_hat), shared.z_tables)).float()
+                z_hat = symbols.view_as(z_hat) + shared.medians
+                y_hat = self._y_hat(z_hat, (h, w), code)
+        except AssertionError as error:  # constriction's, for bytes that fit no symbol
+            raise UserError(wrong % "the bytes fit no symbols") from error
         if _check(z_hat, y_hat) != stream.check:
-            raise UserError(
-                "the decoded latents are not the sender's (their check value differs), so the picture would be wrong; "
-                "run `verify` on this machine"
-            )
+            raise UserError(wrong % "their check value differs")
         return Decoded(stream.height, stream.width, z_hat, y_hat)
 
     def _y_hat(self, z_hat: Tensor, size: tuple[int, int], code: Callable[..., Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from aeic_lightning.evaluation.images import from_uint8, write_whole
     from datamodules.images import read_image
 
-    streams = load_streams(args.checkpoint, args.fast)
+    streams = load_streams(args.checkpoint, args.fast, receiver=False)
     written = pixels = failed = 0
     for number, job in enumerate(jobs, 1):
         try:

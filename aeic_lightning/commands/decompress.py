@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file. A file that cannot be decoded gives no picture, and exit code 2 at the end."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.files import find_streams, plan
+    from aeic_lightning.bitstream.files import find_streams, plan, read_stream
 
     jobs = plan(args.streams, args.output, ".png", find_streams, args.force)
 
@@ -33,9 +33,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     failed = 0
     for number, job in enumerate(jobs, 1):
         try:
-            decoded = streams.read(job.source.read_bytes())
+            decoded = streams.read(read_stream(job.source))
             write_png(job.target, streams.picture(decoded), streams.bitstream.fingerprint.hex()[:16], notice)
-        except (UserError, OSError) as error:
+        except UserError as error:
             failed += 1
             print(f"error: {job.source}: {error}", file=sys.stderr)
             continue

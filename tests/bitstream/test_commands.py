@@ -1,5 +1,8 @@
 """compress, decompress and verify from the command line."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,11 +64,28 @@ def test_a_damaged_file_among_good_ones(checkpoint, photos, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["two.png"]
 
 
-def test_two_sources_with_one_target(checkpoint, photos, tmp_path, capsys):
+def test_two_images_of_one_name_keep_their_suffixes(checkpoint, photos, tmp_path):
     Image.new("RGB", (5, 5)).save(photos / "one.jpg")
-    assert main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(tmp_path / "out")]) == 2
+    streams = tmp_path / "streams"
+    assert main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(streams)]) == 0
+    names = sorted(str(path.relative_to(streams)) for path in streams.rglob("*.aeic"))
+    assert names == ["deeper/two.aeic", "one.jpg.aeic", "one.png.aeic"]
+
+
+def test_two_sources_with_one_target(checkpoint, photos, tmp_path, capsys):
+    Image.new("RGB", (5, 5)).save(photos / "deeper" / "one.png")
+    sources = [str(photos / "one.png"), str(photos / "deeper" / "one.png")]
+    assert main(["compress", *sources, "--checkpoint", checkpoint, "-o", str(tmp_path / "out")]) == 2
     assert "would both be written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_too_large_to_be_a_stream_is_not_read(checkpoint, tmp_path, capsys):
+    with (tmp_path / "huge.aeic").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse terabyte
+    args = ["decompress", str(tmp_path / "huge.aeic"), "--checkpoint", checkpoint, "-o", str(tmp_path / "out")]
+    assert main(args) == 2
+    assert "more than any stream has" in capsys.readouterr().err
 
 
 def test_wrong_checkpoint(model, checkpoint, photos, tmp_path, capsys):
@@ -84,22 +104,20 @@ def test_verify(checkpoint, photos, capsys):
     assert "no mismatch" in out
 
 
-def test_verify_notices(checkpoint, photos, capsys, monkeypatch):
-    """A worker that reports other latents than were sent."""
-    from aeic_lightning.commands import verify
-
-    real = verify.work
-
-    def drifting(checkpoint, setting, encode, decode):
-        result = real(checkpoint, setting, encode, decode)
-        if setting == "2 threads" and decode:
-            result["decode"][decode[0]] = "0" * 64
-        return result
-
-    monkeypatch.setattr(verify, "work", drifting)
-    settings = "1 thread,2 threads"
-    assert main(["verify", str(photos), "--checkpoint", checkpoint, "--settings", settings]) == 1
-    assert "mismatch: " in capsys.readouterr().out
+def test_verify_notices_drift(checkpoint, photos, tmp_path, capsys, monkeypatch):
+    """Worker processes whose float64 products are off by one unit, as those of another machine might be."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from aeic_lightning.bitstream import exact\n"
+        "right = exact.product_float64\n"
+        "exact.product_float64 = lambda q, weight, limit: right(q, weight, limit) + 1\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    args = ["verify", str(photos / "one.png"), "--checkpoint", checkpoint, "--settings", "1 thread,float64 products"]
+    assert main(args) == 1
+    out = capsys.readouterr().out
+    assert "mismatch: " in out
+    assert "not the sender's" in out
+    assert "2 mismatches" in out  # neither reads the other's
 
 
 @pytest.mark.parametrize(

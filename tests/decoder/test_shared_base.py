@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from aeic_lightning import UserError
+from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.decoder import OneStepDecoder
 from aeic_lightning.losses.distillation import Pair
 from aeic_lightning.losses.rate_distortion import LossConfig
@@ -215,6 +216,11 @@ def test_checkpoint_of_a_student_loads_anywhere_but_on_another_base(
     assert torch.allclose(load_model(path)(x).x_hat, expected, atol=1e-5)
     sender = load_model(path, receiver=False)  # reads no base
     assert torch.allclose(sender.codec.g_a(x), training.model.codec.g_a(x), atol=1e-5)
+    # Its files are those of a machine that has the base, and are read there.
+    receiver = Bitstream(load_model(path))
+    data = Bitstream(sender).encode(x)
+    assert data == receiver.encode(x)
+    assert (receiver.decode(data).height, receiver.decode(data).width) == tuple(x.shape[2:])
 
     # A student's checkpoint is the teacher of the next; and a run goes on from it.
     assert system(codec_config, pretrained, path).teacher.net.decoder.denoiser.adapter == "own"
