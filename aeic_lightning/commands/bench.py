@@ -1,6 +1,7 @@
 """`bench`: how long encoding and decoding take, against the plain float32 form of the same network."""
 
 import argparse
+import os
 import re
 
 from aeic_lightning import UserError
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     model = build(args, decoder=not args.encode_only)
     codec, bitstream = model.codec, Bitstream(model)
     quick = Sender(codec, fast=True)
-    print(f"{args.checkpoint or 'random weights, AEIC-SE'}; {args.threads} threads; medians of {args.repeats}")
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    print(f"{args.checkpoint or 'random weights, AEIC-SE'}; {args.threads} threads; medians of {args.repeats}; {load}")
     for height, width in sizes:
         print(f"\n{width}x{height}")
         x = picture(height, width)
@@ -103,24 +105,32 @@ def decode(repeats: int, model, bitstream, data: bytes, y_hat) -> None:
 
 
 def compare(repeats: int, what: str, candidates: dict) -> None:
-    """Run the candidates in turn, and print their medians and how many times as fast each is as the first."""
+    """Run the candidates in turn; print medians of each, and how many times as fast it is as the first.
+
+    First by the clock, which other processes slow down, then by processor time, which idle threads that spin add to.
+    """
     import time
     from statistics import median
 
     import torch
 
-    times = {name: [] for name in candidates}
+    clocks = {"by the clock": time.perf_counter, "processor time": time.process_time}
+    times = {clock: {name: [] for name in candidates} for clock in clocks}
     with torch.inference_mode():
         for function in candidates.values():
             function()
         for _ in range(repeats):
             for name, function in candidates.items():
-                start = time.perf_counter()
+                start = [clock() for clock in clocks.values()]
                 function()
-                times[name].append(time.perf_counter() - start)
-    first = median(next(iter(times.values())))
-    cells = [f"{name} {1000 * median(t):.0f} ms ({first / median(t):.2f}x)" for name, t in times.items()]
-    print(f"  {what:<20} " + "   ".join(cells), flush=True)
+                for clock, began in zip(clocks, start, strict=True):
+                    times[clock][name].append(clocks[clock]() - began)
+    for clock, columns in times.items():
+        medians = {name: median(t) for name, t in columns.items()}
+        first = next(iter(medians.values()))
+        cells = [f"{name} {1000 * t:.0f} ms ({first / t:.2f}x)" for name, t in medians.items()]
+        print(f"  {what:<20}{clock:<15} " + "   ".join(cells), flush=True)
+        what = ""
 
 
 def build(args: argparse.Namespace, decoder: bool):

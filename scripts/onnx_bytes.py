@@ -1,0 +1,50 @@
+"""Whether the exported send half in onnxruntime writes the bytes that PyTorch does.
+
+    python scripts/onnx_bytes.py [--size tiny|AEIC-SE] [--count 50] [--largest 400] [--checkpoint CKPT]
+
+Random images of random sizes. g_a and h_a are floating point, so that a value near a half could be rounded the other
+way: PyTorch then still decodes the stream, which is checked. Exit code 1 unless all bytes are equal.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from aeic_lightning.bitstream.export import OnnxSender, export
+from aeic_lightning.bitstream.random_model import CODECS, random_model
+from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.commands.verify import random_images
+from aeic_lightning.evaluation.images import from_uint8
+from aeic_lightning.weights.checkpoint import load_model
+from datamodules.images import read_image
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=CODECS, default="tiny")
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--largest", type=int, default=400)
+    parser.add_argument("--checkpoint")
+    args = parser.parse_args()
+    model = load_model(args.checkpoint) if args.checkpoint else random_model(CODECS[args.size])
+    bitstream = Bitstream(model)
+    equal = 0
+    with tempfile.TemporaryDirectory() as folder:
+        export(model, Path(folder, "export"))
+        sender = OnnxSender(Path(folder, "export", "send"))
+        for path in random_images(args.count, args.largest, Path(folder)):
+            x = from_uint8(torch.from_numpy(read_image(path)).permute(2, 0, 1)[None])
+            ours, theirs = bitstream.encode(x), sender.encode(x)
+            equal += ours == theirs
+            if ours != theirs:
+                bitstream.decode(theirs)  # raises UserError for what does not decode to the sender's latents
+                print(f"{path.stem}: {len(ours)} and {len(theirs)} bytes; onnxruntime's decode too")
+    print(f"{equal} of {args.count} streams have the same bytes from PyTorch and onnxruntime")
+    return 0 if equal == args.count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
