@@ -1,22 +1,25 @@
 """Decode one image at full size on a CPU with random weights: time and peak memory, whole and in tiles.
 
-    python scripts/full_size_decode.py [--size 512x768] [--threads 2]
+    python scripts/full_size_decode.py [--size 512x768] [--threads 2] [--files FOLDER]
 
-From quantised latents to pixels: g_s, the denoiser, the VAE decoder. Each case runs in a process of its own. The
-weights (about 3.6 GB) are counted in the peak and given apart.
+From quantised latents to pixels: g_s, the denoiser, the VAE decoder. Each case runs in a process of its own, on the
+files of `full_size_files.py` (in a temporary folder or in FOLDER). AEIC-SE's own tiles, 192 latents a side, are larger
+than the image, so smaller ones show what tiling costs and saves.
 """
 
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
-from random_base import peak_memory, reset_peak_memory, use_random_base
+from full_size_files import make_files, peak_memory, reset_peak_memory
 
-from aeic_lightning.decoder import TilingConfig
-from aeic_lightning.model import AEIC
-from aeic_lightning.weights.released import RELEASED
+from aeic_lightning.decoder import PretrainedConfig, TilingConfig
+from aeic_lightning.weights.checkpoint import load_model
+from aeic_lightning.weights.released import import_released
 
 CASES = {
     "whole": None,
@@ -25,37 +28,46 @@ CASES = {
 }
 
 
-def decode(case: str, height: int, width: int) -> None:
+def decode(case: str, height: int, width: int, files: Path) -> None:
     """Run one case in this process."""
-    use_random_base()
-    codec, decoder = RELEASED["AEIC-SE"]
-    decoder.tiling = CASES[case]
-    model = AEIC(codec, decoder).eval()
-    model.decoder.load_base()
-    y_hat = torch.randn(1, codec.widths[-1], height // 32, width // 32)
+    base = PretrainedConfig(unet=str(files / "sd-turbo"), vae=str(files / "halfDecoder.ckpt"))
+    with tempfile.TemporaryDirectory() as folder:
+        import_released(files / "AEIC_SE.pkl", Path(folder, "se.ckpt"), base)
+        model = load_model(Path(folder, "se.ckpt"))
+    model.decoder.config.tiling = CASES[case]
+    y_hat = torch.randn(1, model.codec.config.widths[-1], height // 32, width // 32)
     reset_peak_memory()
     weights = peak_memory()
-    start = time.monotonic()
+    start = time.monotonic(), time.process_time()
     with torch.inference_mode():
         x_hat = model.decoder(*model.codec.synthesise(y_hat)).x_hat
-    seconds = time.monotonic() - start
+    wall, cpu = time.monotonic() - start[0], time.process_time() - start[1]
     assert x_hat.shape == (1, 3, height, width)
-    print(f"{case}: {seconds:.1f} s, peak memory {peak_memory():.2f} GB, of it {weights:.2f} GB before", flush=True)
+    print(
+        f"{case}: {wall:.1f} s, {cpu:.1f} s of processor time, peak memory {peak_memory():.2f} GB, "
+        f"of it {weights:.2f} GB before",
+        flush=True,
+    )
 
 
 def main() -> int:
-    """Each case in a process of its own."""
+    """Each case in a process of its own, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x768", metavar="HxW", help="multiples of 64")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--files", type=Path, help="folder that full_size_files.py wrote")
+    parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.case:
-        decode(args.case, *map(int, args.size.split("x")))
+    if args.files and args.case:
+        decode(args.case, *map(int, args.size.split("x")), args.files)
         return 0
-    command = [sys.executable, __file__, "--size", args.size, "--threads", str(args.threads)]
-    return max(subprocess.run([*command, "--case", case]).returncode for case in CASES)
+    with tempfile.TemporaryDirectory() as folder:
+        files = args.files or make_files(Path(folder))
+        command = [sys.executable, __file__, "--size", args.size, "--threads", str(args.threads)]
+        command += ["--files", str(files), "--case"]
+        cases = [args.case] if args.case else list(CASES)
+        return max(subprocess.run([*command, case]).returncode for case in cases)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning import UserError
 from aeic_lightning.decoder.denoiser import Denoiser, UNetConfig
-from aeic_lightning.decoder.tiling import TilingConfig, blend_tiles
+from aeic_lightning.decoder.tiling import TilingConfig, blend_tiles, fits
 from aeic_lightning.weights import stable_diffusion
 
 
@@ -239,7 +239,7 @@ class OneStepDecoder(nn.Module):
             l_0, hidden = self.denoiser(l_T)
             return DecoderOutput(self.vae(l_0 + l_res), l_0, hidden)
         tiling = self.config.tiling
-        if tiling is None or max(l_T.shape[2:]) <= min(tiling.unet_tile, tiling.vae_tile):
+        if tiling is None or fits(l_T, min(tiling.unet_tile, tiling.vae_tile)):
             l_0, hidden = self.denoiser(l_T)
             return DecoderOutput(self.vae(l_0 + l_res).clamp(-1, 1), l_0, hidden)
         return self.decode_tiled(l_T, l_res, tiling)

@@ -42,6 +42,11 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, last, tile - overlap), last]
 
 
+def fits(x: Tensor, tile: int) -> bool:
+    """Whether x (B, C, h, w) passes whole: its area, and so what it takes, is at most a tile's."""
+    return x.shape[2] * x.shape[3] <= tile**2
+
+
 def gaussian_window(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """(height, width) blend weights, 1 in the middle: a Gaussian whose standard deviation is a tenth of each side.
 
@@ -59,11 +64,16 @@ def blend_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, over
     """`function` over tiles of x (B, C, h, w), one at a time: their average (B, C', scale h, scale w), weighted by
     `gaussian_window`.
 
-    `function` maps (B, C, a, b) to (B, C', scale a, scale b). x that fits into one tile passes as it is.
+    `function` maps (B, C, a, b) to (B, C', scale a, scale b). x that is no larger than a tile passes as it is. Tiles
+    are squares, as in the released code: smaller ones where a side of x is shorter than `tile`, unless it is so short
+    (less than two overlaps) that squares would hardly advance; then strips across it.
     """
-    height, width = x.shape[2:]
-    if max(height, width) <= tile:
+    if fits(x, tile):
         return function(x)
+    height, width = x.shape[2:]
+    side = min(tile, height, width)
+    if side >= 2 * overlap:
+        tile = side
     total: Tensor | None = None
     weight = x.new_zeros(height * scale, width * scale, dtype=torch.float32)
     for top in tile_starts(height, tile, overlap):

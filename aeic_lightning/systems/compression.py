@@ -118,6 +118,10 @@ class CompressionSystem(GuardedSystem, EvaluatedSystem):
         return Guard(self, self.optimization.on_nonfinite, chance=2 * heads * math.log(2), least=least)
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.precision.startswith("16"):
+            raise UserError(
+                f"trainer.precision: {self.trainer.precision} would need loss scaling; take bf16-mixed, or 32-true"
+            )
         self.model.decoder.load_base()
         self.model.to(memory_format=torch.channels_last)  # the base as well
         # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
@@ -186,7 +190,9 @@ class CompressionSystem(GuardedSystem, EvaluatedSystem):
             group["lr"] = self.optimization.learning_rate(self.global_step)
         for player in (generator, *rest):
             if self.optimization.gradient_clip:
-                self.clip_gradients(player, self.optimization.gradient_clip, "norm")
+                # Not by Lightning, which refuses a fused optimizer under any mixed precision.
+                trained = [p for group in player.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(trained, self.optimization.gradient_clip)
         for adversary in rest:
             # Not through Lightning's wrapper, which would count it as a step.
             adversary.optimizer.step()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aeic_lightning import UserError
 from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
-from aeic_lightning.model import AEICOutput, codec_taps, decoder_taps
+from aeic_lightning.model import AEIC, AEICOutput, codec_taps, decoder_taps
 from aeic_lightning.systems.student import StudentSystem
 from aeic_lightning.systems.tap_cache import TapCache
 from aeic_lightning.weights.backbones import Frozen, full_precision
@@ -77,19 +77,13 @@ class DistillationSystem(StudentSystem):
         self.model.eval()
         with torch.no_grad():
             x = torch.zeros(1, 3, 8 * self.model.codec.stride, 8 * self.model.codec.stride, device=self.device)
-            self.distillation.check_shapes(self.model(x).taps, self.teacher.net(x).taps)
+            self.distillation.check_shapes(*(_taps(model, x, True) for model in (self.model, self.teacher.net)))
         self.model.train(was_training)
 
     @torch.no_grad()
     def teacher_taps(self, x: Tensor) -> dict[str, Tensor]:
         """The teacher's taps for images (B, 3, H, W); its denoiser runs only when the decoder side is matched."""
-        teacher = self.teacher.net
-        with full_precision(x):  # as in the student's pass
-            output = teacher.codec(x)
-        taps = codec_taps(output)
-        if "decoder" in self.distillation.sides:
-            taps |= decoder_taps(*teacher.decoder.denoiser(output.l_T))
-        return taps
+        return _taps(self.teacher.net, x, "decoder" in self.distillation.sides)
 
     def extra_loss(self, x: Tensor, output: AEICOutput) -> tuple[Tensor, dict[str, Tensor]]:
         cached: dict[str, Tensor] = {}
@@ -107,3 +101,10 @@ class DistillationSystem(StudentSystem):
 
     def hparam_columns(self) -> dict[str, Any]:
         return super().hparam_columns() | {"beta1": self.beta1, "beta2": self.beta2} | self.labels
+
+
+def _taps(model: AEIC, x: Tensor, decoder: bool) -> dict[str, Tensor]:
+    """The codec's taps, and the decoder's if asked for: of a whole pass, since tiles have none."""
+    with full_precision(x):  # as in `AEIC.forward`
+        output = model.codec(x)
+    return codec_taps(output) | (decoder_taps(*model.decoder.denoiser(output.l_T)) if decoder else {})

@@ -205,7 +205,11 @@ def import_released(
 def _config(codec: CodecConfig, decoder: DecoderConfig, base: PretrainedConfig | None) -> dict[str, Any]:
     config: dict[str, Any] = {"codec": asdict(codec), "decoder": asdict(decoder)}
     if base:
-        config["decoder"]["pretrained"] |= {"unet": base.unet, "vae": base.vae}
+        # A path is made absolute, so that the checkpoint serves from any folder.
+        names = {"unet": base.unet, "vae": base.vae}
+        paths = {part: Path(name).expanduser() for part, name in names.items()}
+        names |= {part: str(path.resolve()) for part, path in paths.items() if path.exists()}
+        config["decoder"]["pretrained"] |= names
     config["base"] = _fingerprints(decoder, config["decoder"]["pretrained"])
     return config
 

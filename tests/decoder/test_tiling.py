@@ -48,6 +48,22 @@ def test_one_tile_is_the_whole_pass():
     assert seen == [x]
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap", "sides"),
+    [
+        (16, 64, 32, 8, {(16, 64)}),  # the area of a tile: whole
+        (24, 64, 32, 8, {(24, 24)}),  # squares that the shorter side still holds
+        (64, 24, 32, 8, {(24, 24)}),
+        (8, 200, 32, 8, {(8, 32)}),  # too short for squares: strips
+        (64, 96, 32, 8, {(32, 32)}),
+    ],
+)
+def test_shapes_of_tiles(height, width, tile, overlap, sides):
+    seen = set()
+    blend_tiles(lambda x: seen.add(tuple(x.shape[2:])) or x, torch.zeros(1, 1, height, width), tile, overlap, scale=1)
+    assert seen == sides
+
+
 def test_window_is_highest_in_the_middle_and_negligible_at_the_border():
     """A border position weighs next to nothing beside the neighbour that has it a third of a tile inside."""
     window = gaussian_window(96, 96)[48]

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from small_release import as_released
 
 from aeic_lightning import UserError, cli
 from aeic_lightning.decoder import DecoderConfig, PretrainedConfig, UNetConfig
@@ -83,33 +84,6 @@ def model(candidates) -> AEIC:
             torch.nn.init.normal_(p, std=0.1)
     model.codec.prior.quantiles[:, 1] = torch.randn(model.codec.prior.channels)
     return model
-
-
-def as_released(model: AEIC) -> dict:
-    """Write a model the way that the authors' code names its parts."""
-    inner = {"g_a": "analysis_transform", "h_a": "reduction", "h_s": "increase", "g_s": "synthesis_transform"}
-    codec = {"gaussian_conditional.scale_table": torch.ones(64), "entropy_bottleneck._quantized_cdf": torch.ones(1)}
-    for name, tensor in model.codec.state_dict().items():
-        first, _, rest = name.partition(".")
-        if first in inner:
-            name = f"{first}.{inner[first]}.{rest.replace('.conv.', '.body.0.')}"
-        elif rest.startswith("adapter_"):
-            name = rest
-        elif rest.startswith("g_c."):
-            _, layer, half, rest = rest.split(".", 3)
-            name = f"g_c.block.{layer}.blocks.{half}.{rest}"
-        elif name == "prior.quantiles":
-            name, tensor = "entropy_bottleneck.quantiles", tensor[:, None]
-        else:
-            kind, number = rest.split(".")
-            kind = {"matrices": "matrix", "biases": "bias", "factors": "factor"}[kind]
-            name = f"entropy_bottleneck._{kind}{number}"
-        codec[name] = tensor
-    unet = {}
-    for name, tensor in model.decoder.state_dict().items():
-        name = name.removeprefix("denoiser.").removeprefix("trunk.")
-        unet[re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", name)] = tensor
-    return {"state_dict_codec": codec, "state_dict_unet": unet}
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""Every stage of experiments/paper runs for two steps, small, from files of the kinds that the real ones come in.
+
+The frozen networks of losses and metrics are the paper's (LPIPS on VGG, DISTS, CLIP, DINOv3) with random weights in the
+caches that their libraries use; the base is a Stable Diffusion by `save_pretrained`. Only widths and counts differ.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data
+from small_release import save_base, small_sizes, small_unet, small_vae
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from aeic_lightning.cli import main
+from aeic_lightning.weights.backbones import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
+from aeic_lightning.weights.checkpoint import load_model
+
+ROOT = Path(__file__).parent.parent
+PAPER = ROOT / "experiments" / "paper"
+ORDER = ["me_stage1", "me_stage2", "se_stage1", "se_stage2", "se_stage3"]
+PARTS = {"base", "me", "se", "stage1", "stage2"}
+LAMBDA = 32
+WIDTHS = {"me": [8, 8, 16, 16, 32], "se": [8, 8, 8, 16, 16]}
+
+
+def test_every_paper_file_is_known_here():
+    assert {path.stem for path in PAPER.glob("*.yaml")} == set(ORDER) | PARTS
+
+
+def hub_folder(cache: Path, repository: str) -> Path:
+    """Where `hf download` puts a repository's files."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """All that a user has at hand: base, backbones, photographs."""
+    folder = tmp_path_factory.mktemp("paper")
+    save_base(folder, small_unet([8, 8, 16, 16], [1, 1, 2, 2]), small_vae())
+
+    checkpoints = folder / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for name, build in (("vgg", torchvision.models.vgg16), ("alex", torchvision.models.alexnet)):
+        with torch.device("meta"):
+            shapes = {key: t.shape for key, t in build().state_dict().items() if key.startswith("features.")}
+        state = {key: torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 for key, shape in shapes.items()}
+        torch.save(state, checkpoints / HUB_FILES[name][1])
+
+    clip = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=24
+    )
+    CLIPVisionModelWithProjection(clip).save_pretrained(hub_folder(folder / "hub", CLIP_REPOSITORY))
+    with torch.device("meta"):
+        dino = timm.create_model("vit_base_patch16_dinov3", num_classes=0)
+    state = {key: torch.randn(t.shape) * 0.02 for key, t in dino.state_dict().items()}
+    save_file(state, hub_folder(folder / "hub", DINOV3_REPOSITORY) / "model.safetensors")
+
+    photo = Image.fromarray(data.astronaut())
+    for name, size in (("train", (160, 144)), ("val", (256, 192))):
+        (folder / name).mkdir()
+        photo.resize(size).save(folder / name / "astronaut.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _weights_at_hand(folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+
+
+def words(folder: Path, stage: str) -> list[str]:
+    small = small_sizes(folder / "turbo", folder / "half.ckpt")
+    small["model"]["init_args"]["codec"]["widths"] = WIDTHS[stage[:2]]
+    if stage in ("se_stage2", "se_stage3"):
+        small["model"]["init_args"]["optimization"] = {"discriminator": "lite0"}  # DINOv3's 86 M once is enough
+    file = folder / f"small_{stage}.yaml"
+    file.write_text(yaml.safe_dump(small))
+    variables = {"root": folder / "runs", "data": folder / "train", "val": folder / "val", "steps": 2, "val_every": 2}
+    variables |= {"lambda": LAMBDA} if "stage1" not in stage else {}
+    return ["--config", str(PAPER / f"{stage}.yaml"), "--config", str(file),
+            *(f"--vars.{name}={value}" for name, value in variables.items())]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_two_steps(folder, stage, capfd):
+    """In order, since each needs the checkpoints of those before it, under the names that they gave them."""
+    assert main(["fit", *words(folder, stage), "--dry-run"]) == 0, "the plan knows that everything is there"
+    assert "nothing is missing" in capfd.readouterr().out
+    assert main(["fit", *words(folder, stage)]) == 0
+    run = folder / "runs" / (stage if "stage1" in stage else f"{stage}_{LAMBDA}")
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert not [name for name in saved["state_dict"] if "base_layer" in name or ".vae." in name]
+    assert {"psnr", "lpips_alex", "dists"} <= set(json.loads((run / "metrics_val.json").read_text())["metrics"])
+    assert load_model(run / "checkpoints" / "last.ckpt").codec.config.widths == WIDTHS[stage[:2]]
+
+
+def test_plan_lists_all_that_is_not_there(folder, monkeypatch, capfd):
+    """The same stage without any of the files."""
+    monkeypatch.setenv("TORCH_HOME", str(folder / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "none"))
+    assert main(["plan", "--config", str(PAPER / "se_stage2.yaml"), f"--vars.root={folder / 'none'}"]) == 2
+    missing = capfd.readouterr().out.split("\nmissing\n")[1].splitlines()
+    needed = ["sd-turbo", "halfDecoder.ckpt", "VGG16", "CLIP", "DINOv3", "AlexNet", "init_from", "teacher",
+              "train_dir", "val_dir"]  # fmt: skip
+    assert len(missing) == len(needed)
+    for word, line in zip(needed, missing, strict=True):
+        assert word in line
+        assert any(way in line for way in ("hf download", "fetch https://", "train that stage", "put the images"))
