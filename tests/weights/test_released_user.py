@@ -1,4 +1,4 @@
-"""What a user does with released files and a diffusers folder, from import to pictures and to a student of one's own."""
+"""A user's path from released files and a diffusers folder: import, pictures, and a student of one's own."""
 
 import json
 import shutil
