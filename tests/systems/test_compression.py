@@ -103,22 +103,32 @@ def test_accumulated_batches_equal_one_large_batch(codec_config, decoder_config,
     assert (small - large).norm() < 1e-3 * large.norm()
 
 
-def test_each_player_is_clipped_to_its_own_norm(codec_config, decoder_config, loader, trainer):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_each_player_is_clipped_to_its_own_norm(codec_config, decoder_config, loader, trainer, precision):
+    """The norm of the gradient that each optimizer steps with."""
     norms = []
 
     class Watched(TeacherSystem):
-        def configure_gradient_clipping(self, *args, **kwargs):
-            raise AssertionError("manual optimization clips in step_players")
+        def configure_optimizers(self):
+            players = super().configure_optimizers()
+            for player in players:
+                player.register_step_pre_hook(lambda optimizer, *_: norms.append(norm(optimizer)))
+            return players
 
-        def clip_gradients(self, optimizer, *args):
-            super().clip_gradients(optimizer, *args)
-            norms.append(torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]
-                                      if p.grad is not None]).norm().item())  # fmt: skip
+    def norm(optimizer) -> float:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
 
     system = make(codec_config, decoder_config, 0.1, gradient_clip=0.01)
     system.__class__ = Watched
-    trainer(1).fit(system, loader(1))
+    trainer(1, precision=precision).fit(system, loader(1))
     assert norms == [pytest.approx(0.01, rel=1e-3)] * 2
+
+
+def test_precision_that_needs_loss_scaling_is_refused(codec_config, decoder_config, loader, trainer):
+    system = make(codec_config, decoder_config)
+    with pytest.raises(UserError, match="take bf16-mixed, or 32-true"):
+        trainer(1, precision="16-true").fit(system, loader(1))
 
 
 def test_learning_rate_and_lambda_follow_generator_steps(codec_config, decoder_config, loader, trainer):
