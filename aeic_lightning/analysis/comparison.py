@@ -37,7 +37,10 @@ def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
 
     Raises UserError for a folder without a finished run, and when the runs have other test images.
     """
-    results = [measure_run(Path(folder)) for folder in folders]
+    results = []
+    for number, folder in enumerate(folders, 1):
+        print(f"[{number}/{len(folders)}] {folder}", flush=True)
+        results.append(measure_run(Path(folder)))
     check_same_images(results)
     table = markdown_table(results)
     written = write_results(out / "accuracy.json", results)
