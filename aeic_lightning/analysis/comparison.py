@@ -1,8 +1,6 @@
 """Accuracy, bytes and quality of finished runs: every figure from the bytes of real files."""
 
 import io
-import shlex
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +14,7 @@ from matplotlib.figure import Figure
 
 from aeic_lightning import UserError
 from aeic_lightning.analysis.checkpoint import load_classifier
+from aeic_lightning.cli import command_line
 from aeic_lightning.evaluation.images import bits_per_pixel, psnr, to_uint8, write_whole
 from aeic_lightning.evaluation.results import (
     Result,
@@ -68,7 +67,7 @@ def measure_run(folder: Path) -> Result:
         labels=run.labels | {"reads": reads},
         metrics=summary_rows(images, ["bytes"]),
         images=images,
-        command=shlex.join(sys.argv),
+        command=command_line(),
     )
 
 

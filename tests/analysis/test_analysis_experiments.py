@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
         rest = [word for word in words if word.startswith("--vars.")]
         small = ["--vars.steps=2", "--vars.val_every=2", "--vars.batch_size=4", "--data.init_args.eval_batch_size=3"]
         assert main(["fit", "--config", config, *rest, *small]) == 0
-    yield root, [root / name for name in sweep.compare]
+    yield root, [root / name for name in sweep.compare["runs"]]
     patch.undo()
 
 
