@@ -23,11 +23,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from aeic_lightning import UserError
 from aeic_lightning.evaluation.complexity import experiment_configs
 from aeic_lightning.lightning_cli import OPTIONS
-from aeic_lightning.lightning_cli import _user_error as user_error
 from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
 from aeic_lightning.losses.dists import EdgeAwareDISTS, patch_starts
 from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.model import AEIC
+from aeic_lightning.near_miss import user_error
 from aeic_lightning.systems import OptimizationConfig
 from aeic_lightning.weights import stable_diffusion
 from aeic_lightning.weights.backbones import find_weights, require_clip, require_dinov3
