@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 ROWS = 256  # positions at a time: what fits a core's cache
+SHARED_ROWS = 1024  # the same on several cores, which otherwise wait for the interpreter between short operations
 
 
-def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: int = ROWS) -> tuple[Tensor, ...]:
+def by_rows(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: int | None = None
+) -> tuple[Tensor, ...]:
     """`function` of (h, w, C) tensors, a few positions at a time: it sees and returns (n, C) tensors.
 
     Every core runs whole chunks by itself. Splitting each operation over the cores instead would make them wait for one
@@ -28,6 +31,7 @@ def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: 
             return function(*(x[start : start + rows] for x in flat))
 
     threads = torch.get_num_threads()
+    rows = rows or (ROWS if threads == 1 else SHARED_ROWS)
     rows = max(min(rows, -(-count // threads)), 16)
     starts = range(0, count, rows)
     pieces = list(map(chunk, starts) if threads == 1 else _pool(threads).map(chunk, starts))
