@@ -5,8 +5,8 @@
 Random weights: neither depends on training. For each system a file is written first; then a process classifies it from
 the latents, and another one decodes the picture and gives it to timm's DeiT-S at 224 x 224 (22 M parameters, what the
 head has too). Both read the file, entropy decoding included. Times are CPU seconds of one image, models loaded:
-medians, the first pass not counted. (On a busy machine the clock says little.) Memory is the peak of the process with
-its models. AEIC's diffusion decoder has 3.5 GB of weights and takes minutes, once.
+medians, the first pass not counted. (On a busy machine the clock says little.) Memory is the peak of the process,
+libraries and models included, once they are loaded. AEIC's diffusion decoder has 3.5 GB of weights; it is run once.
 """
 
 import argparse
@@ -15,64 +15,67 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 import timm
 import torch
-from random_base import peak_memory, use_random_base
+from full_size_files import make_files, peak_memory, reset_peak_memory
 
 from aeic_lightning.analysis import AnalysisConfig, AnalysisModel, LatentTransformer, TransformerConfig
-from aeic_lightning.analysis.checkpoint import Classifier
+from aeic_lightning.analysis.checkpoint import load_classifier, load_streams
+from aeic_lightning.decoder import PretrainedConfig
 from aeic_lightning.evaluation.images import from_uint8
-from aeic_lightning.model import AEIC
-from aeic_lightning.weights.released import RELEASED
+from aeic_lightning.weights.released import import_released
 
 SYSTEMS = {"compress-and-classify, 224x224": (224, 224), "AEIC-SE with a head, 512x768": (512, 768)}  # height, width
 
 
-def build(system: str, receiver: bool) -> Classifier:
-    """The model with its head, the same in every process. Without `receiver` AEIC's base weights are left out."""
+def write(system: str, folder: Path) -> int:
+    """A checkpoint with random weights, and the file of an image by it; the bytes of the file."""
     torch.manual_seed(0)
-    sizes = TransformerConfig()
-    names = [str(i) for i in range(sizes.classes)]
+    path = folder / "model.ckpt"
     if system.startswith("compress"):
         model = AnalysisModel(AnalysisConfig())
-        model.codec.prior.update_quantiles()
-        return Classifier(model, model.transformer, "y_hat", names)
-    use_random_base()
-    codec, decoder = RELEASED["AEIC-SE"]
-    model = AEIC(codec, decoder)
-    model.codec.prior.update_quantiles()
-    if receiver:
-        model.decoder.load_base()
-    return Classifier(model, LatentTransformer(codec.widths[-1], sizes), "y_hat", names)
+        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        torch.save({"model_config": model.config, "state_dict": state}, path)
+    else:
+        files = make_files(folder / "files")
+        base = PretrainedConfig(unet=str(files / "sd-turbo"), vae=str(files / "halfDecoder.ckpt"))
+        import_released(files / "AEIC_SE.pkl", path, base)
+        checkpoint = torch.load(path, weights_only=True)
+        sizes = TransformerConfig()
+        head = LatentTransformer(checkpoint["model_config"]["codec"]["widths"][-1], sizes)
+        checkpoint["model_config"]["head"] = {"reads": "y_hat", "transformer": asdict(sizes), "picture_widths": []}
+        checkpoint["state_dict"] |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+        torch.save(checkpoint, path)
+    height, width = SYSTEMS[system]
+    waves = torch.linspace(-9, 9, height)[:, None] + torch.linspace(-16, 16, width)[None]
+    x = torch.stack([waves.sin(), waves.cos(), (waves / 9).sin()])[None]
+    return (folder / "image.aeic").write_bytes(load_streams(path).write(x))
 
 
-def work(system: str, task: str, file: Path, repeats: int) -> dict[str, float]:
+def work(task: str, folder: Path, repeats: int) -> dict[str, float]:
     """One task in this process: its CPU seconds for one image, and this process's peak memory in GB."""
-    decodes = task != "classify"
-    classifier = build(system, receiver=decodes)
-    streams = classifier.streams
-    if task == "write":
-        height, width = SYSTEMS[system]
-        waves = torch.linspace(-9, 9, height)[:, None] + torch.linspace(-16, 16, width)[None]
-        file.write_bytes(streams.write(torch.stack([waves.sin(), waves.cos(), (waves / 9).sin()])[None]))
-        return {"bytes": file.stat().st_size}
-    net = timm.create_model("deit_small_patch16_224").eval() if decodes else None
+    file = folder / "image.aeic"
+    if task == "classify":
+        classifier = load_classifier(folder / "model.ckpt")
+    else:
+        streams, net = load_streams(folder / "model.ckpt"), timm.create_model("deit_small_patch16_224").eval()
 
     @torch.inference_mode()
     def once() -> None:
-        decoded = streams.read(file.read_bytes())
-        if net is None:
-            classifier.logits(decoded)
+        if task == "classify":
+            classifier.logits(classifier.streams.read(file.read_bytes()))
         else:
-            picture = from_uint8(streams.picture(decoded))[None]
+            picture = from_uint8(streams.picture(streams.read(file.read_bytes())))[None]
             net(torch.nn.functional.interpolate(picture, (224, 224), mode="bicubic", antialias=True))
 
-    seconds = []
+    reset_peak_memory()
     if repeats > 1:
         once()
+    seconds = []
     for _ in range(repeats):
         start = time.process_time()
         once()
@@ -85,32 +88,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="passes; AEIC's decoder is run once")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-aeic", action="store_true", help="leave out AEIC, which needs 6 GB and minutes")
+    parser.add_argument("--no-aeic", action="store_true", help="leave out AEIC: 6 GB of memory, 3 of disk, minutes")
     parser.add_argument("--task", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.task:
-        system, task, file, repeats = args.task
-        print(json.dumps(work(system, task, Path(file), int(repeats))))
+        system, task, folder, repeats = args.task
+        print(json.dumps(write(system, Path(folder)) if task == "write" else work(task, Path(folder), int(repeats))))
         return 0
 
-    print("| system | task | CPU time an image | peak memory |\n|---|---|---|---|")
+    print("| system | task | CPU time an image | peak memory |\n|---|---|---|---|", flush=True)
     for system in list(SYSTEMS)[: 1 if args.no_aeic else 2]:
         with tempfile.TemporaryDirectory() as folder:
             found = {}
             for task in ("write", "classify", "decompress, then DeiT-S"):
                 repeats = 1 if task.startswith("dec") and system.startswith("AEIC") else args.repeats
                 words = [sys.executable, __file__, "--threads", str(args.threads), "--task"]
-                words += [system, task, str(Path(folder, "image.aeic")), str(repeats)]
-                done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+                done = subprocess.run(
+                    [*words, system, task, folder, str(repeats)], stdout=subprocess.PIPE, text=True, check=True
+                )
                 found[task] = json.loads(done.stdout.splitlines()[-1])
-        size = found.pop("write")["bytes"]
+        size = found.pop("write")
         for task, cost in found.items():
             cells = (f"{system}, {size} bytes", task, f"{cost['seconds']:.3f} s", f"{cost['memory']:.2f} GB")
             print(f"| {' | '.join(cells)} |", flush=True)
         one, other = found.values()
-        ratios = {key: other[key] / one[key] for key in one}
-        print(f"| | ratio | {ratios['seconds']:.1f}x | {ratios['memory']:.1f}x |", flush=True)
+        print(
+            f"| | ratio | {other['seconds'] / one['seconds']:.1f}x | {other['memory'] / one['memory']:.1f}x |",
+            flush=True,
+        )
     return 0
 
 
