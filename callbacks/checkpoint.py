@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning import RunError, UserError
 from callbacks.base import generator_step, tensorboard
@@ -177,8 +178,9 @@ class LastCheckpoint(Checkpoint):
             _cut_back(trainer, ours["curves"])
 
 
-def _event_files(trainer: Trainer) -> list[Path]:
-    return sorted(Path(trainer.log_dir).glob("events.out.tfevents.*"))
+def _event_files(writer: SummaryWriter) -> list[Path]:
+    # Not `trainer.log_dir`, which all processes must ask for together.
+    return sorted(Path(writer.log_dir).glob("events.out.tfevents.*"))
 
 
 def _lengths(trainer: Trainer) -> dict[str, int]:
@@ -187,7 +189,7 @@ def _lengths(trainer: Trainer) -> dict[str, int]:
     if writer is None:
         return {}
     writer.flush()
-    return {path.name: path.stat().st_size for path in _event_files(trainer)}
+    return {path.name: path.stat().st_size for path in _event_files(writer)}
 
 
 def _cut_back(trainer: Trainer, lengths: dict[str, int]) -> None:
@@ -196,7 +198,7 @@ def _cut_back(trainer: Trainer, lengths: dict[str, int]) -> None:
     if writer is None:
         return
     own = Path(writer._get_file_writer().event_writer._file_name).name
-    for path in _event_files(trainer):
+    for path in _event_files(writer):
         length = lengths.get(path.name, 0)
         if path.name == own:
             continue

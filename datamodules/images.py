@@ -1,6 +1,8 @@
 """One image file, or its bytes, as 8-bit RGB: the only place where the data modules decode."""
 
 import io
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -67,6 +69,8 @@ def _name(source: Path | str | bytes, name: str | None) -> str:
 def _open(source: Path | str | bytes, name: str, max_pixels: int) -> Image.Image:
     if not isinstance(source, bytes):
         try:
+            if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
+                raise UserError(f"cannot read image {name}: it is no file; remove it from the folder")
             source = Path(source).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read image {name}: {error.strerror or error}; check the path") from error

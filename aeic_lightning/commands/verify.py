@@ -43,8 +43,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     import tempfile
 
     from aeic_lightning.bitstream.files import plan
+    from aeic_lightning.weights.checkpoint import read_checkpoint
     from datamodules.image_folder import find_images
 
+    if args.checkpoint:
+        read_checkpoint(args.checkpoint, mmap=True)  # an error here is the user's; in a worker it would be a failure
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = args.checkpoint
         if not checkpoint:

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from aeic_lightning import RunError
+from aeic_lightning.weights.checkpoint import check_fits
 
 OnNonfinite = Literal["stop", "skip"]
 
@@ -178,3 +179,4 @@ class GuardedSystem(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.guard.skipped = checkpoint.get("skipped_updates", 0)
+        check_fits(self, checkpoint["state_dict"], self.trainer.ckpt_path, "--ckpt_path")

@@ -18,8 +18,10 @@ from aeic_lightning.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.model import AEIC
 
 
-def read_checkpoint(path: str | Path, role: str = "checkpoint") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = False) -> dict[str, Any]:
     """The contents of a checkpoint on the CPU; `role` names its part in the messages.
+
+    With `mmap` the tensors stay in the file until they are used, so that looking at one costs next to nothing.
 
     Raises UserError when it is missing, damaged, or not of this project.
     """
@@ -27,7 +29,7 @@ def read_checkpoint(path: str | Path, role: str = "checkpoint") -> dict[str, Any
     if not path.is_file():
         raise UserError(f"{role}: no file {path}; train it first or correct the path")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a damaged or a foreign file
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
@@ -113,6 +115,12 @@ def with_prefix(checkpoint: dict[str, Any], prefix: str) -> dict[str, Tensor]:
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path, role: str) -> None:
     """Load every tensor, or raise UserError naming the first that does not fit, before anything is changed."""
+    check_fits(module, state, path, role)
+    module.load_state_dict(state)
+
+
+def check_fits(module: nn.Module, state: dict[str, Tensor], path: str | Path, role: str) -> None:
+    """Raise UserError naming the first tensor that `module` lacks, that `state` lacks, or of another shape."""
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in state:
@@ -125,4 +133,3 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path,
     extra = next((name for name in state if name not in own), None)
     if extra is not None:
         raise UserError(f"{role}: {path} holds {extra}, which the config's model does not have")
-    module.load_state_dict(state)
