@@ -122,9 +122,7 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
     """The command of one run of a stage, small."""
     experiment = ROOT / "experiments" / STAGES[stage].config
     analysis = STAGES[stage].config.startswith("analysis")
-    quality = (
-        "callbacks.accuracy.AccuracyMetrics" if analysis and stage != "codec" else "callbacks.quality.QualityMetrics"
-    )
+    quality = "accuracy.AccuracyMetrics" if analysis and stage != "codec" else "quality.QualityMetrics"
     callbacks = [
         f"{{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {{every_n_steps: {SAVE_EVERY}}}}}",
         f"{{class_path: callbacks.{quality}, init_args: {{lpips: [], dists: []}}}}",
