@@ -70,7 +70,7 @@ def _open(source: Path | str | bytes, name: str, max_pixels: int) -> Image.Image
     if not isinstance(source, bytes):
         try:
             if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
-                raise UserError(f"cannot read image {name}: it is no file; remove it from the folder")
+                raise UserError(f"cannot read image {name}: it is no file (a directory, pipe or device); take it out")
             source = Path(source).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read image {name}: {error.strerror or error}; check the path") from error
