@@ -69,7 +69,17 @@ class RunRecord(SaveConfigCallback):
 
 
 class _CLI(LightningCLI):
-    """Gives the UserError of a constructor as it was raised."""
+    """Gives the UserError of a constructor as it was raised, and tells the trainer early what it resumes from.
+
+    Handed to `fit` as an argument, the checkpoint would become known only after every `setup`; and LightningCLI would
+    build the classes that the settings in the checkpoint name, in place of the config's.
+    """
+
+    ckpt_path: str | None = None
+
+    def after_instantiate_classes(self) -> None:
+        if self.ckpt_path:
+            self.trainer.ckpt_path = self.ckpt_path
 
     def instantiate_classes(self) -> None:
         try:
@@ -100,8 +110,9 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
         path = _write_temporary(config)
         _CLI(args=[subcommand, "--config", path, f"--print_config={print_config}"], **OPTIONS)
         return
+    path = config.pop("ckpt_path", None)
     try:
-        _CLI(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
+        type("CLI", (_CLI,), {"ckpt_path": path})(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
     except ArgumentError as error:
         raise user_error(error) from error
     except MisconfigurationException as error:

@@ -39,14 +39,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             beside.unlink(missing_ok=True)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            # torch makes a RuntimeError of a write that stopped half way.
+            reason = error if isinstance(error, OSError) else error.__context__
+            number, text = (
+                getattr(reason, "errno", errno.ENOSPC),
+                getattr(reason, "strerror", "it could not be finished"),
+            )
+            full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             kept = (
-                f"the one before is intact; go on from it by --ckpt_path {path}" if path.is_file() else "none is left"
+                f"the one before is intact; go on from it by --ckpt_path {path}" if path.is_file() else "there is none"
             )
             raise RunError(
-                f"cannot write the checkpoint {path}: {error.strerror}; {kept}"
+                f"cannot write the checkpoint {path}: {text}; {kept}"
                 + (", after making space on that disk" if full else "")
             ) from error
 

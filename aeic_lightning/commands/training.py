@@ -64,11 +64,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if args.ckpt_path:
         from aeic_lightning.weights.checkpoint import read_checkpoint
 
-        if "hyper_parameters" in read_checkpoint(args.ckpt_path, "--ckpt_path", mmap=True):
-            # LightningCLI would build whatever class they name, in place of the config's.
-            raise UserError(
-                f"--ckpt_path: {args.ckpt_path} brings settings of its own; `fit` writes none, so it is foreign"
-            )
+        read_checkpoint(args.ckpt_path, "--ckpt_path", mmap=True)  # before anything is built or written
         config["ckpt_path"] = args.ckpt_path
         config["weights_only"] = True
 

@@ -105,7 +105,6 @@ class Folder:
         self.file("truncated.ckpt", data[: len(data) // 2])
         checkpoint = torch.load(good, weights_only=True)
         torch.save({"weights": checkpoint["state_dict"]}, self.root / "foreign.ckpt")
-        torch.save(checkpoint | {"hyper_parameters": {"_class_path": "os.system"}}, self.root / "settings.ckpt")
         torch.save({"state_dict": {}, "model_config": {}, "x": Malicious(self.proof)}, self.root / "malicious_zip.ckpt")
         quietly(
             ["compress", f"{self.root}/good/a.png", "--checkpoint", f"{self.root}/good.ckpt", "-o", f"{self.root}/s"]
@@ -289,8 +288,6 @@ def _checkpoints() -> list[Case]:
     good = "--ckpt_path"
     return [
         *cases,
-        Case("--ckpt_path: brings a class of its own",
-             lambda f: f.fit("ckpt", "good", good, f"{f.root}/settings.ckpt"), "settings of its own"),
         Case("--ckpt_path: of another width",
              lambda f: f.fit("ckpt", "good", good, f"{f.root}/good.ckpt",
                              "--model.init_args.codec.widths=[16,32,48,64,96]"), "the config asks for"),

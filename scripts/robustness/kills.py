@@ -64,6 +64,8 @@ STAGES = {
     ),
     "codec": Stage("analysis/codec.yaml", (), (("before_update", 4), ("last_validation", 9))),
     "head_frozen": Stage("analysis/head_frozen.yaml", ("codec",), (("batch_end", 5),)),
+    # Stage 2 from random weights: what the test suite tries, for it needs no stage before.
+    "adversary": Stage("tiny/teacher_stage2.yaml", (), (("before_update", 3), ("saving", 4))),
     "head_joint": Stage("analysis/head_joint.yaml", ("codec",), (("losses", 4), ("validation", 6))),
 }
 
@@ -142,6 +144,8 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
         if analysis
         else ["--data.init_args.batch_size=2", "--data.init_args.val_max_size=[96,128]"]
     )
+    if stage == "adversary":
+        data.append("--model.init_args.init_from=null")
     return [
         "fit", "--config", str(experiment), "--ckpt_path", "auto", f"--vars.root={root}", f"--vars.name={stage}",
         f"--vars.seed={seed}", f"--vars.steps={STEPS}", f"--vars.val_every={VALIDATE_EVERY}",

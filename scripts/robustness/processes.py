@@ -83,7 +83,10 @@ def run(folder: Path, processes: int, accumulate: int) -> dict:
     from aeic_lightning.losses.diffaugment import diff_augment
 
     lightning.seed_everything(3, verbose=False)
-    optimization = OptimizationConfig([(0, 1e-3)], gradient_clip=1.0, accumulate=accumulate)
+    # Small steps: Adam would blow up a difference in the last digit of a small gradient to one of a whole step.
+    optimization = OptimizationConfig(
+        [(0, 1e-7)], gradient_clip=1.0, accumulate=accumulate, discriminator_learning_rate=1e-7
+    )
     system = (Recorder if processes == 2 else Joint)(CODEC, DECODER, LOSS, optimization)
     system.gradients, system.states = [], []
     trainer = lightning.Trainer(

@@ -1,0 +1,60 @@
+"""Small versions of `python -m scripts.robustness`: two kills of an adversarial run, bad input, nothing that runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aeic_lightning import UserError
+from callbacks.pictures import _file_name
+from scripts.robustness.inputs import CASES, Folder, verdict
+
+ROOT = Path(__file__).parents[2]
+# Each kind of input once, and every command that reads a checkpoint with a malicious one; the script tries them all.
+FEW = [case for i, case in enumerate(CASES) if i % 4 == 0 or "malicious_zip" in case.name or "misspelt" in case.name]
+
+
+def test_an_adversarial_run_killed_twice_ends_as_the_undisturbed_one():
+    """Between the two players' updates, and in the middle of writing a checkpoint."""
+    words = ["kills", "--stages", "adversary"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.robustness", *words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| adversary | before_update 3, saving 4 | 2 | yes |" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Folder:
+    one = Folder(tmp_path_factory.mktemp("inputs"))
+    one.train()
+    return one
+
+
+def test_enough_kinds_are_tried():
+    assert len(CASES) >= 100
+    assert len(FEW) >= 40
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", FEW, ids=[case.name for case in FEW])
+def test_bad_input_is_one_clear_line_and_nothing_runs(folder, case):
+    assert verdict(case, folder) == ""
+
+
+def test_the_malicious_checkpoint_would_run_where_it_is_read_carelessly(folder, tmp_path):
+    """Or the test above would prove nothing."""
+    import pickle
+
+    from scripts.robustness.inputs import Malicious
+
+    proof = tmp_path / "ran"
+    pickle.loads(pickle.dumps(Malicious(proof)))
+    assert proof.is_file()
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd"])
+def test_an_images_name_cannot_lead_out_of_the_folder(name):
+    with pytest.raises(UserError, match="leads out of the folder"):
+        _file_name(name)
