@@ -43,18 +43,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
             beside.unlink(missing_ok=True)
             # torch makes a RuntimeError of a write that stopped half way.
             reason = error if isinstance(error, OSError) else error.__context__
-            number, text = (
-                getattr(reason, "errno", errno.ENOSPC),
-                getattr(reason, "strerror", "it could not be finished"),
-            )
-            full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            kept = (
-                f"the one before is intact; go on from it by --ckpt_path {path}" if path.is_file() else "there is none"
-            )
-            raise RunError(
-                f"cannot write the checkpoint {path}: {text}; {kept}"
-                + (", after making space on that disk" if full else "")
-            ) from error
+            number = getattr(reason, "errno", errno.ENOSPC)
+            text = getattr(reason, "strerror", "it could not be finished")
+            room = ", after making space on that disk" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+            kept = f"the one before is intact; go on from it by --ckpt_path {path}" if path.is_file() else "none yet"
+            raise RunError(f"cannot write the checkpoint {path}: {text}; {kept}{room}") from error
 
 
 class LastCheckpoint(Checkpoint):

@@ -72,6 +72,7 @@ class Folder:
         os.mkfifo(root / "bad/pipe_png/pipe.png")
         for folder in (root / "bad").iterdir():
             shutil.copy(root / "good/a.png", folder / "good.png")
+        self.file("all/truncated.png", png[: len(png) // 2])
         (root / "none").mkdir()
         self.file("words/readme.txt", b"hello")
         self.file("text.ckpt", b"not a checkpoint")
@@ -259,9 +260,9 @@ def _checkpoints() -> list[Case]:
             Case(f"--ckpt_path: {kind}", lambda f, x=here: f.fit("ckpt", "good", "--ckpt_path", x(f)), says),
             Case(f"init_from: {kind}",
                  lambda f, x=here: f.fit("ckpt", "good", f"--model.init_args.init_from={x(f)}"), says),
-            Case(f"compress: {kind}",
+            Case(f"compress --checkpoint: {kind}",
                  lambda f, x=here: ["compress", f"{f.root}/good", "--checkpoint", x(f), "-o", f"{f.root}/out"], says),
-            Case(f"decompress: {kind}",
+            Case(f"decompress --checkpoint: {kind}",
                  lambda f, x=here: ["decompress", f"{f.root}/s", "--checkpoint", x(f), "-o", f"{f.root}/out"], says),
         ]  # fmt: skip
     for kind in ("malicious", "malicious_zip", "truncated"):
@@ -271,16 +272,16 @@ def _checkpoints() -> list[Case]:
                  lambda f, x=here: ["fit", "--config", str(ROOT / "experiments/tiny/student_enc.yaml"),
                                     f"--vars.root={f.root}/runs", "--model.init_args.receiver_from=null",
                                     f"--model.init_args.teacher={x(f)}"], "cannot be read"),
-            Case(f"evaluate: {kind}",
+            Case(f"evaluate --checkpoint: {kind}",
                  lambda f, x=here: ["evaluate", "--checkpoint", x(f), "--images", f"{f.root}/good",
                                     "-o", f"{f.root}/out/r.json"], "cannot be read"),
-            Case(f"classify: {kind}",
+            Case(f"classify --checkpoint: {kind}",
                  lambda f, x=here: ["classify", f"{f.root}/s/a.aeic", "--checkpoint", x(f)], "cannot be read"),
-            Case(f"verify: {kind}",
+            Case(f"verify --checkpoint: {kind}",
                  lambda f, x=here: ["verify", f"{f.root}/good/a.png", "--checkpoint", x(f)], "cannot be read"),
-            Case(f"export: {kind}",
+            Case(f"export --checkpoint: {kind}",
                  lambda f, x=here: ["export", "--checkpoint", x(f), "-o", f"{f.root}/out/e"], "cannot be read"),
-            Case(f"bench: {kind}", lambda f, x=here: ["bench", "--checkpoint", x(f), "--sizes", "64x64"],
+            Case(f"bench --checkpoint: {kind}", lambda f, x=here: ["bench", "--checkpoint", x(f), "--sizes", "64x64"],
                  "cannot be read"),
             Case(f"import-released: {kind}",
                  lambda f, x=here: ["import-released", x(f), "-o", f"{f.root}/out/i.ckpt"], kind),
@@ -383,13 +384,11 @@ def verdict(case: Case, folder: Folder) -> str:
     return "" if case.says in lines[0] else f"does not say {case.says!r}: {lines[0][:300]}"
 
 
-def trial(root: Path, cases: list[Case] = CASES) -> dict[str, str]:
+def trial(root: Path) -> dict[str, str]:
     """Verdict on each case; what differs from an error of one line is printed."""
     folder = Folder(root)
-    shutil.copytree(root / "bad/truncated_png", root / "all")
-    (root / "all/good.png").unlink()
     folder.train()
-    verdicts = {case.name: verdict(case, folder) for case in cases}
+    verdicts = {case.name: verdict(case, folder) for case in CASES}
     for name, what in verdicts.items():
         if what:
             print(f"{name}: {what}", flush=True)

@@ -83,9 +83,10 @@ def run(folder: Path, processes: int, accumulate: int) -> dict:
     from aeic_lightning.losses.diffaugment import diff_augment
 
     lightning.seed_everything(3, verbose=False)
-    # Small steps: Adam would blow up a difference in the last digit of a small gradient to one of a whole step.
+    # Steps too small to matter: Adam would blow up a difference in the last digit of a small gradient to one of a whole
+    # step, and a latent that is rounded the other way would then change the gradients of all that follow.
     optimization = OptimizationConfig(
-        [(0, 1e-7)], gradient_clip=1.0, accumulate=accumulate, discriminator_learning_rate=1e-7
+        [(0, 1e-12)], gradient_clip=1.0, accumulate=accumulate, discriminator_learning_rate=1e-12
     )
     system = (Recorder if processes == 2 else Joint)(CODEC, DECODER, LOSS, optimization)
     system.gradients, system.states = [], []

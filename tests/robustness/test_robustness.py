@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aeic_lightning import UserError
-from callbacks.pictures import _file_name
+from aeic_lightning.evaluation.images import file_name
 from scripts.robustness.inputs import CASES, Folder, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -57,4 +57,4 @@ def test_the_malicious_checkpoint_would_run_where_it_is_read_carelessly(folder, 
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd"])
 def test_an_images_name_cannot_lead_out_of_the_folder(name):
     with pytest.raises(UserError, match="leads out of the folder"):
-        _file_name(name)
+        file_name(name)
