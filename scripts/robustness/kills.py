@@ -127,7 +127,7 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
     quality = "accuracy.AccuracyMetrics" if analysis and stage != "codec" else "quality.QualityMetrics"
     callbacks = [
         f"{{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {{every_n_steps: {SAVE_EVERY}}}}}",
-        f"{{class_path: {quality}, init_args: {{lpips: [], dists: []}}}}",
+        f"{{class_path: callbacks.{quality}, init_args: {{lpips: [], dists: []}}}}",
         "{class_path: callbacks.distribution.PatchFID, init_args: {patch_size: 32, min_patches: 4,"
         " kid_subset_size: 4, every_n_validations: 2}}",
         "{class_path: callbacks.pictures.ReconstructionGrid, init_args: {every_n_validations: 2}}",
