@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
@@ -118,6 +119,9 @@ class CompressionSystem(GuardedSystem, EvaluatedSystem):
         return Guard(self, self.optimization.on_nonfinite, chance=2 * heads * math.log(2), least=least)
 
     def setup(self, stage: str) -> None:
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # Each player's backward pass leaves out the other's parameters; plain `ddp` would wait for them.
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         if stage == "fit" and self.trainer.precision.startswith("16"):
             raise UserError(
                 f"trainer.precision: {self.trainer.precision} would need loss scaling; take bf16-mixed, or 32-true"

@@ -35,18 +35,18 @@ STAGES = {
     "teacher_stage1": Stage(
         "tiny/teacher_stage1.yaml",
         (),
-        (("batch_end", 1), ("batch_start", 2), ("validation", 3), ("before_update", 4), ("saving", 6), ("outside", 0)),
+        (("outside", 0), ("batch_end", 1), ("batch_start", 2), ("validation", 3), ("before_update", 4), ("saving", 6)),
     ),
     "teacher_stage2": Stage(
         "tiny/teacher_stage2.yaml",
         ("teacher_stage1",),
-        (("before_update", 0), ("before_update", 3), ("batch_end", 4), ("validation_end", 6), ("outside", 0)),
+        (("outside", 0), ("before_update", 0), ("before_update", 3), ("batch_end", 4), ("validation_end", 6)),
     ),
     "student_none": Stage("tiny/student_none.yaml", ("teacher_stage2",), (("validation", 6), ("saving", 8))),
     "student_enc_dec": Stage(
         "tiny/student_enc_dec.yaml",
         ("teacher_stage2",),
-        (("losses", 2), ("validation_end", 3), ("batch_start", 5), ("saving", 8), ("outside", 0)),
+        (("outside", 0), ("losses", 2), ("validation_end", 3), ("batch_start", 5), ("saving", 8)),
     ),
     "student_stage1": Stage(
         "tiny/student_stage1.yaml", ("teacher_stage2",), (("batch_end", 4), ("last_validation", 9))
@@ -57,7 +57,7 @@ STAGES = {
         (("losses", 1), ("saving", 4), ("before_update", 5), ("batch_end", 7), ("last_validation", 9)),
     ),
     "step1": Stage(
-        "analysis/step1.yaml", (), (("batch_end", 2), ("before_update", 3), ("validation_end", 6), ("outside", 0))
+        "analysis/step1.yaml", (), (("outside", 0), ("batch_end", 2), ("before_update", 3), ("validation_end", 6))
     ),
     "step2": Stage(
         "analysis/step2_q1.yaml", ("step1",), (("batch_start", 1), ("validation", 3), ("losses", 5), ("saving", 8))
@@ -175,7 +175,7 @@ def try_stage(
     for at, step in STAGES[stage].kills[:limit]:
         argv = words(stage, killed, kill=(at, step))
         if at == "outside":
-            code = wait(start(argv, log), seconds=rng.uniform(0.3, 0.8) * seconds)
+            code = wait(start(argv, log), seconds=rng.uniform(0.4, 0.8) * seconds)
         else:
             code = run(argv, log)
         point = f"{at} {step}" if at != "outside" else "any moment"

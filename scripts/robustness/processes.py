@@ -93,8 +93,7 @@ def run(folder: Path, processes: int, accumulate: int) -> dict:
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=processes,
-        # The generator's backward pass uses no parameter of the discriminator, and the other way round.
-        strategy=DDPStrategy(find_unused_parameters=True, process_group_backend="gloo") if processes == 2 else "auto",
+        strategy=DDPStrategy(process_group_backend="gloo") if processes == 2 else "auto",
         max_steps=STEPS,
         val_check_interval=STEPS * accumulate,
         check_val_every_n_epoch=None,

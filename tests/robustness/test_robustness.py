@@ -8,6 +8,7 @@ import pytest
 
 from aeic_lightning import UserError
 from aeic_lightning.evaluation.images import file_name
+from scripts.robustness import processes
 from scripts.robustness.inputs import CASES, Folder, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -58,3 +59,15 @@ def test_the_malicious_checkpoint_would_run_where_it_is_read_carelessly(folder, 
 def test_an_images_name_cannot_lead_out_of_the_folder(name):
     with pytest.raises(UserError, match="leads out of the folder"):
         file_name(name)
+
+
+def test_two_processes_have_the_gradients_of_the_joint_batch_for_both_players(tmp_path):
+    """Two accumulated batches a step; the strategy is plain `ddp`."""
+    got = processes.trial(tmp_path, accumulate=2)
+    assert max(got.gradients["generator"]) < 1e-4
+    assert max(got.gradients["discriminator"]) < 1e-4
+    assert got.ranks_agree
+    assert got.images_once
+    assert got.figures < 1e-4
+    assert [name for name in got.files if "tfevents" not in name] == ["hparams.yaml", "last.ckpt", "metrics_val.json"]
+    assert len(got.files) == 4, "one process writes"
