@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m aeic_lightning sweep --config experiments/tiny/demo.yaml
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
