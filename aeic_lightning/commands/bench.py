@@ -3,6 +3,8 @@
 import argparse
 import os
 import re
+import sys
+from pathlib import Path
 
 from aeic_lightning import UserError
 from aeic_lightning.cli import refuse_extra
@@ -174,7 +176,6 @@ def parse_size(text: str) -> tuple[int, int]:
 def peak_of(args: argparse.Namespace, half: str, height: int, width: int) -> float:
     """GiB that a process of its own needs at most for one image."""
     import subprocess
-    import sys
 
     command = [sys.executable, "-m", "aeic_lightning", "bench", "--memory", half, f"{width}x{height}"]
     command += ["--threads", str(args.threads), *(["--checkpoint", args.checkpoint] if args.checkpoint else [])]
@@ -186,8 +187,6 @@ def peak_of(args: argparse.Namespace, half: str, height: int, width: int) -> flo
 
 def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> None:
     """Encode or decode one image, and print this process's peak memory."""
-    import resource
-
     import torch
 
     from aeic_lightning.bitstream.stream import Bitstream, Decoded, reconstruct
@@ -202,4 +201,17 @@ def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> None:
             torch.zeros(1, model.codec.config.widths[-1], h, w),
         )
         reconstruct(model, Decoded(*size, z_hat, y_hat))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(peak_memory())
+
+
+def peak_memory() -> float:
+    """GiB that this process has held at most.
+
+    Linux's ru_maxrss starts at what the parent held when it started this process, so the kernel's own record is read.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
