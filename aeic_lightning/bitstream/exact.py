@@ -20,14 +20,14 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.rows import by_rows
-from aeic_lightning.codec.context import QuadtreeContext
+from aeic_lightning.bitstream.rows import by_channels, by_rows, in_pieces
+from aeic_lightning.codec.context import QUADTREE, QuadtreeContext
 from aeic_lightning.codec.layers import (
     Adapter,
     ChannelNorm,
@@ -46,6 +46,7 @@ DEPTHWISE_LIMIT = 2047  # of activations before a depthwise convolution
 DEPTHWISE_SUM = 2**24 // DEPTHWISE_LIMIT  # most that the magnitudes of a depthwise kernel may add up to
 GELU_STEPS = 1024  # table entries for a unit
 GELU_END = 8  # gelu(v) = max(v, 0) to 1e-14 beyond
+PIECES = 2  # that the channels of a depthwise convolution are cut into
 MEAN_STEPS = 256  # means, and so y_hat, are multiples of 1/256
 MEAN_LIMIT = 2.0**23  # in those steps, so that they are exact in float32
 TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
@@ -65,6 +66,12 @@ def exact_mode():
 
 
 # ---------------------------------------------------------------------------------------------------- products
+
+
+def to_integers(x: Tensor, limit: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """Integers of at most `limit` and the peaks along `dim`: x is about integers times peak / limit."""
+    peak = x.abs().amax(dim, keepdim=True).clamp_(min=TINY)
+    return (x * (limit / peak)).round_(), peak
 
 
 def product_int8(q: Tensor, weight: Tensor, limit: int) -> Tensor:
@@ -130,103 +137,141 @@ def product(q: Tensor, weight: Tensor, limit: int) -> Tensor:
 
 
 class Linear(nn.Module):
-    """1x1 convolutions of one input, side by side: (n, K) float32 -> (n, O) float32.
+    """A 1x1 convolution: (n, K) float32 -> (n, O) float32.
 
     Args:
-        convs: with weights of one size, a kernel larger than 1x1 being a longer row.
+        conv: a kernel larger than 1x1 is a longer row.
         limit: largest integer that an activation becomes: LIMIT, or BYTE where 8 bits are enough.
+        gelu: so many of the outputs, the first, are in units of 1/GELU_STEPS, for `Gelu`.
+        norm: what stands before, whose weight and bias are taken over.
     """
 
-    def __init__(self, *convs: nn.Conv2d, limit: int = LIMIT) -> None:
+    def __init__(self, conv: nn.Conv2d, limit: int = LIMIT, gelu: int = 0, norm: ChannelNorm | None = None) -> None:
         super().__init__()
         self.limit = limit
-        weight = torch.cat([conv.weight.detach().flatten(1) for conv in convs]).float().cpu()
+        weight, bias = conv.weight.detach().flatten(1).float().cpu(), conv.bias.detach().float().cpu()
+        if norm is not None:
+            # Rounded to 2^-20, far coarser than what the order of these sums changes.
+            moved = (weight.double() * norm.bias.detach().double().cpu()).sum(1)
+            bias = bias + ((moved * 2**20).round() / 2**20).float()
+            weight = weight * norm.weight.detach().float().cpu()
         # 127 at most; less where the products could add up beyond 31 bits.
         total = weight.double().abs().sum(1, keepdim=True).float()
         step = torch.maximum(weight.abs().amax(1, keepdim=True) / 127, total / (2**31 // limit - 2048))
         step = step.clamp(min=TINY)
         self.register_buffer("weight", (weight / step).round().to(torch.int8).t().contiguous())  # (K, O)
-        self.register_buffer("step", step.flatten() / limit)  # (O,)
-        self.register_buffer("bias", torch.cat([conv.bias.detach() for conv in convs]).float().cpu())
+        unit = torch.ones(len(weight))
+        unit[:gelu] = GELU_STEPS
+        self.register_buffer("step", step.flatten() / limit * unit)  # (O,)
+        self.register_buffer("bias", bias * unit)
 
-    def forward(self, x: Tensor) -> Tensor:
-        peak = x.abs().amax(-1, keepdim=True).clamp_(min=TINY)
-        q = (x * (self.limit / peak)).round_()
-        return product(q, self.weight, self.limit).mul_(peak).mul_(self.step).add_(self.bias)
+    def forward(self, x: Tensor, quarter: int | None = None) -> Tensor:
+        """All outputs, or one quarter of the first half and of the second: (n, O / 4)."""
+        weight, step, bias = self.weight, self.step, self.bias
+        if quarter is not None:
+            weight, step, bias = (
+                part.unflatten(-1, (2, 4, -1))[..., quarter, :].flatten(-2) for part in (weight, step, bias)
+            )
+        q, peak = to_integers(x, self.limit)
+        return product(q, weight, self.limit).mul_(peak).mul_(step).add_(bias)
 
 
 class Depthwise(nn.Module):
-    """Depthwise convolution with zero padding: (h, w, C) -> (h, w, C)."""
+    """Depthwise convolutions with zero padding, each of its share of the channels: `sums` of (h, w, C), then `finish`.
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    Args:
+        convs: of equally many channels each.
+        gelu: the outputs are in units of 1/GELU_STEPS, for `Gelu`.
+    """
+
+    def __init__(self, *convs: nn.Conv2d, gelu: bool = False) -> None:
         super().__init__()
-        weight = conv.weight.detach().float().cpu()
-        # Rounding may add 1/2 to every weight of the kernel.
-        total = weight.double().abs().sum((1, 2, 3), keepdim=True).float()
-        step = (total / (DEPTHWISE_SUM - weight[0].numel())).clamp(min=TINY)
-        self.padding = conv.padding
-        self.register_buffer("weight", (weight / step).round().to(torch.int16))
-        self.register_buffer("step", step.flatten() / DEPTHWISE_LIMIT)
-        self.register_buffer("bias", conv.bias.detach().float().cpu())
+        self.padding = [conv.padding for conv in convs]
+        steps = []
+        for number, conv in enumerate(convs):
+            weight = conv.weight.detach().float().cpu()
+            # Rounding may add 1/2 to every weight of the kernel.
+            total = weight.double().abs().sum((1, 2, 3), keepdim=True).float()
+            step = (total / (DEPTHWISE_SUM - weight[0].numel())).clamp(min=TINY)
+            self.register_buffer(f"weight{number}", (weight / step).round().to(torch.int16))
+            steps.append(step.flatten())
+        unit = GELU_STEPS if gelu else 1
+        self.register_buffer("step", torch.cat(steps) / DEPTHWISE_LIMIT * unit)
+        self.register_buffer("bias", torch.cat([conv.bias.detach() for conv in convs]).float().cpu() * unit)
 
-    def forward(self, x: Tensor) -> Tensor:
-        peak = x.flatten(0, 1).abs().amax(0).clamp_(min=TINY)
-        weight = self.weight.float().to(memory_format=torch.channels_last)
-        q = (x * (DEPTHWISE_LIMIT / peak)).round_()
-        out = F.conv2d(q.permute(2, 0, 1)[None], weight, padding=self.padding, groups=self.weight.shape[0])
-        return out[0].permute(1, 2, 0).mul(peak).mul_(self.step).add_(self.bias)
+    def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The sums, integers, in pieces (h, w, c) of the C channels; and the value (C,) of one."""
+        weights = [getattr(self, f"weight{number}").float() for number in range(len(self.padding))]
+        pieces = PIECES if len(weights[0]) % PIECES == 0 else 1
+        functions = [
+            partial(self._sums, part, padding)
+            for weight, padding in zip(weights, self.padding, strict=True)
+            for part in weight.chunk(pieces)
+        ]
+        sums, peaks = zip(*by_channels(functions, x), strict=True)
+        return list(sums), torch.cat(peaks).mul_(self.step)
+
+    @staticmethod
+    def _sums(weight: Tensor, padding: tuple[int, int], x: Tensor) -> tuple[Tensor, Tensor]:
+        q, peak = to_integers(x, DEPTHWISE_LIMIT, (0, 1))
+        weight = weight.to(memory_format=torch.channels_last)
+        sums = F.conv2d(q.permute(2, 0, 1)[None], weight, padding=padding, groups=len(weight))
+        return sums[0].permute(1, 2, 0), peak.flatten()
+
+    def finish(self, one: Tensor, *sums: Tensor) -> Tensor:
+        """The outputs (n, C) at n positions of the sums."""
+        return torch.cat(sums, dim=-1).mul_(one).add_(self.bias)
 
 
 class Inception(nn.Module):
-    """`InceptionDepthwise`."""
+    """`InceptionDepthwise`: `sums` of the whole, then `finish` of any positions."""
 
     def __init__(self, module: InceptionDepthwise) -> None:
         super().__init__()
-        self.split = module.split
-        self.hw = Depthwise(module.dwconv_hw)
-        self.w = Depthwise(module.dwconv_w)
-        self.h = Depthwise(module.dwconv_h)
+        self.untouched = module.split[0]
+        self.convs = Depthwise(module.dwconv_hw, module.dwconv_w, module.dwconv_h)
 
-    def forward(self, x: Tensor) -> Tensor:
-        same, hw, w, h = x.split(self.split, dim=-1)
-        return torch.cat([same, self.hw(hw), self.w(w), self.h(h)], dim=-1)
+    def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(h, w, C) -> as `Depthwise.sums`, of the channels that are not left untouched."""
+        return self.convs.sums(x[..., self.untouched :])
+
+    def finish(self, one: Tensor, x: Tensor, *sums: Tensor) -> Tensor:
+        """The outputs (n, C) at n positions of x and the sums."""
+        return torch.cat([x[:, : self.untouched], self.convs.finish(one, *sums)], dim=-1)
 
 
 class Norm(nn.Module):
-    """`ChannelNorm` of (n, C): the mean and the variance are of integers, and exact."""
+    """`ChannelNorm` of (n, C) but for weight and bias, which the next `Linear` holds. Mean and variance are exact."""
 
     def __init__(self, norm: ChannelNorm) -> None:
         super().__init__()
-        self.eps = norm.eps
-        self.register_buffer("weight", norm.weight.detach().float().cpu())
-        self.register_buffer("bias", norm.bias.detach().float().cpu())
+        self.channels, self.eps = norm.normalized_shape[0], norm.eps
+        self.limit = min(math.isqrt(2**24 // self.channels), LIMIT)  # the sum of squares is below 2^24
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[-1]
-        peak = x.abs().amax(-1, keepdim=True).clamp_(min=TINY)
-        q = (x * (LIMIT / peak)).round_()
-        wide = q.double()
-        total = wide.sum(-1, keepdim=True)
-        spread = (wide * wide).sum(-1, keepdim=True) * channels - total * total  # C^2 times the variance of q
-        step = peak.double() / LIMIT
-        deviation = (spread / channels**2 + self.eps / (step * step)).sqrt_()
-        mean = (total / channels).float()
-        return q.sub_(mean).mul_((1 / deviation).float()).mul_(self.weight).add_(self.bias)
+        q, peak = to_integers(x, self.limit)
+        total = q.sum(-1, keepdim=True)
+        spread = q.square_().sum(-1, keepdim=True).mul_(self.channels).sub_(total * total).clamp_(min=0)
+        step = peak.mul_(1 / (self.limit * self.channels))
+        deviation = spread.mul_(step).mul_(step).add_(self.eps).sqrt_()
+        return x.sub(total.mul_(step)).mul_(deviation.reciprocal_())
 
 
 class Gelu(nn.Module):
-    """gelu(v) = max(v, 0) - |v| (1 - Phi(|v|)), the second term from a table at steps of 1/1024."""
+    """gelu(v) = v Phi(v) of 1024 v, Phi from a table at steps of 1/1024."""
 
     def __init__(self) -> None:
         super().__init__()
         # Rounded to 2^-24, far coarser than what implementations of erfc differ by.
-        values = [-u * math.erfc(u / math.sqrt(2)) / 2 for u in (i / GELU_STEPS for i in range(GELU_END * GELU_STEPS))]
-        table = torch.tensor([round(value * 2**24) / 2**24 for value in values] + [0.0], dtype=torch.float32)
-        self.register_buffer("table", table)
+        end = GELU_END * GELU_STEPS
+        values = [math.erfc(-i / GELU_STEPS / math.sqrt(2)) / 2 for i in range(1 - end, end)]
+        table = torch.tensor([0.0, *(round(value * 2**24) / 2**24 for value in values), 1.0], dtype=torch.float32)
+        self.register_buffer("table", table / GELU_STEPS)
 
     def forward(self, v: Tensor) -> Tensor:
-        index = (v.abs() * GELU_STEPS).round_().clamp_(max=GELU_END * GELU_STEPS).to(torch.int32)
-        return self.table.index_select(0, index.flatten()).view_as(v).add_(v.clamp(min=0))
+        end = GELU_END * GELU_STEPS
+        index = v.clamp(-end, end).add_(end + 0.5).to(torch.int32)  # towards zero
+        return self.table.index_select(0, index.flatten()).view_as(v).mul_(v)
 
 
 class Star(nn.Module):
@@ -236,15 +281,16 @@ class Star(nn.Module):
         super().__init__()
         self.dwconv = Inception(block.dwconv)
         self.norm = Norm(block.norm)
-        self.fc1 = Linear(block.fc1)
+        self.fc1 = Linear(block.fc1, gelu=block.fc1.out_channels // 2, norm=block.norm)
         self.fc2 = Linear(block.fc2)
         self.gelu = Gelu()
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_rows(self._rows, x, self.dwconv(x))[0]
+        sums, one = self.dwconv.sums(x)
+        return by_rows(partial(self._rows, one), x, *sums)[0]
 
-    def _rows(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
-        gate, value = self.fc1(self.norm(mixed)).chunk(2, dim=-1)
+    def _rows(self, one: Tensor, x: Tensor, *sums: Tensor) -> tuple[Tensor]:
+        gate, value = self.fc1(self.norm(self.dwconv.finish(one, x, *sums))).chunk(2, dim=-1)
         return (self.fc2(self.gelu(gate).mul_(value)).add_(x),)
 
 
@@ -268,22 +314,33 @@ class AdapterLayer(nn.Module):
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
         first, _, depthwise, _, last = adapter.branch1
-        self.hidden = first.out_channels
-        self.first = Linear(first, adapter.branch2)
-        self.depthwise = Depthwise(depthwise)
+        self.first = Linear(first, gelu=first.out_channels)
+        self.depthwise = Depthwise(depthwise, gelu=True)
         self.last = Linear(last)
+        self.direct = Linear(adapter.branch2)
         self.gelu = Gelu()
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, direct = by_rows(self._before, x)
-        return by_rows(self._after, self.depthwise(hidden), direct)[0]
+        sums, one = self.depthwise.sums(self._hidden(x))
+        return by_rows(partial(self._after, one, None), x, *sums)[0]
 
-    def _before(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.first(x)
-        return self.gelu(out[:, : self.hidden]), out[:, self.hidden :]
+    def coded(self, x: Tensor, step: int) -> Tensor:
+        """(1, 2M, h, w): what `forward` gives where `step` codes, else 0. Each half of 2M has four quarters."""
+        sums, one = self.depthwise.sums(self._hidden(x))
+        h, w, _ = x.shape
+        out = x.new_zeros(2, 4, len(self.last.bias) // 8, h, w)
+        for quarter, (row, column) in enumerate(QUADTREE[step]):
+            here = [part[row::2, column::2] for part in (x, *sums)]
+            values = by_rows(partial(self._after, one, quarter), *here)[0]
+            out[:, quarter, :, row::2, column::2] = values.unflatten(-1, (2, -1)).permute(2, 3, 0, 1)
+        return out.view(1, -1, h, w)
 
-    def _after(self, hidden: Tensor, direct: Tensor) -> tuple[Tensor]:
-        return (self.last(self.gelu(hidden)).add_(direct),)
+    def _hidden(self, x: Tensor) -> Tensor:
+        return by_rows(lambda rows: (self.gelu(self.first(rows)),), x)[0]
+
+    def _after(self, one: Tensor, quarter: int | None, x: Tensor, *sums: Tensor) -> tuple[Tensor]:
+        hidden = self.gelu(self.depthwise.finish(one, *sums))
+        return (self.last(hidden, quarter).add_(self.direct(x, quarter)),)
 
 
 class NeXt(nn.Module):
@@ -292,15 +349,16 @@ class NeXt(nn.Module):
     def __init__(self, module: InceptionNeXt) -> None:
         super().__init__()
         self.depthconv = Inception(module.depthconv)
-        self.conv1 = Linear(module.conv1, limit=BYTE)
-        self.conv2 = Linear(module.conv2)
+        self.conv1 = Linear(module.conv1, limit=BYTE, gelu=module.conv1.out_channels)
+        self.conv2 = Linear(module.conv2, limit=BYTE)
         self.gelu = Gelu()
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_rows(self._rows, x, self.depthconv(x))[0]
+        sums, one = self.depthconv.sums(x)
+        return by_rows(partial(self._rows, one), x, *sums)[0]
 
-    def _rows(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
-        return (self.conv2(self.gelu(self.conv1(mixed))).add_(x),)
+    def _rows(self, one: Tensor, x: Tensor, *sums: Tensor) -> tuple[Tensor]:
+        return (self.conv2(self.gelu(self.conv1(self.depthconv.finish(one, x, *sums)))).add_(x),)
 
 
 class Gated(nn.Module):
@@ -309,21 +367,22 @@ class Gated(nn.Module):
     def __init__(self, module: GatedCNN) -> None:
         super().__init__()
         self.norm = Norm(module.norm)
-        self.fc1 = Linear(module.fc1, limit=BYTE)
+        self.fc1 = Linear(module.fc1, limit=BYTE, gelu=module.fc1.out_channels // 2, norm=module.norm)
         self.conv = Depthwise(module.conv)
-        self.fc2 = Linear(module.fc2)
+        self.fc2 = Linear(module.fc2, limit=BYTE)
         self.gelu = Gelu()
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = by_rows(self._before, x)
-        return by_rows(self._after, x, gate, self.conv(value))[0]
+        sums, one = self.conv.sums(value)
+        return by_rows(partial(self._after, one), x, gate, *sums)[0]
 
     def _before(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.fc1(self.norm(x)).chunk(2, dim=-1)
         return self.gelu(a), b
 
-    def _after(self, x: Tensor, gate: Tensor, value: Tensor) -> tuple[Tensor]:
-        return (self.fc2(gate * value).add_(x),)
+    def _after(self, one: Tensor, x: Tensor, gate: Tensor, *sums: Tensor) -> tuple[Tensor]:
+        return (self.fc2(self.conv.finish(one, *sums).mul_(gate)).add_(x),)
 
 
 class HyperSynthesis(nn.Module):
@@ -334,7 +393,8 @@ class HyperSynthesis(nn.Module):
         self.layers = nn.Sequential(*(Upsample(m) if isinstance(m, Up) else Star(m) for m in h_s))
 
     def forward(self, z_hat: Tensor) -> Tensor:
-        return from_tokens(self.layers(to_tokens(z_hat)))
+        with in_pieces():
+            return from_tokens(self.layers(to_tokens(z_hat)))
 
 
 class Context(nn.Module):
@@ -350,11 +410,13 @@ class Context(nn.Module):
         self.adapter_out = nn.ModuleList(AdapterLayer(a) for a in context.adapter_out)
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        return self.params_by(base, self.adapter_in[step], self.adapter_out[step])
+        """Mean and raw scale, each (1, M, h, w); zero where the step codes nothing."""
+        with in_pieces():
+            return self.params_by(base, self.adapter_in[step], partial(self.adapter_out[step].coded, step=step))
 
     def params_by(self, base: Tensor, adapter_in: Layer, adapter_out: Layer) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale, each (1, M, h, w), by one step's adapters."""
-        mean, scale = from_tokens(adapter_out(self.g_c(adapter_in(to_tokens(base))))).chunk(2, dim=1)
+        """Mean and raw scale, each (1, M, h, w), by one step's adapters: tokens to tokens, and to (1, 2M, h, w)."""
+        mean, scale = adapter_out(self.g_c(adapter_in(to_tokens(base)))).chunk(2, dim=1)
         return (mean * MEAN_STEPS).round_().clamp_(-MEAN_LIMIT, MEAN_LIMIT).div_(MEAN_STEPS), scale
 
 

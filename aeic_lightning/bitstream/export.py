@@ -24,7 +24,7 @@ from torch.export import Dim
 
 from aeic_lightning import UserError, __version__
 from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.exact import Context
+from aeic_lightning.bitstream.exact import Context, from_tokens
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder
 from aeic_lightning.bitstream.tables import Tables
 from aeic_lightning.codec import LatentCodec, reflect_pad
@@ -70,7 +70,8 @@ class ContextStep(nn.Module):
             }
             return lambda x: torch.func.functional_call(getattr(self.context, side)[0], chosen, (x,))
 
-        return self.context.params_by(base, adapter("adapter_in"), adapter("adapter_out"))
+        adapter_out = adapter("adapter_out")
+        return self.context.params_by(base, adapter("adapter_in"), lambda x: from_tokens(adapter_out(x)))
 
 
 class Synthesis(nn.Module):

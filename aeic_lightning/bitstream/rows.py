@@ -1,41 +1,87 @@
-"""Pointwise layers a few positions at a time, and on several cores at once."""
+"""Layers a few positions, or a few channels, at a time: in cache, and on several cores at once.
+
+Every core runs whole pieces by itself. Splitting each operation over the cores instead would make them wait for one
+another thousands of times an image, which is slow, and on a busy machine far slower than a single core.
+"""
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-ROWS = 256  # positions at a time: what fits a core's cache
-SHARED_ROWS = 1024  # the same on several cores, which otherwise wait for the interpreter between short operations
+ROWS = 512  # positions at a time: near what fits a core's cache, and enough for the interpreter not to matter
+
+T = TypeVar("T")
+
+_threads: ContextVar[int] = ContextVar("threads", default=0)
 
 
-def by_rows(
-    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: int | None = None
-) -> tuple[Tensor, ...]:
-    """`function` of (h, w, C) tensors, a few positions at a time: it sees and returns (n, C) tensors.
+@contextmanager
+def in_pieces() -> Iterator[int]:
+    """Inside, `by_rows` and `by_channels` use all threads (so many are given), and every other operation one.
 
-    Every core runs whole chunks by itself. Splitting each operation over the cores instead would make them wait for one
-    another thousands of times an image, which is slow, and on a busy machine far slower than a single core.
+    Else the threads of such an operation, which spin for a while in wait of the next, would stand in the way.
     """
+    threads = torch.get_num_threads()
+    token = _threads.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+        _threads.reset(token)
+
+
+def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: int = ROWS) -> tuple[Tensor, ...]:
+    """A pointwise function of (h, w, C) tensors, so many positions at a time: it sees and returns (n, C) tensors."""
     h, w = inputs[0].shape[:2]
     count = h * w
     flat = [x.reshape(count, x.shape[-1]) for x in inputs]
     if torch.compiler.is_exporting():
-        return tuple(r.reshape(h, w, r.shape[-1]) for r in function(*flat))
+        return tuple(output.reshape(h, w, output.shape[-1]) for output in function(*flat))
+    rows = max(min(rows, -(-count // _thread_count())), 16)
+    outputs: list[Tensor] = []
 
-    def chunk(start: int) -> tuple[Tensor, ...]:
+    def run(start: int) -> None:
         with torch.inference_mode():
-            return function(*(x[start : start + rows] for x in flat))
+            pieces = function(*(x[start : start + rows] for x in flat))
+            with _lock:
+                if not outputs:
+                    outputs.extend(piece.new_empty(count, piece.shape[1]) for piece in pieces)
+            for output, piece in zip(outputs, pieces, strict=True):
+                output[start : start + rows] = piece
 
-    threads = torch.get_num_threads()
-    rows = rows or (ROWS if threads == 1 else SHARED_ROWS)
-    rows = max(min(rows, -(-count // threads)), 16)
-    starts = range(0, count, rows)
-    pieces = list(map(chunk, starts) if threads == 1 else _pool(threads).map(chunk, starts))
-    return tuple(torch.cat(column).reshape(h, w, -1) for column in zip(*pieces, strict=True))
+    _in_parallel(run, range(0, count, rows))
+    return tuple(output.view(h, w, -1) for output in outputs)
+
+
+def by_channels(functions: Sequence[Callable[[Tensor], T]], x: Tensor) -> list[T]:
+    """What each function gives for its share of the channels of (h, w, C): it sees (h, w, c)."""
+
+    def run(function: Callable[[Tensor], T], part: Tensor) -> T:
+        with torch.inference_mode():
+            return function(part)
+
+    parts = x.chunk(len(functions), dim=-1)
+    if torch.compiler.is_exporting():
+        return [function(part) for function, part in zip(functions, parts, strict=True)]
+    return _in_parallel(run, functions, parts)
+
+
+def _thread_count() -> int:
+    return _threads.get() or torch.get_num_threads()
+
+
+def _in_parallel(function: Callable[..., T], *arguments: Iterable) -> list[T]:
+    """`map`, on all threads."""
+    threads = _thread_count()
+    return list((map if threads == 1 else _pool(threads).map)(function, *arguments))
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
@@ -47,16 +93,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     key = (os.getpid(), threads)
     with _lock:
         if key not in _pools:
+            before = torch.get_num_threads()
             all_started = threading.Barrier(threads + 1)
 
             def start() -> None:
                 torch.set_num_threads(1)
+                torch.get_num_threads()  # a thread takes over the process's number at its first look: while that is 1
                 all_started.wait()
 
             pool = ThreadPoolExecutor(threads, "rows", initializer=start)
             for _ in range(threads):
                 pool.submit(int)
             all_started.wait()
-            torch.set_num_threads(threads)  # it is also what later threads start with
+            torch.set_num_threads(before)  # it is also what later threads start with
             _pools[key] = pool
         return _pools[key]

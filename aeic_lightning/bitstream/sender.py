@@ -1,6 +1,7 @@
 """The sender's own part, g_a and h_a: as quick as it likes, since the receiver never repeats it."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,10 @@ from torch import Tensor
 from aeic_lightning import UserError
 from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.codec import LatentCodec
-from aeic_lightning.codec.layers import StarBlock
+from aeic_lightning.codec.layers import Down, StarBlock
 
-ROWS = 2048  # positions at a time in pointwise layers
+CHUNK = 1 << 20  # values at a time in the widest pointwise layer
+NARROW = 32  # a Down of at most so many channels runs as one strided convolution
 BAND_PIXELS = 1 << 22  # images above are analysed in bands of about this many pixels
 
 
@@ -30,7 +32,7 @@ class Sender:
         g_a = copy.deepcopy(codec.g_a).to(memory_format=torch.channels_last).eval()
         last_down = max(i for i, module in enumerate(g_a) if not isinstance(module, StarBlock))
         layers = [module.to(self.dtype if i < last_down else torch.float32) for i, module in enumerate(g_a)]
-        layers = [_Star(module) if isinstance(module, StarBlock) else module for module in layers]
+        layers = [_Star(module) if isinstance(module, StarBlock) else _down(module) for module in layers]
         self.early, self.late = layers[:last_down], layers[last_down:]
         # Rows that reach an output: a Down sees 1 more at its input's resolution, a StarBlock 5 at its own.
         reach, scale = 0, 1
@@ -75,16 +77,37 @@ class _Star:
 
     def __init__(self, block: StarBlock) -> None:
         self.dwconv, self.norm = block.dwconv, block.norm
-        self.fc1 = block.fc1.weight.flatten(1).contiguous(), block.fc1.bias
+        weight = block.fc1.weight.flatten(1)
+        # Two products whose results lie in one piece: gelu of every other half row would take twice as long.
+        self.gate, self.value = zip(weight.chunk(2), block.fc1.bias.chunk(2), strict=True)
         self.fc2 = block.fc2.weight.flatten(1).contiguous(), block.fc2.bias
+        self.rows = CHUNK // len(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         tokens, mixed = (part[0].permute(1, 2, 0) for part in (x, self.dwconv(x)))
-        (out,) = by_rows(self._rows, tokens, mixed, rows=ROWS)
+        (out,) = by_rows(self._rows, tokens, mixed, rows=self.rows)
         return out.permute(2, 0, 1)[None]
 
     def _rows(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
         norm = self.norm
-        wide = F.linear(F.layer_norm(mixed, norm.normalized_shape, norm.weight, norm.bias, norm.eps), *self.fc1)
-        gate, value = wide.chunk(2, dim=1)
-        return (F.linear(F.gelu(gate).mul_(value), *self.fc2).add_(x),)
+        mixed = F.layer_norm(mixed, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        wide = F.gelu(F.linear(mixed, *self.gate)).mul_(F.linear(mixed, *self.value))
+        return (F.linear(wide, *self.fc2).add_(x),)
+
+
+def _down(down: Down) -> Callable[[Tensor], Tensor]:
+    """`Down`; where it has few channels, as a 4x4 convolution with stride 2.
+
+    That takes 16/9 of the products, but none of the time that it takes to rearrange pixels into channels.
+    """
+    weight, bias = down.conv.weight, down.conv.bias
+    quarter, inside = weight.shape[:2]
+    if inside > NARROW:
+        return down
+    wide = weight.new_zeros(quarter, 2, 2, inside, 4, 4)
+    for row in range(2):
+        for column in range(2):
+            wide[:, row, column, :, row : row + 3, column : column + 3] = weight
+    wide = wide.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+    bias = bias.repeat_interleave(4)
+    return lambda x: F.conv2d(x, wide, bias, stride=2, padding=1)

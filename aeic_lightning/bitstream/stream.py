@@ -19,7 +19,7 @@ from aeic_lightning.codec.latent_codec import latent_sizes
 from aeic_lightning.evaluation.images import to_uint8
 from aeic_lightning.model import AEIC
 
-FORMAT = b"aeic arithmetic 1"  # changes whenever the same checkpoint would give other latents
+FORMAT = b"aeic arithmetic 2"  # changes whenever the same checkpoint would give other latents
 
 
 class Encoded(NamedTuple):
@@ -79,8 +79,9 @@ class LatentCoder:
             nonlocal count
             residual, coded = shared.conditional.quantise(y, mean, scale, mask)
             residual = residual.clamp(-LARGEST, LARGEST)
-            writer.write(residual[coded].numpy(), shared.levels(scale[coded]), shared.y_tables)
-            count += int(coded.sum())
+            where = _numbers(coded)
+            writer.write(residual.take(where).numpy(), shared.levels(scale.take(where)), shared.y_tables)
+            count += len(where)
             return residual + mean
 
         with exact_mode():
@@ -103,9 +104,9 @@ class LatentCoder:
         (h, w), (zh, zw) = latent_sizes(stream.height, stream.width, shared.stride)
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
-            coded = mask & shared.conditional.is_coded(scale)
-            residual = torch.zeros(mean.shape)
-            residual[coded] = torch.from_numpy(reader.read(shared.levels(scale[coded]), shared.y_tables)).float()
+            where = _numbers(mask & shared.conditional.is_coded(scale))
+            values = torch.from_numpy(reader.read(shared.levels(scale.take(where)), shared.y_tables)).float()
+            residual = torch.zeros(mean.shape).put_(where, values)
             return residual + mean
 
         wrong = (
@@ -186,6 +187,11 @@ def reconstruct(model: AEIC, decoded: Decoded, fast: bool = False) -> Tensor:
         l_T, l_res = model.codec.synthesise(decoded.y_hat.to(device))
         x_hat = model.decoder(l_T, l_res).x_hat[0, :, : decoded.height, : decoded.width]
     return to_uint8(x_hat).cpu()
+
+
+def _numbers(mask: Tensor) -> Tensor:
+    """Where a (1, M, h, w) mask is true, in (channel, row, column) order."""
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def _channels(z: Tensor) -> np.ndarray:
