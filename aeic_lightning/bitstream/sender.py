@@ -22,18 +22,15 @@ class Sender:
 
     Channels last, pointwise layers a few positions at a time, and large images in bands of rows, so that memory does
     not grow with the height. Each band takes along as many rows around it as g_a looks at, so the bands give what the
-    whole image would, but for the order of additions. With `fast`, all but the last stage of g_a runs in bfloat16: y
+    whole image would, but for the order of additions. With `fast`, g_a runs in bfloat16: y
     moves by less than the rounding to come.
     """
 
     def __init__(self, codec: LatentCodec, fast: bool = False) -> None:
         self.codec = codec
         self.dtype = torch.bfloat16 if fast else torch.float32
-        g_a = copy.deepcopy(codec.g_a).to(memory_format=torch.channels_last).eval()
-        last_down = max(i for i, module in enumerate(g_a) if not isinstance(module, StarBlock))
-        layers = [module.to(self.dtype if i < last_down else torch.float32) for i, module in enumerate(g_a)]
-        layers = [_Star(module) if isinstance(module, StarBlock) else _down(module) for module in layers]
-        self.early, self.late = layers[:last_down], layers[last_down:]
+        g_a = copy.deepcopy(codec.g_a).to(self.dtype, memory_format=torch.channels_last).eval()
+        self.g_a = [_Star(module) if isinstance(module, StarBlock) else _down(module) for module in g_a]
         # Rows that reach an output: a Down sees 1 more at its input's resolution, a StarBlock 5 at its own.
         reach, scale = 0, 1
         for module in g_a:
@@ -64,12 +61,9 @@ class Sender:
 
     def _analyse(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        for layer in self.early:
+        for layer in self.g_a:
             x = layer(x)
-        x = x.float()
-        for layer in self.late:
-            x = layer(x)
-        return x.contiguous()
+        return x.float().contiguous()
 
 
 class _Star:

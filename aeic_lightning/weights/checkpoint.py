@@ -43,6 +43,10 @@ def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = Fal
 def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecConfig, DecoderConfig]:
     """The sizes that a checkpoint was trained with."""
     config = checkpoint["model_config"]
+    if "analysis" in config:
+        raise UserError(
+            f"{path} is a compress-and-classify model, not an AEIC; compress, decompress and classify take it"
+        )
     try:
         return from_dict(CodecConfig, config["codec"]), from_dict(DecoderConfig, config["decoder"])
     except (KeyError, TypeError) as error:

@@ -98,6 +98,23 @@ def test_pictures_from_bytes(folder, imported, name, tmp_path, monkeypatch, capf
         assert all(height * width <= 16**2 for height, width in tiles)
 
 
+def test_evaluate_measures_the_files_and_pictures(folder, imported, tmp_path):
+    """`evaluate` on an imported checkpoint: the bytes that `compress` writes, the PSNR of what `decompress` gives."""
+    checkpoint, photos, out = str(imported["AEIC-SE"]), str(folder / "photos"), tmp_path / "se.json"
+    figures = ["--backbones", "lite0", "--patch-size", "64", "-o", str(out)]
+    assert main(["evaluate", "--checkpoint", checkpoint, "--images", photos, *figures]) == 0
+    assert main(["compress", photos, "--checkpoint", checkpoint, "-o", str(tmp_path / "streams")]) == 0
+    assert main(["decompress", str(tmp_path / "streams"), "--checkpoint", checkpoint, "-o", str(tmp_path / "out")]) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert [row["name"] for row in result["images"]] == ["astronaut", "coffee"]
+    for row in result["images"]:
+        name = row["name"]
+        assert row["bytes"] == (tmp_path / "streams" / f"{name}.aeic").stat().st_size
+        paths = folder / "photos" / f"{name}.png", tmp_path / "out" / f"{name}.png"
+        x, x_hat = (np.array(Image.open(path), np.float64) for path in paths)
+        assert row["psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean((x - x_hat) ** 2)), abs=1e-3)
+
+
 def test_the_sender_needs_no_base(folder, imported, tmp_path, capfd):
     """Where only the checkpoint is, `compress` writes the same bytes, and `decompress` says what it lacks."""
     elsewhere = tmp_path / "sender.ckpt"
