@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.rows import by_channels, by_rows, in_pieces
+from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
 from aeic_lightning.codec.context import QUADTREE, QuadtreeContext
 from aeic_lightning.codec.layers import (
     Adapter,
@@ -203,24 +203,22 @@ class Depthwise(nn.Module):
         """The sums, integers, in pieces (h, w, c) of the C channels; and the value (C,) of one."""
         weights = [getattr(self, f"weight{number}").float() for number in range(len(self.padding))]
         pieces = PIECES if len(weights[0]) % PIECES == 0 else 1
-        functions = [
-            partial(self._sums, part, padding)
-            for weight, padding in zip(weights, self.padding, strict=True)
-            for part in weight.chunk(pieces)
-        ]
-        sums, peaks = zip(*by_channels(functions, x), strict=True)
+        weights = [part for weight in weights for part in weight.chunk(pieces)]
+        paddings = [padding for padding in self.padding for _ in range(pieces)]
+        sums, peaks = zip(*in_parallel(_sums, weights, paddings, x.chunk(len(weights), dim=-1)), strict=True)
         return list(sums), torch.cat(peaks).mul_(self.step)
-
-    @staticmethod
-    def _sums(weight: Tensor, padding: tuple[int, int], x: Tensor) -> tuple[Tensor, Tensor]:
-        q, peak = to_integers(x, DEPTHWISE_LIMIT, (0, 1))
-        weight = weight.to(memory_format=torch.channels_last)
-        sums = F.conv2d(q.permute(2, 0, 1)[None], weight, padding=padding, groups=len(weight))
-        return sums[0].permute(1, 2, 0), peak.flatten()
 
     def finish(self, one: Tensor, *sums: Tensor) -> Tensor:
         """The outputs (n, C) at n positions of the sums."""
         return torch.cat(sums, dim=-1).mul_(one).add_(self.bias)
+
+
+def _sums(weight: Tensor, padding: tuple[int, int], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of (h, w, c) by one depthwise kernel, and the peaks (c,)."""
+    q, peak = to_integers(x, DEPTHWISE_LIMIT, (0, 1))
+    weight = weight.to(memory_format=torch.channels_last)
+    sums = F.conv2d(q.permute(2, 0, 1)[None], weight, padding=padding, groups=len(weight))
+    return sums[0].permute(1, 2, 0), peak.flatten()
 
 
 class Inception(nn.Module):
@@ -329,10 +327,13 @@ class AdapterLayer(nn.Module):
         sums, one = self.depthwise.sums(self._hidden(x))
         h, w, _ = x.shape
         out = x.new_zeros(2, 4, len(self.last.bias) // 8, h, w)
-        for quarter, (row, column) in enumerate(QUADTREE[step]):
-            here = [part[row::2, column::2] for part in (x, *sums)]
-            values = by_rows(partial(self._after, one, quarter), *here)[0]
-            out[:, quarter, :, row::2, column::2] = values.unflatten(-1, (2, -1)).permute(2, 3, 0, 1)
+
+        def fill(quarter: int, row: int, column: int) -> None:
+            here = [part[row::2, column::2].flatten(0, 1) for part in (x, *sums)]
+            (values,) = self._after(one, quarter, *here)
+            out[:, quarter, :, row::2, column::2] = values.view(h // 2, w // 2, 2, -1).permute(2, 3, 0, 1)
+
+        in_parallel(fill, range(4), *zip(*QUADTREE[step], strict=True))
         return out.view(1, -1, h, w)
 
     def _hidden(self, x: Tensor) -> Tensor:
@@ -343,43 +344,30 @@ class AdapterLayer(nn.Module):
         return (self.last(hidden, quarter).add_(self.direct(x, quarter)),)
 
 
-class NeXt(nn.Module):
-    """`InceptionNeXt`."""
+class GatedNeXt(nn.Module):
+    """`ContextLayer`, its two halves in one: (h, w, C) -> (h, w, C)."""
 
-    def __init__(self, module: InceptionNeXt) -> None:
+    def __init__(self, first: InceptionNeXt, second: GatedCNN) -> None:
         super().__init__()
-        self.depthconv = Inception(module.depthconv)
-        self.conv1 = Linear(module.conv1, limit=BYTE, gelu=module.conv1.out_channels)
-        self.conv2 = Linear(module.conv2, limit=BYTE)
+        self.depthconv = Inception(first.depthconv)
+        self.conv1 = Linear(first.conv1, limit=BYTE, gelu=first.conv1.out_channels)
+        self.conv2 = Linear(first.conv2, limit=BYTE)
+        self.norm = Norm(second.norm)
+        self.fc1 = Linear(second.fc1, limit=BYTE, gelu=second.fc1.out_channels // 2, norm=second.norm)
+        self.conv = Depthwise(second.conv)
+        self.fc2 = Linear(second.fc2, limit=BYTE)
         self.gelu = Gelu()
 
     def forward(self, x: Tensor) -> Tensor:
         sums, one = self.depthconv.sums(x)
-        return by_rows(partial(self._rows, one), x, *sums)[0]
-
-    def _rows(self, one: Tensor, x: Tensor, *sums: Tensor) -> tuple[Tensor]:
-        return (self.conv2(self.gelu(self.conv1(self.depthconv.finish(one, x, *sums)))).add_(x),)
-
-
-class Gated(nn.Module):
-    """`GatedCNN`."""
-
-    def __init__(self, module: GatedCNN) -> None:
-        super().__init__()
-        self.norm = Norm(module.norm)
-        self.fc1 = Linear(module.fc1, limit=BYTE, gelu=module.fc1.out_channels // 2, norm=module.norm)
-        self.conv = Depthwise(module.conv)
-        self.fc2 = Linear(module.fc2, limit=BYTE)
-        self.gelu = Gelu()
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = by_rows(self._before, x)
+        x, gate, value = by_rows(partial(self._before, one), x, *sums)
         sums, one = self.conv.sums(value)
         return by_rows(partial(self._after, one), x, gate, *sums)[0]
 
-    def _before(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _before(self, one: Tensor, x: Tensor, *sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.conv2(self.gelu(self.conv1(self.depthconv.finish(one, x, *sums)))).add_(x)
         a, b = self.fc1(self.norm(x)).chunk(2, dim=-1)
-        return self.gelu(a), b
+        return x, self.gelu(a), b
 
     def _after(self, one: Tensor, x: Tensor, gate: Tensor, *sums: Tensor) -> tuple[Tensor]:
         return (self.fc2(self.conv.finish(one, *sums).mul_(gate)).add_(x),)
@@ -406,7 +394,7 @@ class Context(nn.Module):
     def __init__(self, context: QuadtreeContext) -> None:
         super().__init__()
         self.adapter_in = nn.ModuleList(AdapterLayer(a) for a in context.adapter_in)
-        self.g_c = nn.Sequential(*(m for layer in context.g_c for m in (NeXt(layer[0]), Gated(layer[1]))))
+        self.g_c = nn.Sequential(*(GatedNeXt(*layer) for layer in context.g_c))
         self.adapter_out = nn.ModuleList(AdapterLayer(a) for a in context.adapter_out)
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Layers a few positions, or a few channels, at a time: in cache, and on several cores at once.
+"""Layers in pieces, of a few positions or channels at a time: in cache, and on several cores at once.
 
 Every core runs whole pieces by itself. Splitting each operation over the cores instead would make them wait for one
 another thousands of times an image, which is slow, and on a busy machine far slower than a single core.
@@ -6,11 +6,11 @@ another thousands of times an image, which is slow, and on a busy machine far sl
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ _threads: ContextVar[int] = ContextVar("threads", default=0)
 
 
 @contextmanager
-def in_pieces() -> Iterator[int]:
-    """Inside, `by_rows` and `by_channels` use all threads (so many are given), and every other operation one.
+def in_pieces() -> Iterator[None]:
+    """Inside, `by_rows` and `in_parallel` use all threads, and every other operation one.
 
     Else the threads of such an operation, which spin for a while in wait of the next, would stand in the way.
     """
@@ -32,7 +32,7 @@ def in_pieces() -> Iterator[int]:
     token = _threads.set(threads)
     torch.set_num_threads(1)
     try:
-        yield threads
+        yield
     finally:
         torch.set_num_threads(threads)
         _threads.reset(token)
@@ -49,39 +49,32 @@ def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: 
     outputs: list[Tensor] = []
 
     def run(start: int) -> None:
-        with torch.inference_mode():
-            pieces = function(*(x[start : start + rows] for x in flat))
-            with _lock:
-                if not outputs:
-                    outputs.extend(piece.new_empty(count, piece.shape[1]) for piece in pieces)
-            for output, piece in zip(outputs, pieces, strict=True):
-                output[start : start + rows] = piece
+        pieces = function(*(x[start : start + rows] for x in flat))
+        with _lock:
+            if not outputs:
+                outputs.extend(piece.new_empty(count, piece.shape[1]) for piece in pieces)
+        for output, piece in zip(outputs, pieces, strict=True):
+            output[start : start + rows] = piece
 
-    _in_parallel(run, range(0, count, rows))
+    in_parallel(run, range(0, count, rows))
     return tuple(output.view(h, w, -1) for output in outputs)
 
 
-def by_channels(functions: Sequence[Callable[[Tensor], T]], x: Tensor) -> list[T]:
-    """What each function gives for its share of the channels of (h, w, C): it sees (h, w, c)."""
+def in_parallel(function: Callable[..., T], *arguments: Iterable) -> list[T]:
+    """`map`, on all threads, each of whose operations runs on one core."""
 
-    def run(function: Callable[[Tensor], T], part: Tensor) -> T:
+    def run(*values: Any) -> T:
         with torch.inference_mode():
-            return function(part)
+            return function(*values)
 
-    parts = x.chunk(len(functions), dim=-1)
     if torch.compiler.is_exporting():
-        return [function(part) for function, part in zip(functions, parts, strict=True)]
-    return _in_parallel(run, functions, parts)
+        return list(map(function, *arguments))
+    threads = _thread_count()
+    return list((map if threads == 1 else _pool(threads).map)(run, *arguments))
 
 
 def _thread_count() -> int:
     return _threads.get() or torch.get_num_threads()
-
-
-def _in_parallel(function: Callable[..., T], *arguments: Iterable) -> list[T]:
-    """`map`, on all threads."""
-    threads = _thread_count()
-    return list((map if threads == 1 else _pool(threads).map)(function, *arguments))
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeic_lightning import UserError
 from aeic_lightning.bitstream.rows import by_rows
@@ -29,11 +29,10 @@ class Sender:
     def __init__(self, codec: LatentCodec, fast: bool = False) -> None:
         self.codec = codec
         self.dtype = torch.bfloat16 if fast else torch.float32
-        g_a = copy.deepcopy(codec.g_a).to(self.dtype, memory_format=torch.channels_last).eval()
-        self.g_a = [_Star(module) if isinstance(module, StarBlock) else _down(module) for module in g_a]
+        self.g_a, self.h_a = _quick(codec.g_a, self.dtype), _quick(codec.h_a, torch.float32)
         # Rows that reach an output: a Down sees 1 more at its input's resolution, a StarBlock 5 at its own.
         reach, scale = 0, 1
-        for module in g_a:
+        for module in codec.g_a:
             if isinstance(module, StarBlock):
                 reach += 5 * scale
             else:
@@ -57,13 +56,25 @@ class Sender:
         y = torch.cat(bands, dim=2)
         if not y.isfinite().all():
             raise UserError("g_a gives values that are not finite: the model has diverged; use an earlier checkpoint")
-        return y, self.codec.hyper_encode(y)
+        return y, self._hyper_analyse(y)
 
     def _analyse(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         for layer in self.g_a:
             x = layer(x)
         return x.float().contiguous()
+
+    def _hyper_analyse(self, y: Tensor) -> Tensor:
+        z = self.codec.pad_y(y).contiguous(memory_format=torch.channels_last)
+        for layer in self.h_a:
+            z = layer(z)
+        return z.contiguous()
+
+
+def _quick(layers: nn.Sequential, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+    """Copies of Downs and StarBlocks, in a form for one image, channels last."""
+    copies = copy.deepcopy(layers).to(dtype, memory_format=torch.channels_last).eval()
+    return [_Star(module) if isinstance(module, StarBlock) else _down(module) for module in copies]
 
 
 class _Star:

@@ -138,9 +138,13 @@ class LatentCodec(nn.Module):
         return latent_sizes(height, width, self.stride)
 
     def hyper_encode(self, y: Tensor) -> Tensor:
-        """y (B, M, h, w) -> z: y is padded with zeros at the right and bottom to multiples of 4 before h_a."""
+        """y (B, M, h, w) -> z."""
+        return self.h_a(self.pad_y(y))
+
+    def pad_y(self, y: Tensor) -> Tensor:
+        """What h_a takes: y with zeros at the right and bottom, to multiples of 4."""
         height, width = y.shape[2:]
-        return self.h_a(F.pad(y, (0, -width % 4, 0, -height % 4)))
+        return F.pad(y, (0, -width % 4, 0, -height % 4))
 
     def hyper_decode(self, z_hat: Tensor, height: int, width: int) -> Tensor:
         """z_hat -> phi, cropped to the `height` x `width` of y."""
