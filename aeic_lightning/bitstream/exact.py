@@ -6,7 +6,8 @@ sums are taken in another order, and functions like erf or exp are approximated 
 - every sum is one of integers so small that each partial sum is exact (below 2^24 in float32, 2^31 in int32, 2^53 in
   float64), so its order cannot matter;
 - everything else is elementwise, one IEEE 754 operation at a time (add, subtract, multiply, divide, square root, round
-  to nearest even), each correctly rounded on any conforming machine. No fused multiply-add, hence no addcmul or lerp;
+  to nearest even), each correctly rounded on any conforming machine. No fused multiply-add, hence no addcmul or lerp,
+  and no float32 square root or reciprocal, which runtimes approximate;
 - GELU is a table.
 
 Before a sum, activations become integers of 15 bits (12 before a depthwise convolution, 8 where that is enough) by a
@@ -71,7 +72,8 @@ def exact_mode():
 def to_integers(x: Tensor, limit: int, dim: int = -1) -> tuple[Tensor, Tensor]:
     """Integers of at most `limit` and the peaks along `dim`: x is about integers times peak / limit."""
     peak = x.abs().amax(dim, keepdim=True).clamp_(min=TINY)
-    return (x * (limit / peak)).round_(), peak
+    # limit / peak would be limit * (1 / peak), and runtimes approximate reciprocals.
+    return (x * (torch.full((), float(limit)) / peak)).round_(), peak
 
 
 def product_int8(q: Tensor, weight: Tensor, limit: int) -> Tensor:
@@ -251,8 +253,9 @@ class Norm(nn.Module):
         total = q.sum(-1, keepdim=True)
         spread = q.square_().sum(-1, keepdim=True).mul_(self.channels).sub_(total * total).clamp_(min=0)
         step = peak.mul_(1 / (self.limit * self.channels))
-        deviation = spread.mul_(step).mul_(step).add_(self.eps).sqrt_()
-        return x.sub(total.mul_(step)).mul_(deviation.reciprocal_())
+        # In float64: runtimes approximate the square root of float32.
+        deviation = spread.mul_(step).mul_(step).double().add_(self.eps).sqrt_()
+        return x.sub(total.mul_(step)).mul_((torch.ones((), dtype=torch.float64) / deviation).float())
 
 
 class Gelu(nn.Module):

@@ -5,13 +5,16 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from aeic_lightning import UserError
+from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.export import OPSET, OnnxReceiver, OnnxSender, check_golden, export
 from aeic_lightning.bitstream.random_model import random_model
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.codec.context import quadtree_mask
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,29 @@ def test_sender_gives_the_same_bytes_and_receiver_the_same_picture(model, bitstr
         assert sender.encode(x) == data
         expected = reconstruct(model, bitstream.decode(data)).int()
         assert (receiver.decode(data).int() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_graphs_give_every_value_to_the_last_bit(bitstream, folder, optimised):
+    """Scales too, whose last bits seldom decide on a symbol: a runtime's approximate root or reciprocal shows here."""
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    h_s, context = (
+        onnxruntime.InferenceSession(folder / "send" / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+        for name in ("hyper_synthesis", "context")
+    )
+    generator = torch.Generator().manual_seed(0)
+    for size in ((1, 1), (3, 5), (6, 8), (9, 16)):
+        z_hat = torch.randint(-4, 5, (1, bitstream.shared.medians.numel(), *size), generator=generator).float()
+        with exact_mode():
+            phi = bitstream.hyper_synthesis(z_hat).contiguous()
+            assert np.array_equal(h_s.run(None, {"z_hat": z_hat.numpy()})[0], phi.numpy())
+            for step in range(4):
+                coded = quadtree_mask(step, *phi.shape[1:])
+                theirs = context.run(None, {"base": phi.numpy(), "step": np.array([step])})
+                for ours, value in zip(bitstream.context.params(phi, step), theirs, strict=True):
+                    assert torch.equal(ours[coded], torch.from_numpy(value)[coded])
 
 
 def test_golden_vectors_hold_escapes_and_skips(folder):
