@@ -13,7 +13,14 @@ from aeic_lightning.analysis.transformer import LatentTransformer, TransformerCo
 from aeic_lightning.bitstream.stream import Decoded
 from aeic_lightning.evaluation.images import from_uint8
 from aeic_lightning.model import AEIC
-from aeic_lightning.weights.checkpoint import from_dict, load_model, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.weights.checkpoint import (
+    from_dict,
+    load_model,
+    load_strictly,
+    read_checkpoint,
+    solve_prior,
+    with_prefix,
+)
 
 
 class Classifier:
@@ -93,12 +100,7 @@ def _analysis_model(checkpoint: dict[str, Any], path: str | Path, role: str) -> 
         ) from error
     model = AnalysisModel(config)
     load_strictly(model, with_prefix(checkpoint, "model."), path, role)
-    prior = model.codec.prior
-    medians = prior.quantiles[:, 1].clone()
-    prior.update_quantiles()
-    if checkpoint.get("imported"):
-        # The released medians need not fit the density, but they are the grid that the model was trained on.
-        prior.quantiles[:, 1] = medians
+    solve_prior(model.codec.prior, checkpoint)
     return model.eval()
 
 

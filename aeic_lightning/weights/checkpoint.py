@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aeic_lightning import UserError
 from aeic_lightning.codec import CodecConfig
+from aeic_lightning.codec.entropy import FactorizedPrior
 from aeic_lightning.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.model import AEIC
 
@@ -88,13 +89,17 @@ def load_model(
         model.decoder.load_base()
         check_base(model, checkpoint, path, role)
     load_strictly(model, with_prefix(checkpoint, "model."), path, role)
-    prior = model.codec.prior
+    solve_prior(model.codec.prior, checkpoint)
+    return model.eval()
+
+
+def solve_prior(prior: FactorizedPrior, checkpoint: dict[str, Any]) -> None:
+    """The quantiles of a prior whose weights were loaded."""
     medians = prior.quantiles[:, 1].clone()
     prior.update_quantiles()
     if checkpoint.get("imported"):
-        # The released medians were never fitted to the density, but they are the grid that the model was trained on.
+        # The released medians need not fit the density, but they are the grid that the model was trained on.
         prior.quantiles[:, 1] = medians
-    return model.eval()
 
 
 def check_base(model: AEIC, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
