@@ -11,7 +11,6 @@ damaged stream is an error within 2 s, and memory stays within 1 GiB.
 """
 
 import argparse
-import resource
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from aeic_lightning import UserError
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.random_model import CODECS, random_model
 from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.memory import peak_memory
 from aeic_lightning.weights.checkpoint import load_model
 
 SIZES = [(1, 1), (64, 64), (96, 200), (256, 256), (300, 451)]
@@ -102,7 +102,7 @@ def main() -> int:
             outcome = f"exception {type(error).__name__}"
         longest = max(longest, time.perf_counter() - start)
         outcomes[kind, outcome] += 1
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_memory()
     columns = sorted({"error", "picture"} | {outcome for _, outcome in outcomes})
     print(f"{'damage':<24}" + "".join(f"{column:>12}" for column in columns))
     for kind in sorted({kind for kind, _ in outcomes}):

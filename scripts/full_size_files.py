@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from aeic_lightning import memory
 from aeic_lightning.decoder import DecoderConfig, OneStepDecoder
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "conformance"))
@@ -48,8 +49,7 @@ def make_files(folder: Path) -> Path:
 
 def peak_memory() -> float:
     """Largest resident memory so far, or since `reset_peak_memory`, in GB. Linux."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e9
+    return memory.peak_memory() * 2**30 / 1e9
 
 
 def reset_peak_memory() -> None:

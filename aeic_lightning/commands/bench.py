@@ -4,10 +4,10 @@ import argparse
 import os
 import re
 import sys
-from pathlib import Path
 
 from aeic_lightning import UserError
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.memory import peak_memory
 
 SLOW = 20  # seconds
 
@@ -87,9 +87,7 @@ def decode(repeats: int, model, bitstream, data: bytes, y_hat) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return function(*inputs)
 
-    from aeic_lightning.decoder.tiling import blend_tiles
-
-    codec, decoder, tiling = model.codec, model.decoder, model.decoder.config.tiling
+    codec, decoder = model.codec, model.decoder
     y, z = y_hat, torch.zeros(1, codec.prior.channels, -(-y_hat.shape[2] // 4), -(-y_hat.shape[3] // 4))
     compare(repeats, "decode latents", {
         "plain float32": lambda: plain_latents(codec, y, z),
@@ -97,19 +95,17 @@ def decode(repeats: int, model, bitstream, data: bytes, y_hat) -> None:
     })  # fmt: skip
     with torch.inference_mode():
         l_T, l_res = codec.synthesise(y_hat)
-    parts = {"g_s": [codec.synthesise] * 2, "denoiser": [decoder.denoiser] * 2, "VAE decoder": [decoder.vae] * 2}
-    if tiling:
-        parts["denoiser"][1] = lambda x: blend_tiles(
-            lambda tile: decoder.denoiser(tile).l_0, x, tiling.unet_tile, tiling.unet_overlap, scale=1
-        )
-        parts["VAE decoder"][1] = lambda x: blend_tiles(decoder.vae, x, tiling.vae_tile, tiling.vae_overlap, scale=8)
-    for name, (whole, as_configured) in parts.items():
-        # Time does not depend on the values: l_res stands for l_0 + l_res.
-        x = {"g_s": y_hat, "denoiser": l_T, "VAE decoder": l_res}[name]
+    # Time does not depend on the values: l_res stands for l_0 + l_res.
+    parts = [
+        ("g_s", codec.synthesise, codec.synthesise, y_hat),
+        ("denoiser", lambda x: decoder.denoiser(x).l_0, decoder.denoise, l_T),
+        ("VAE decoder", decoder.vae, decoder.paint, l_res),
+    ]
+    for name, whole, in_tiles, x in parts:
         compare(repeats, f"  {name}", {
             "plain float32": lambda f=whole, x=x: f(x),
-            "decompress": lambda f=as_configured, x=x: f(x),
-            "decompress --fast": lambda f=as_configured, x=x: autocast(f, x),
+            "decompress": lambda f=in_tiles, x=x: f(x),
+            "decompress --fast": lambda f=in_tiles, x=x: autocast(f, x),
         })  # fmt: skip
 
 
@@ -222,16 +218,3 @@ def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> None:
         )
         reconstruct(model, Decoded(*size, z_hat, y_hat))
     print(peak_memory())
-
-
-def peak_memory() -> float:
-    """GiB that this process has held at most.
-
-    Linux's ru_maxrss starts at what the parent held when it started this process, so the kernel's own record is read.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 from aeic_lightning import UserError
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.memory import peak_memory
 
 EXAMPLE = """
 example:
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             words = "  ".join(f"{found['class']} {found['probability']:.1%}" for found in classes)
             print(f"{path}  {len(data)} bytes  {words}", flush=True)
     seconds = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     done = len(paths) - failed
+    peak = 2**10 * peak_memory()
     print(f"{done} files, {1000 * seconds / max(done, 1):.1f} ms a file, peak memory {peak:.0f} MiB", file=sys.stderr)
     return 2 if failed else 0
 

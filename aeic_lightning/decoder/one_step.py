@@ -251,9 +251,22 @@ class OneStepDecoder(nn.Module):
         see the tile, so that a tiled picture is another one than the whole pass gives, without seams. Memory beside
         the latents and the picture is that of one tile.
         """
-        l_0 = blend_tiles(lambda x: self.denoiser(x).l_0, l_T, tiling.unet_tile, tiling.unet_overlap, scale=1)
-        x_hat = blend_tiles(self.vae, l_0 + l_res, tiling.vae_tile, tiling.vae_overlap, scale=8)
-        return DecoderOutput(x_hat.clamp(-1, 1), l_0, [])
+        l_0 = self.denoise(l_T, tiling)
+        return DecoderOutput(self.paint(l_0 + l_res, tiling).clamp(-1, 1), l_0, [])
+
+    def denoise(self, l_T: Tensor, tiling: TilingConfig | None = None) -> Tensor:
+        """l_0 of l_T, in tiles of `tiling`, or else of `config.tiling`, or else whole."""
+        tiling = tiling or self.config.tiling
+        if tiling is None:
+            return self.denoiser(l_T).l_0
+        return blend_tiles(lambda x: self.denoiser(x).l_0, l_T, tiling.unet_tile, tiling.unet_overlap, scale=1)
+
+    def paint(self, latents: Tensor, tiling: TilingConfig | None = None) -> Tensor:
+        """x_hat, not clamped, of l_0 + l_res, in tiles as `denoise`."""
+        tiling = tiling or self.config.tiling
+        if tiling is None:
+            return self.vae(latents)
+        return blend_tiles(self.vae, latents, tiling.vae_tile, tiling.vae_overlap, scale=8)
 
 
 def widened(kernel: Tensor, channels: int, dim: int) -> Tensor:
