@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from callbacks.base import Pair
 from callbacks.quality import QualityMetrics
 
@@ -29,7 +29,7 @@ class AccuracyMetrics(QualityMetrics):
         if not isinstance(outputs, dict) or not {"logits", "label"} <= set(outputs):
             raise UserError(
                 f"{type(pl_module).__name__} returns no logits and labels; AccuracyMetrics is for the systems of "
-                "aeic_lightning.systems.analysis"
+                "aeic_lightning.classification.system"
             )
         best = outputs["logits"].argsort(dim=1, descending=True)
         rank = (best == outputs["label"][:, None]).int().argmax(1).tolist()

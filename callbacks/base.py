@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import to_uint8
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import to_uint8
 
 
 class Pair(NamedTuple):

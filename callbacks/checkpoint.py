@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils.tensorboard import SummaryWriter
 
-from aeic_lightning import RunError, UserError
+from aeic_lightning.errors import RunError, UserError
 from callbacks.base import generator_step, tensorboard
 
 

@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import save_png, write_whole
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import write_whole
+from aeic_lightning.images import save_png
 from callbacks.base import generator_step, run_folder, tensorboard
 from callbacks.quality import QualityMetrics
 

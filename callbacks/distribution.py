@@ -5,8 +5,8 @@ from typing import Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.patches import Features, PatchDistances, check_options
+from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.patches import Features, PatchDistances, check_options
 from callbacks.base import OnEvaluation, Pair, gather
 
 

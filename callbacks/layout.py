@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.tensorboard.summary import hparams
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from callbacks.base import tensorboard
 
 # Category -> chart -> tags, which TensorBoard reads as regular expressions matched from the start of a tag.

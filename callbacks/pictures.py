@@ -5,8 +5,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import bits_per_pixel, file_name, psnr, save_png
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import file_name
+from aeic_lightning.images import save_png
+from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
 from callbacks.base import OnEvaluation, Pair, generator_step, pairs, tensorboard
 
 CAPTION_HEIGHT = 22  # pixels

@@ -6,7 +6,7 @@ import time
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from callbacks.base import generator_step
 
 

@@ -5,9 +5,9 @@ from importlib.metadata import version
 
 from lightning.pytorch import LightningModule, Trainer
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.quality import DESCRIBED, ImageQuality
-from aeic_lightning.evaluation.results import summary_rows, write_json
+from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
+from aeic_lightning.study.results import summary_rows, write_json
 from callbacks.base import OnEvaluation, Pair, gather, generator_step
 from callbacks.distribution import PatchFID
 

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import MAX_PIXELS, image_size, read_image
 from datamodules.crops import CropDataset, CropLoader, CropSampler, ImageLoader, ImageSource, WholeImages
-from datamodules.images import MAX_PIXELS, image_size, read_image
 
 Z_STRIDE = 128
 """Crops are a multiple of it, so that no latent holds padding in training."""

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 
 
 class ImageSource(Protocol):

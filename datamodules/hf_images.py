@@ -6,9 +6,9 @@ from typing import Any
 import datasets
 import numpy as np
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import MAX_PIXELS, image_size, read_image
 from datamodules.base import ImageDataModule
-from datamodules.images import MAX_PIXELS, image_size, read_image
 
 # Otherwise `datasets` reports every use of "parquet" or "imagefolder" to a server, local files or not.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import SUFFIXES
 from datamodules.base import ImageDataModule, ImageFiles
-from datamodules.images import SUFFIXES
 
 
 class ImageFolder(ImageDataModule):

@@ -13,7 +13,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from datamodules.base import Z_STRIDE, ImageDataModule
 from datamodules.crops import CropDataset, CropLoader, CropSampler, ImageLoader, ImageSource, centre_crop, to_tensor
 from datamodules.image_folder import ImageFolder

@@ -4,7 +4,7 @@ from typing import Any
 
 import datasets
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from datamodules.hf_images import HuggingFaceImages, HuggingFaceRows
 from datamodules.labelled import LabelledData
 

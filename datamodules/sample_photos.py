@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from datamodules.base import ImageDataModule, ImageFiles
 
 # The two motorcycles are a stereo pair, so they stay on one side.

@@ -23,11 +23,16 @@ import timm
 import torch
 from full_size_files import make_files, peak_memory, reset_peak_memory
 
-from aeic_lightning.analysis import AnalysisConfig, AnalysisModel, LatentTransformer, TransformerConfig
-from aeic_lightning.analysis.checkpoint import load_classifier, load_streams
-from aeic_lightning.decoder import PretrainedConfig
-from aeic_lightning.evaluation.images import from_uint8
-from aeic_lightning.weights.released import import_released
+from aeic_lightning.checkpoints.released import import_released
+from aeic_lightning.classification import (
+    ClassificationConfig,
+    ClassificationModel,
+    LatentTransformer,
+    TransformerConfig,
+)
+from aeic_lightning.classification.checkpoint import load_classifier, load_streams
+from aeic_lightning.images import from_uint8
+from aeic_lightning.models.decoder import PretrainedConfig
 
 SYSTEMS = {"compress-and-classify, 224x224": (224, 224), "AEIC-SE with a head, 512x768": (512, 768)}  # height, width
 
@@ -37,7 +42,7 @@ def write(system: str, folder: Path) -> int:
     torch.manual_seed(0)
     path = folder / "model.ckpt"
     if system.startswith("compress"):
-        model = AnalysisModel(AnalysisConfig())
+        model = ClassificationModel(ClassificationConfig())
         state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         torch.save({"model_config": model.config, "state_dict": state}, path)
     else:

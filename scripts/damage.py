@@ -18,12 +18,12 @@ from collections import Counter
 import numpy as np
 import torch
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.random_model import CODECS, random_model
 from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.errors import UserError
 from aeic_lightning.memory import peak_memory
-from aeic_lightning.weights.checkpoint import load_model
+from aeic_lightning.models.random_model import CODECS, random_model
 
 SIZES = [(1, 1), (64, 64), (96, 200), (256, 256), (300, 451)]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from aeic_lightning.bitstream.exact import Context, HyperSynthesis, exact_mode
-from aeic_lightning.bitstream.random_model import CODECS, random_model, save
-from aeic_lightning.weights.checkpoint import load_model
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.models.random_model import CODECS, random_model, save
 
 SETTINGS = {
     "reference": ({}, {}),

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from full_size_files import make_files, peak_memory, reset_peak_memory
 
-from aeic_lightning.decoder import PretrainedConfig, TilingConfig
-from aeic_lightning.weights.checkpoint import load_model
-from aeic_lightning.weights.released import import_released
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.checkpoints.released import import_released
+from aeic_lightning.models.decoder import PretrainedConfig, TilingConfig
 
 CASES = {
     "whole": None,

@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from aeic_lightning import memory
-from aeic_lightning.decoder import DecoderConfig, OneStepDecoder
+from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "conformance"))
 from recorded import codec_weights, unet_weights

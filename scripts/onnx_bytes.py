@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 
 from aeic_lightning.bitstream.export import OnnxSender, export
-from aeic_lightning.bitstream.random_model import CODECS, random_model
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.commands.verify import random_images
-from aeic_lightning.evaluation.images import from_uint8
-from aeic_lightning.weights.checkpoint import load_model
-from datamodules.images import read_image
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.cli.commands.verify import random_images
+from aeic_lightning.images import from_uint8, read_image
+from aeic_lightning.models.random_model import CODECS, random_model
 
 
 def main() -> int:

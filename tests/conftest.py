@@ -8,8 +8,8 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from aeic_lightning.codec import CodecConfig
-from aeic_lightning.decoder import DecoderConfig, UNetConfig, VAEConfig
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 
-from aeic_lightning.model import AEIC
+from aeic_lightning.models.aeic import AEIC
 
 
 def small_unet(widths: list[int], heads: list[int]) -> UNet2DConditionModel:

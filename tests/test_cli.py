@@ -134,6 +134,6 @@ def test_a_failure_is_exit_code_1(tmp_path, capfd, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("of its own making")
 
-    monkeypatch.setattr("aeic_lightning.commands.training.run", broken)
+    monkeypatch.setattr("aeic_lightning.cli.commands.training.run", broken)
     assert main(["fit", "--config", str(TEACHER)]) == 1
     assert "failed: ZeroDivisionError: of its own making" in capfd.readouterr().err

@@ -2,8 +2,8 @@
 
 import pytest
 
-from aeic_lightning import UserError
 from aeic_lightning.config import load_config, parse_overrides
+from aeic_lightning.errors import UserError
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from skimage import data
 from small_release import save_base, small_sizes, small_unet, small_vae
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli import main
-from aeic_lightning.weights.backbones import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
-from aeic_lightning.weights.checkpoint import load_model
+from aeic_lightning.models.backbones import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "experiments" / "paper"

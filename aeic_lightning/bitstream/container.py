@@ -3,7 +3,7 @@
 import hashlib
 from typing import NamedTuple
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 
 MAGIC = 0xAE  # the version is added: 0xAE is version 0
 VERSION = 1

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
-from aeic_lightning.codec.context import QUADTREE, QuadtreeContext
-from aeic_lightning.codec.layers import (
+from aeic_lightning.models.codec.context import QUADTREE, QuadtreeContext
+from aeic_lightning.models.codec.layers import (
     Adapter,
     ChannelNorm,
     GatedCNN,

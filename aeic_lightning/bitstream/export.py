@@ -22,15 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from aeic_lightning import UserError, __version__
+from aeic_lightning import __version__
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import Context, from_tokens
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder
 from aeic_lightning.bitstream.tables import Tables
-from aeic_lightning.codec import LatentCodec, reflect_pad
-from aeic_lightning.codec.context import QuadtreeContext
-from aeic_lightning.evaluation.images import to_uint8, write_whole
-from aeic_lightning.model import AEIC
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import write_whole
+from aeic_lightning.images import to_uint8
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec import LatentCodec, reflect_pad
+from aeic_lightning.models.codec.context import QuadtreeContext
 
 OPSET = 20
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream.container import LARGEST_FILE
+from aeic_lightning.errors import UserError
 
 
 class Job(NamedTuple):

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream.rows import by_rows
-from aeic_lightning.codec import LatentCodec
-from aeic_lightning.codec.layers import Down, StarBlock
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec import LatentCodec
+from aeic_lightning.models.codec.layers import Down, StarBlock
 
 CHUNK = 1 << 20  # values at a time in the widest pointwise layer
 NARROW = 32  # a Down of at most so many channels runs as one strided convolution

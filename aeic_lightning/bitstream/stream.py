@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import MEAN_STEPS, Context, HyperSynthesis, exact_mode
 from aeic_lightning.bitstream.range_coder import LARGEST, SymbolReader, SymbolWriter
 from aeic_lightning.bitstream.sender import Sender
 from aeic_lightning.bitstream.tables import MEDIAN_STEPS, Tables
-from aeic_lightning.codec.latent_codec import latent_sizes
-from aeic_lightning.evaluation.images import to_uint8
-from aeic_lightning.model import AEIC
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import to_uint8
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec.latent_codec import latent_sizes
 
 FORMAT = b"aeic arithmetic 2"  # changes whenever the same checkpoint would give other latents
 

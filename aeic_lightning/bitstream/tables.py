@@ -15,9 +15,9 @@ import constriction
 import numpy as np
 import torch
 
-from aeic_lightning import UserError
-from aeic_lightning.codec import LatentCodec
-from aeic_lightning.codec.entropy import SCALE_FLOOR, FactorizedPrior, GaussianConditional
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec import LatentCodec
+from aeic_lightning.models.codec.entropy import SCALE_FLOOR, FactorizedPrior, GaussianConditional
 
 PRECISION = 24  # bits of a probability, that of constriction's default range coder
 LEVELS = 64

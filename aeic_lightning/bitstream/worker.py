@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream import exact
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded
-from aeic_lightning.evaluation.images import from_uint8
-from aeic_lightning.weights.checkpoint import load_model
-from datamodules.images import read_image
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, read_image
 
 
 def digest(latents: Encoded | Decoded) -> str:

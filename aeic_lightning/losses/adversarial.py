@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses.diffaugment import diff_augment
-from aeic_lightning.weights.backbones import DinoV3, Lite0
+from aeic_lightning.models.backbones import DinoV3, Lite0
 
 
 class ProjectedDiscriminator(nn.Module):

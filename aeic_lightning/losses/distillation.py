@@ -14,9 +14,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning import UserError
-from aeic_lightning.codec import CodecConfig
-from aeic_lightning.decoder import DecoderConfig
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig
 
 
 @dataclass

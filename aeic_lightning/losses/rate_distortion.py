@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from aeic_lightning.losses.adversarial import generator_loss
-from aeic_lightning.losses.dists import EdgeAwareDISTS
-from aeic_lightning.losses.lpips import LPIPS
-from aeic_lightning.losses.semantic import LITE0_SIZE, SemanticLoss
+from aeic_lightning.metrics.dists import EdgeAwareDISTS
+from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.semantic import LITE0_SIZE, SemanticLoss
 
 
 @dataclass

@@ -11,15 +11,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from aeic_lightning import UserError
-from aeic_lightning.codec import CodecConfig
-from aeic_lightning.decoder import DecoderConfig
+from aeic_lightning.checkpoints.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
 from aeic_lightning.losses.rate_distortion import LossConfig, RateDistortionPerceptionLoss
-from aeic_lightning.model import AEIC, AEICOutput
+from aeic_lightning.models.aeic import AEIC, AEICOutput
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.evaluated import EvaluatedSystem
 from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
-from aeic_lightning.weights.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 
 QUANTILE_INTERVAL = 50
 

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aeic_lightning import UserError
+from aeic_lightning.checkpoints.checkpoint import load_model, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
-from aeic_lightning.model import AEIC, AEICOutput, codec_taps, decoder_taps
+from aeic_lightning.models.aeic import AEIC, AEICOutput, codec_taps, decoder_taps
+from aeic_lightning.models.backbones import Frozen, full_precision
 from aeic_lightning.systems.student import StudentSystem
 from aeic_lightning.systems.tap_cache import TapCache
-from aeic_lightning.weights.backbones import Frozen, full_precision
-from aeic_lightning.weights.checkpoint import load_model, load_strictly, read_checkpoint, with_prefix
 
 
 class DistillationSystem(StudentSystem):

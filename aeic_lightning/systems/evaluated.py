@@ -6,8 +6,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from aeic_lightning.analysis.stream import Streams
-from aeic_lightning.weights.backbones import full_precision
+from aeic_lightning.classification.stream import Streams
+from aeic_lightning.models.backbones import full_precision
 
 
 class EvaluatedSystem(lightning.LightningModule):

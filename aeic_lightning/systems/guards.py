@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from aeic_lightning import RunError
-from aeic_lightning.weights.checkpoint import check_fits
+from aeic_lightning.checkpoints.checkpoint import check_fits
+from aeic_lightning.errors import RunError
 
 OnNonfinite = Literal["stop", "skip"]
 

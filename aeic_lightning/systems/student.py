@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from aeic_lightning import UserError
+from aeic_lightning.checkpoints.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.errors import UserError
 from aeic_lightning.systems.compression import CompressionSystem
-from aeic_lightning.weights.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 
 
 class StudentSystem(CompressionSystem):

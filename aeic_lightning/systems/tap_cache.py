@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from aeic_lightning.evaluation.images import write_whole
-from aeic_lightning.weights.backbones import read_state_dict
+from aeic_lightning.files import write_whole
+from aeic_lightning.models.backbones import read_state_dict
 
 
 class TapCache:

@@ -57,16 +57,16 @@ STAGES = {
         (("losses", 1), ("saving", 4), ("before_update", 5), ("batch_end", 7), ("last_validation", 9)),
     ),
     "step1": Stage(
-        "analysis/step1.yaml", (), (("outside", 0), ("batch_end", 2), ("before_update", 3), ("validation_end", 6))
+        "classification/step1.yaml", (), (("outside", 0), ("batch_end", 2), ("before_update", 3), ("validation_end", 6))
     ),
     "step2": Stage(
-        "analysis/step2_q1.yaml", ("step1",), (("batch_start", 1), ("validation", 3), ("losses", 5), ("saving", 8))
+        "classification/step2_q1.yaml", ("step1",), (("batch_start", 1), ("validation", 3), ("losses", 5), ("saving", 8))
     ),
-    "codec": Stage("analysis/codec.yaml", (), (("before_update", 4), ("last_validation", 9))),
-    "head_frozen": Stage("analysis/head_frozen.yaml", ("codec",), (("batch_end", 5),)),
+    "codec": Stage("classification/codec.yaml", (), (("before_update", 4), ("last_validation", 9))),
+    "head_frozen": Stage("classification/head_frozen.yaml", ("codec",), (("batch_end", 5),)),
     # Stage 2 from random weights: what the test suite tries, for it needs no stage before.
     "adversary": Stage("tiny/teacher_stage2.yaml", (), (("before_update", 3), ("saving", 4))),
-    "head_joint": Stage("analysis/head_joint.yaml", ("codec",), (("losses", 4), ("validation", 6))),
+    "head_joint": Stage("classification/head_joint.yaml", ("codec",), (("losses", 4), ("validation", 6))),
 }
 
 
@@ -123,7 +123,7 @@ class Kill(Callback):
 def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = None) -> list[str]:
     """The command of one run of a stage, small."""
     experiment = ROOT / "experiments" / STAGES[stage].config
-    analysis = STAGES[stage].config.startswith("analysis")
+    analysis = STAGES[stage].config.startswith("classification")
     quality = "accuracy.AccuracyMetrics" if analysis and stage != "codec" else "quality.QualityMetrics"
     callbacks = [
         f"{{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {{every_n_steps: {SAVE_EVERY}}}}}",

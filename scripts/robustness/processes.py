@@ -20,9 +20,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from aeic_lightning.codec import CodecConfig
-from aeic_lightning.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig
 from aeic_lightning.systems.guards import seed_batch
 from callbacks.checkpoint import LastCheckpoint
@@ -79,8 +79,8 @@ def by_row(draw: Callable[[Tensor], Tensor], states: list[Tensor]) -> Callable[[
 
 def run(folder: Path, processes: int, accumulate: int) -> dict:
     """Train; the gradients of each update and the weights at the end, as this process has them."""
-    from aeic_lightning.codec.entropy import add_noise
     from aeic_lightning.losses.diffaugment import diff_augment
+    from aeic_lightning.models.codec.entropy import add_noise
 
     lightning.seed_everything(3, verbose=False)
     # Steps too small to matter: Adam would blow up a difference in the last digit of a small gradient to one of a whole
@@ -110,7 +110,8 @@ def run(folder: Path, processes: int, accumulate: int) -> dict:
     )
     joint = processes == 1
     with (
-        patch("aeic_lightning.codec.latent_codec.add_noise", by_row(add_noise, system.states) if joint else add_noise),
+        patch("aeic_lightning.models.codec.latent_codec.add_noise",
+              by_row(add_noise, system.states) if joint else add_noise),
         patch("aeic_lightning.losses.adversarial.diff_augment",
               by_row(diff_augment, system.states) if joint else diff_augment),
     ):  # fmt: skip

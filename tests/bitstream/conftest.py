@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from aeic_lightning.bitstream.random_model import CODECS, random_model
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.codec import CodecConfig
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.random_model import CODECS, random_model
 
 MINIATURE = CodecConfig(
     widths=[8, 8, 16, 16, 32], context_width=32, context_depth=1, synthesis_widths=[16, 16, 16],

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import exact_mode
-from aeic_lightning.bitstream.random_model import random_model
 from aeic_lightning.bitstream.sender import Sender
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.random_model import random_model
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (63, 65), (64, 128), (200, 97)])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeic_lightning.bitstream.random_model import random_model, save
 from aeic_lightning.cli import main
+from aeic_lightning.models.random_model import random_model, save
 
 
 @pytest.fixture(scope="module")

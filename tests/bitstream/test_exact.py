@@ -6,8 +6,8 @@ import torch
 from aeic_lightning.bitstream import exact
 from aeic_lightning.bitstream.exact import Context, Depthwise, Gelu, HyperSynthesis, Linear, Norm, exact_mode
 from aeic_lightning.bitstream.rows import by_rows
-from aeic_lightning.codec.context import quadtree_mask
-from aeic_lightning.codec.layers import ChannelNorm
+from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.codec.layers import ChannelNorm
 
 
 def integers(low, high, shape, seed=0):

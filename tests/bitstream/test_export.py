@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 import torch
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.export import OPSET, OnnxReceiver, OnnxSender, check_golden, export
-from aeic_lightning.bitstream.random_model import random_model
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
-from aeic_lightning.codec.context import quadtree_mask
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.random_model import random_model
 
 
 @pytest.fixture(scope="module")

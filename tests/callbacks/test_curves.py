@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from tiny_system import TinySystem
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from callbacks.curves import RateDistortionPicture, TapCurves
 from callbacks.quality import QualityMetrics
 

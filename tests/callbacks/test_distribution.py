@@ -6,10 +6,10 @@ import torch
 from tiny_system import SIZES, TinySystem, records
 from torch.utils.data import DataLoader
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import from_uint8, to_uint8
-from aeic_lightning.evaluation.patches import distances, fingerprint, two_grids
-from aeic_lightning.weights.backbones import Lite0
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, to_uint8
+from aeic_lightning.metrics.patches import distances, fingerprint, two_grids
+from aeic_lightning.models.backbones import Lite0
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics
 

@@ -11,7 +11,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 from tiny_system import TinySystem
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from callbacks.layout import CHARTS, ComparisonLayout
 from callbacks.quality import QualityMetrics
 

@@ -7,8 +7,8 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from tiny_system import SIZES, TinySystem
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import to_uint8
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import to_uint8
 from callbacks import pictures
 from callbacks.base import Pair
 from callbacks.pictures import CAPTION_HEIGHT, ReconstructionGrid

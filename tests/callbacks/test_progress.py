@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch.callbacks import ProgressBar
 from tiny_system import TinySystem
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from callbacks.progress import PlainProgress, clock, max_steps
 from callbacks.quality import QualityMetrics
 

@@ -9,11 +9,11 @@ from skimage.metrics import peak_signal_noise_ratio
 from tiny_system import SIZES, TinySystem, records
 from torch.utils.data import DataLoader
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import from_uint8
-from aeic_lightning.evaluation.patches import fingerprint
-from aeic_lightning.losses.dists import DISTS
-from aeic_lightning.losses.lpips import LPIPS
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8
+from aeic_lightning.metrics.dists import DISTS
+from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.patches import fingerprint
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics, each_image_once
 

@@ -5,10 +5,10 @@ import torch
 from recorded import assert_close, codec_weights, vectors
 from reference_weights import image
 
-from aeic_lightning.codec import CodecConfig, LatentCodec
-from aeic_lightning.codec.context import quadtree_mask
-from aeic_lightning.codec.entropy import bits
-from aeic_lightning.weights.released import codec_state
+from aeic_lightning.checkpoints.released import codec_state
+from aeic_lightning.models.codec import CodecConfig, LatentCodec
+from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.codec.entropy import bits
 
 PIXELS = 256 * 320
 

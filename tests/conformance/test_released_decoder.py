@@ -8,8 +8,8 @@ import torch
 from recorded import assert_close, unet_weights, vectors
 from reference_weights import fill, latents
 
-from aeic_lightning.decoder import DecoderConfig, OneStepDecoder, PretrainedConfig
-from aeic_lightning.weights.released import denoiser_state
+from aeic_lightning.checkpoints.released import denoiser_state
+from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder, PretrainedConfig
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from datamodules.base import ImageFiles
 from datamodules.crops import CropDataset, CropLoader, CropSampler, WholeImages, centre_crop, to_tensor
 

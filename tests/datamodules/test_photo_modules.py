@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from datamodules import HuggingFaceImages, ImageFolder, SamplePhotos
 from datamodules.image_folder import image_names
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from aeic_lightning import UserError
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses import adversarial
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss, generator_loss
 from aeic_lightning.losses.diffaugment import colour, cutout, diff_augment, translate

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from aeic_lightning.losses.adversarial import generator_loss
-from aeic_lightning.losses.dists import EdgeAwareDISTS
-from aeic_lightning.losses.lpips import LPIPS
 from aeic_lightning.losses.rate_distortion import LossConfig, RateDistortionPerceptionLoss
-from aeic_lightning.losses.semantic import SemanticLoss
+from aeic_lightning.metrics.dists import EdgeAwareDISTS
+from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.semantic import SemanticLoss
 
 
 @pytest.fixture

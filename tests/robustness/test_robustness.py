@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aeic_lightning import UserError
-from aeic_lightning.evaluation.images import file_name
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import file_name
 from scripts.robustness import processes
 from scripts.robustness.inputs import CASES, Folder, verdict
 

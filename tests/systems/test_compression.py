@@ -4,13 +4,13 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from aeic_lightning import UserError
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.codec import entropy, latent_codec
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.models.codec import entropy, latent_codec
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
-from aeic_lightning.weights.checkpoint import load_model
 from callbacks.quality import QualityMetrics
 
 

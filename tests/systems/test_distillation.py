@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
 
-from aeic_lightning import UserError
-from aeic_lightning.codec import CodecConfig
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
 from aeic_lightning.losses.rate_distortion import LossConfig
-from aeic_lightning.model import AEIC
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, StudentSystem, TeacherSystem
 
 LOSS = LossConfig(lpips=0.0, semantic=0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from aeic_lightning import RunError
+from aeic_lightning.errors import RunError
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
 from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig

@@ -1,0 +1,21 @@
+"""Compress and classify from the same bytes (Bai et al., AAAI 2022)."""
+
+from aeic_lightning.classification.loss import ClassificationLossConfig
+from aeic_lightning.classification.model import (
+    ClassificationConfig,
+    ClassificationModel,
+    ClassificationOutput,
+    PictureClassifier,
+)
+from aeic_lightning.classification.transformer import FeatureAggregation, LatentTransformer, TransformerConfig
+
+__all__ = [
+    "ClassificationConfig",
+    "ClassificationLossConfig",
+    "ClassificationModel",
+    "ClassificationOutput",
+    "FeatureAggregation",
+    "LatentTransformer",
+    "PictureClassifier",
+    "TransformerConfig",
+]

@@ -1,0 +1,153 @@
+"""Accuracy, bytes and quality of finished runs: every figure from the bytes of real files."""
+
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aeic_lightning.classification.checkpoint import load_classifier
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import write_whole
+from aeic_lightning.images import to_uint8
+from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
+from aeic_lightning.provenance import command_line
+from aeic_lightning.study.results import (
+    Result,
+    check_same_images,
+    curves,
+    read_result,
+    summary_rows,
+    write_results,
+)
+
+HEAD = ("run", "classifier reads", "bytes a file", "bpp", "top-1", "top-5", "PSNR (dB)")
+
+
+def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
+    """Write accuracy.json (and .csv, one row an image), accuracy.md and accuracy.png to `out`, and print the table.
+
+    Each test image of a run is written as an .aeic file; classes and picture come from what is read back. A run of step
+    1 has no files: its figures are the last validation's, without rate.
+
+    Raises UserError for a folder without a finished run, and when the runs have other test images.
+    """
+    results = []
+    for number, folder in enumerate(folders, 1):
+        print(f"[{number}/{len(folders)}] {folder}", flush=True)
+        results.append(measure_run(Path(folder)))
+    check_same_images(results)
+    table = markdown_table(results)
+    written = write_results(out / "accuracy.json", results)
+    write_whole(out / "accuracy.md", table)
+    write_whole(out / "accuracy.png", draw(results))
+    print(table)
+    print(f"written: {', '.join(map(str, written))}, accuracy.md, accuracy.png")
+    return results
+
+
+def measure_run(folder: Path) -> Result:
+    """The figures of a run's test images."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no finished run; train it first")
+    run = read_result(folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    settings = config["model"]["init_args"]
+    if settings["loss"]["rate"] > 0 or "head" in settings:
+        images, reads = _images_from_files(path, config), settings.get("reads", "y_hat")
+    else:
+        images, reads = _images_from_validation(run), "y, unquantised"
+    return replace(
+        run,
+        labels=run.labels | {"reads": reads},
+        metrics=summary_rows(images, ["bytes"]),
+        images=images,
+        command=command_line(),
+    )
+
+
+def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    data = _data(config)
+    classifier = load_classifier(path)
+    if classifier.class_names != data.class_names:
+        raise UserError(f"{path} was trained on other classes than its config.yaml names")
+    streams = classifier.streams
+    rows = []
+    for batch in data.test_dataloader():
+        for x, name, label in zip(batch["image"], batch["name"], batch["label"].tolist(), strict=True):
+            file = streams.write(x[None])
+            decoded = streams.read(file)
+            order = classifier.logits(decoded).argsort(descending=True).tolist()
+            height, width = x.shape[1:]
+            row = {
+                "name": name,
+                "height": height,
+                "width": width,
+                "crc32": zlib.crc32(to_uint8(x).numpy()),
+                "bytes": len(file),
+                "bpp": bits_per_pixel(8 * len(file), height, width),
+                "psnr": psnr(streams.picture(decoded)[None], to_uint8(x)[None]).item(),
+                "top1": float(order[0] == label),
+            }
+            if len(order) > 5:
+                row["top5"] = float(label in order[:5])
+            rows.append(row)
+    return sorted(rows, key=lambda row: row["name"])
+
+
+def _images_from_validation(run: Result) -> list[dict[str, Any]]:
+    if not run.images or "top1" not in run.images[0]:
+        raise UserError(f"{run.folder} has no accuracy; train it with callbacks.accuracy.AccuracyMetrics")
+    wanted = ("name", "height", "width", "crc32", "psnr", "top1", "top5")
+    return [{k: row[k] for k in wanted if k in row} for row in run.images]
+
+
+def _data(config: dict[str, Any]) -> Any:
+    """The data module of a run, ready for testing."""
+    module, name = config["data"]["class_path"].rsplit(".", 1)
+    data = getattr(import_module(module), name)(**config["data"]["init_args"])
+    data.setup("test")
+    return data
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """One row a run; bytes and bpp are those of files, header included."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    for result in results:
+        rate = [f"{_mean_bytes(result):.1f}", f"{result.figure('bpp'):.4f}"] if "bpp" in result.metrics else ["-", "-"]
+        shares = [f"{result.figure(k):.1%}" if k in result.metrics else "-" for k in ("top1", "top5")]
+        cells = [result.name, result.labels["reads"], *rate, *shares, f"{result.figure('psnr'):.2f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    count = len(results[0].images)
+    lines += ["", f"Means over {count} test images, each written to a file, read back, classified and decoded."]
+    return "\n".join(lines) + "\n"
+
+
+def _mean_bytes(result: Result) -> float:
+    return sum(image["bytes"] for image in result.images) / len(result.images)
+
+
+def draw(results: Sequence[Result]) -> bytes:
+    """Accuracy and PSNR over the bytes of a file, as PNG: a curve for results that differ in rate alone."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for curve in curves([result for result in results if "bpp" in result.metrics]):
+        points = curve.results
+        name = points[0].name if len(points) == 1 else ", ".join(point.name for point in points)
+        for axes, metric in zip(panels, ("top1", "psnr"), strict=True):
+            axes.plot([_mean_bytes(p) for p in points], [p.figure(metric) for p in points], "o-", label=name)
+    for axes, label in zip(panels, ("top-1 accuracy", "PSNR (dB)"), strict=True):
+        axes.set(xlabel="bytes of a file, header included", ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    canvas = FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,406 @@
+"""Training of compress-and-classify: its own two steps, and the same head on AEIC."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import lightning
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from timm.data import Mixup
+from timm.data.mixup import one_hot
+from timm.optim import param_groups_weight_decay
+from torch import Tensor
+
+from aeic_lightning.checkpoints.checkpoint import load_strictly, model_configs, read_checkpoint, with_prefix
+from aeic_lightning.classification.checkpoint import build_head
+from aeic_lightning.classification.loss import ClassificationLossConfig, rate_distortion_accuracy
+from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel
+from aeic_lightning.classification.teacher import LogitsTeacher
+from aeic_lightning.classification.transformer import TransformerConfig
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, to_uint8
+from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.models.aeic import AEICOutput
+from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.evaluated import EvaluatedSystem
+from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
+
+# Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if
+# solved seldom under a prior that learns fast, it jumps, and every mean of y with it.
+QUANTILE_INTERVAL = 10
+
+
+@dataclass
+class ClassificationOptimization:
+    """How the model is trained. The defaults are the paper's step 1.
+
+    Gradient clipping (1.0 in step 2) and accumulation are the trainer's (`gradient_clip_val`,
+    `accumulate_grad_batches`).
+
+    Args:
+        optimizer: `adamw` (step 1) or `adam` (step 2).
+        learning_rate: at its highest. It falls to `final_learning_rate` along a cosine over all steps.
+        final_learning_rate: at the last step.
+        warmup_steps: the learning rate rises linearly over so many steps.
+        weight_decay: of matrices and kernels; biases, norms and embeddings are not decayed.
+        rate_warmup_steps: the weight of the rate rises linearly from 0 over so many steps. Step 1 leaves latents that
+            an untrained entropy model finds impossible; here it can learn them before they must be cheap.
+        prior_learning_rate: highest rate of the density of z, which follows the same course; null for that of the rest.
+        on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
+            "skip" the update and count it (it still counts as a step).
+    """
+
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    weight_decay: float = 0.05
+    rate_warmup_steps: int = 0
+    prior_learning_rate: float | None = None
+    on_nonfinite: OnNonfinite = "stop"
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning rate of the update that follows `step` of `steps` updates, over the highest."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)
+        floor = self.final_learning_rate / self.learning_rate
+        return floor + (1 - floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass
+class TeacherConfig:
+    """A timm classifier whose logits are matched.
+
+    Args:
+        name: timm's name of the network.
+        weights: local file with its weights.
+    """
+
+    name: str
+    weights: str
+
+
+class ClassificationSystem(GuardedSystem, EvaluatedSystem):
+    """Trains the compress-and-classify model. The two steps differ in their configs alone.
+
+    Step 1 (`loss.rate: 0`) quantises nothing and has no rate. Step 2 starts `init_from` step 1 with the rate. The paper
+    trains the prior's quantiles by a second Adam at 1e-3; here they are solved by bisection, which gives what that
+    converges to, so one optimizer is enough.
+
+    Args:
+        analysis: sizes of the model.
+        loss: weights of the terms, mixup, label smoothing.
+        optimization: optimizer and learning rates.
+        init_from: checkpoint of step 1, of the same sizes.
+        teacher: classifier to distil from, with `loss.distillation` above 0.
+        write_streams: whether validation and test of step 2 write each image's file, whose bytes are `bpp`.
+        labels: as in `CompressionSystem`.
+    """
+
+    def __init__(
+        self,
+        analysis: ClassificationConfig,
+        loss: ClassificationLossConfig,
+        optimization: ClassificationOptimization,
+        init_from: str | None = None,
+        teacher: TeacherConfig | None = None,
+        write_streams: bool = True,
+        labels: dict[str, int | float | str] | None = None,
+    ) -> None:
+        super().__init__()
+        loss.check()
+        if bool(loss.distillation) != (teacher is not None):
+            raise UserError(
+                f"distillation: loss.distillation is {loss.distillation} and the teacher is "
+                f"{'given' if teacher else 'missing'}; give both or neither"
+            )
+        self.model = ClassificationModel(analysis)
+        self.loss = loss
+        self.optimization = optimization
+        self.init_from = init_from
+        self.write_streams = write_streams and self.quantise
+        self.labels = labels or {}
+        classes = analysis.transformer.classes
+        self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
+        self.targets = SoftTargets(classes, loss.mixup, loss.label_smoothing)
+        self.guard = Guard(self, optimization.on_nonfinite)
+        self._mid_step = False
+
+    @property
+    def quantise(self) -> bool:
+        """Whether this is step 2."""
+        return self.loss.rate > 0
+
+    def setup(self, stage: str) -> None:
+        check_classes(self.trainer, self.model.sizes.transformer.classes)
+        # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
+        if stage == "fit" and not self.trainer.ckpt_path and self.init_from:
+            checkpoint = read_checkpoint(self.init_from, "init_from")
+            load_strictly(self.model, with_prefix(checkpoint, "model."), self.init_from, "init_from")
+            self.model.codec.prior.update_quantiles()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
+        self._mid_step = True
+        x, target = self.targets(batch["image"], batch["label"])
+        output = self.model(x, self.quantise)
+        teacher = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher(x)
+        rate_scale = min(1.0, self.global_step / max(self.optimization.rate_warmup_steps, 1))
+        loss = rate_distortion_accuracy(
+            self.loss, output.logits, target, output.x_hat, x, output.bits_estimate, teacher, rate_scale
+        )
+        terms = {"loss": loss.total} | loss.terms
+        if target.ndim == 1:
+            terms["top1"] = (output.logits.argmax(1) == target).float().mean()
+        self.guard.see(terms, batch["name"])
+        values = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(values | {"step": float(self.global_step)})
+        return loss.total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.guard.allows({"model": list(self.named_parameters())}):
+            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self._mid_step = False
+        step = self.global_step + 1  # Lightning counts the update after this hook
+        if self.quantise and (step % QUANTILE_INTERVAL == 0 or step == self.trainer.max_steps):
+            self.model.codec.prior.update_quantiles()
+
+    @property
+    def generator_step(self) -> int:
+        """Updates so far: there is one optimizer."""
+        return self.global_step
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether gradients of an unfinished step are being accumulated; a checkpoint would lose them."""
+        return self._mid_step
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        config = self.optimization
+        whole = ("cls_token", "pos_embed", "codec.prior")
+        names = [name for name, _ in self.model.named_parameters() if any(part in name for part in whole)]
+        groups = param_groups_weight_decay(self.model, config.weight_decay, no_weight_decay_list=names)
+        if config.prior_learning_rate is not None:
+            prior = list(self.model.codec.prior.parameters())
+            for group in groups:
+                group["params"] = [p for p in group["params"] if not any(p is own for own in prior)]
+            groups.append({"params": prior, "weight_decay": 0.0, "lr": config.prior_learning_rate})
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, lr=config.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Names, x and x_hat (B, 3, H, W) in [-1, 1], bits (B,), logits (B, classes) and labels (B,).
+
+        In step 1 the bits are those of y in 32-bit floating point, as nothing is quantised, and there is no file.
+        """
+        output = self.model(batch["image"], self.quantise)
+        return {
+            "name": batch["name"],
+            "x": batch["image"],
+            "x_hat": output.x_hat,
+            "bits_estimate": output.bits_estimate,
+            "logits": output.logits,
+            "label": batch["label"],
+        }
+
+    def hparam_columns(self) -> dict[str, Any]:
+        """Columns of TensorBoard's HParams view."""
+        transformer = self.model.sizes.transformer
+        return {
+            "role": "step 2" if self.quantise else "step 1",
+            "transformer": f"{transformer.depth}x{transformer.width}",
+            "rate": self.loss.rate,
+            "alpha": self.loss.alpha,
+            "beta": self.loss.beta,
+        } | self.labels
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["model_config"] = self.model.config | {"class_names": trained_classes(self.trainer)}
+
+
+class AEICClassificationSystem(CompressionSystem):
+    """A classification head on an AEIC model: its streams are classified without the diffusion decoder.
+
+    Three ways to train it, which differ in their configs alone:
+
+    - head on a frozen codec: `reads: y_hat`, `train_codec: false`;
+    - head and codec together: `reads: y_hat`, `train_codec: true`; alpha CE is added to the loss of rate, distortion
+      and perception, and the whole model goes on training from `init_from`;
+    - classifier on the decoded pictures: `reads: x_hat`, `train_codec: false`; it sees 8-bit pictures, as a file
+      would hold, through an encoder of its own.
+
+    A checkpoint holds the whole AEIC model beside the head, so every command that reads a student's checkpoint reads
+    this one too. Heads on one frozen codec read the same files.
+
+    Args:
+        init_from: checkpoint of the trained codec, whose sizes are taken over. It must also be there on a resume.
+        head: sizes of the transformer.
+        loss: weights of rate, distortion and perception, when the codec is trained.
+        optimization: as for `CompressionSystem`.
+        reads: `y_hat` (decoded latents) or `x_hat` (decoded pictures).
+        train_codec: whether the AEIC model is trained too.
+        alpha: weight of the cross-entropy beside the other terms, when the codec is trained.
+        label_smoothing: share of the target that is spread over all classes.
+        picture_widths: channels of the encoder of a classifier of pictures.
+        write_streams: see `CompressionSystem`.
+        labels: see `CompressionSystem`.
+    """
+
+    def __init__(
+        self,
+        init_from: str,
+        head: TransformerConfig,
+        loss: LossConfig,
+        optimization: OptimizationConfig,
+        reads: Literal["y_hat", "x_hat"] = "y_hat",
+        train_codec: bool = False,
+        alpha: float = 0.3,
+        label_smoothing: float = 0.1,
+        picture_widths: list[int] = [128, 128, 128, 192],  # noqa: B006 (never changed; LightningCLI shows it)
+        write_streams: bool = True,
+        labels: dict[str, int | float | str] | None = None,
+    ) -> None:
+        checkpoint = read_checkpoint(init_from, "init_from")
+        super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from, write_streams, labels)
+        self.imported = not train_codec and bool(checkpoint.get("imported"))
+        if train_codec and reads == "x_hat":
+            raise UserError(
+                "a classifier of pictures is trained on a frozen codec; set train_codec false or read y_hat"
+            )
+        self.head = build_head(reads, self.model.codec.config.widths[-1], head, picture_widths)
+        self.head_config = {"reads": reads, "transformer": asdict(head), "picture_widths": list(picture_widths)}
+        self.reads = reads
+        self.train_codec = train_codec
+        self.alpha = alpha
+        self.label_smoothing = label_smoothing
+        self._labels: Tensor | None = None
+        if not train_codec:
+            self.model.requires_grad_(False)
+            self.loss.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        check_classes(self.trainer, self.head_config["transformer"]["classes"])
+        super().setup(stage)
+        if not self.train_codec:
+            self.model.requires_grad_(False)  # once more: a pretrained base has come in
+
+    def load_start(self) -> None:
+        super().load_start()
+        if not self.imported:
+            self.model.codec.prior.update_quantiles()
+
+    def step_players(self) -> None:
+        prior = self.model.codec.prior
+        before = prior.quantiles.clone()
+        super().step_players()
+        if not self.train_codec:
+            prior.quantiles.copy_(before)  # a released prior's medians were not solved for
+
+    def train(self, mode: bool = True) -> "AEICClassificationSystem":
+        super().train(mode)
+        if not self.train_codec:
+            self.model.eval()
+        return self
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
+        if self.train_codec:
+            self._labels = batch["label"]  # for extra_loss
+            return super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            features = self.features(batch["image"])
+        loss, terms = self.accuracy_loss(self.head(features), batch["label"])
+        self.manual_backward(loss / self.optimization.accumulate)
+        self.finish_batch(batch, {"loss": loss} | terms)
+        return loss.detach()
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head reads, of a frozen codec; the decoder runs only for a classifier of pictures."""
+        if self.reads == "y_hat":
+            return self.model.codec(x).y_hat
+        return from_uint8(to_uint8(self.model(x).x_hat))
+
+    def extra_loss(self, x: Tensor, output: AEICOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = self.accuracy_loss(self.head(output.codec.y_hat), self._labels)
+        return self.alpha * loss, terms
+
+    def accuracy_loss(self, logits: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of logits (B, classes) with classes (B,), and what is logged."""
+        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        return loss, {"cross_entropy": loss, "top1": (logits.argmax(1) == label).float().mean()}
+
+    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Adds logits (B, classes) and labels (B,) to what every system returns."""
+        output = self.model(batch["image"])
+        features = output.codec.y_hat if self.reads == "y_hat" else from_uint8(to_uint8(output.x_hat))
+        return {
+            "name": batch["name"],
+            "x": batch["image"],
+            "x_hat": output.x_hat,
+            "bits_estimate": output.bits_estimate,
+            "logits": self.head(features),
+            "label": batch["label"],
+        }
+
+    def hparam_columns(self) -> dict[str, Any]:
+        own = {"reads": self.reads, "train_codec": self.train_codec, "alpha": self.alpha}
+        return super().hparam_columns() | own | self.labels
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["model_config"] |= {"head": self.head_config, "class_names": trained_classes(self.trainer)}
+        if self.imported:
+            checkpoint["imported"] = True
+
+
+class SoftTargets:
+    """Mixup and label smoothing, by timm; without either, images and classes pass as they are.
+
+    Mixup draws from numpy's global state, which is seeded for each batch (`guards.seed_batch`).
+    """
+
+    def __init__(self, classes: int, mixup: float, smoothing: float) -> None:
+        self.classes = classes
+        self.smoothing = smoothing
+        self.mixup = Mixup(mixup_alpha=mixup, label_smoothing=smoothing, num_classes=classes) if mixup else None
+
+    def __call__(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and classes (B,) -> images and targets: (B, classes), or (B,) when nothing is done.
+
+        Raises UserError for a batch of odd size, which cannot be mixed.
+        """
+        if self.mixup is not None:
+            if len(x) % 2:
+                raise UserError(f"mixup takes batches of even size, not {len(x)}; change data.batch_size")
+            return self.mixup(x.clone(), label)
+        if self.smoothing:
+            off = self.smoothing / self.classes
+            return x, one_hot(label, self.classes, 1 - self.smoothing + off, off)
+        return x, label
+
+
+def check_classes(trainer: lightning.Trainer, classes: int) -> None:
+    """Raise UserError when the data have another number of classes than the head."""
+    found = len(getattr(trainer.datamodule, "class_names", None) or [])
+    if not found:
+        raise UserError(
+            "the data have no classes; use a labelled data module, such as datamodules.labelled.SampleDigits"
+        )
+    if found != classes:
+        raise UserError(f"the data have {found} classes, the transformer {classes}; set its `classes`")
+
+
+def trained_classes(trainer: lightning.Trainer) -> list[str]:
+    """Names of the classes, which a checkpoint carries."""
+    return list(trainer.datamodule.class_names)

@@ -1,0 +1,44 @@
+"""A frozen timm classifier whose logits a student can match."""
+
+import timm
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from aeic_lightning.classification.model import Normalisation
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.backbones import Frozen, full_precision, read_state_dict
+
+
+class LogitsTeacher(Frozen):
+    """Logits (B, classes) of images in [-1, 1], by any timm classifier with its own normalisation and input size.
+
+    Args:
+        name: timm's name of the network, such as "deit_small_patch16_224".
+        weights: local safetensors or torch file in timm's naming; nothing is downloaded.
+        classes: number of classes, which the file must have too.
+
+    Raises UserError when timm has no such network, or the file is missing or holds another one.
+    """
+
+    def __init__(self, name: str, weights: str, classes: int) -> None:
+        if not timm.is_model(name):
+            raise UserError(f"teacher: timm has no model {name!r}; timm.list_models() lists them")
+        net = timm.create_model(name, pretrained=False, num_classes=classes)
+        try:
+            net.load_state_dict(read_state_dict(weights))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"teacher: {weights} does not hold {name} with {classes} classes: {reason}") from error
+        super().__init__(net)
+        data = resolve_model_data_config(net)
+        self.size = tuple(data["input_size"][1:])
+        self.normalisation = Normalisation(data["mean"], data["std"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1]; resized to the network's own input size."""
+        with full_precision(x):
+            x = x.float()
+            if x.shape[2:] != self.size:
+                x = F.interpolate(x, self.size, mode="bicubic", antialias=True, align_corners=False)
+            return self.net(self.normalisation(x))

@@ -1,0 +1,124 @@
+"""The command line: which command, its arguments, and how errors look.
+
+Importing this module, and any `--help`, must stay cheap: torch and Lightning take seconds to import, so a command
+imports them when it runs.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from importlib import import_module
+
+from aeic_lightning import __version__
+from aeic_lightning.errors import RunError, UserError
+
+# Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
+COMMANDS = {
+    "fit": ("training", "train a teacher or a student from a YAML config"),
+    "validate": ("training", "run the validation images through a checkpoint"),
+    "test": ("training", "run the test images through a checkpoint"),
+    "predict": ("training", "reconstruct images with a checkpoint"),
+    "sweep": ("sweep", "run a list of experiments, each after those it needs, then compare them"),
+    "compare": ("compare", "table, JSON and picture of finished runs side by side"),
+    "evaluate": ("evaluate", "rate and quality of a checkpoint, or of any codec's pictures, on a folder of images"),
+    "anchors": ("anchors", "JPEG, WebP, AVIF and JPEG XL at the bytes of a result, or at given rates"),
+    "bd-rate": ("bd_rate", "bits that curves spend against a reference at equal quality, with intervals"),
+    "report": ("report", "one self-contained page of runs and result files: curves, BD-rates, pictures, configs"),
+    "compress": ("compress", "write images as .aeic files"),
+    "decompress": ("decompress", "read .aeic files back as PNG"),
+    "classify": ("classify", "name the classes of .aeic files, from the streams alone"),
+    "accuracy": ("accuracy", "accuracy, bytes and PSNR of finished classifying runs, from their files"),
+    "verify": ("verify", "check that streams decode to the same latents under other settings"),
+    "bench": ("bench", "time and memory of encoding and decoding, against the plain float32 network"),
+    "export": ("export", "write the send and the receive half as ONNX, with tables and golden vectors"),
+    "complexity": ("complexity", "parameters and MACs per pixel of a config, by module"),
+    "plan": ("plan", "parameters, memory and missing weights of a config, before it is run"),
+    "import-released": (
+        "import_released",
+        "turn a released checkpoint of AEIC or of compress-and-classify into one of this project",
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="aeic_lightning",
+        description="Distillation studies of ultra-low-bitrate learned image codecs.",
+        epilog="COMMAND --help tells what a command takes.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name == chosen:
+            import_module(f"aeic_lightning.cli.commands.{module}").add_arguments(sub)
+    args, extra = parser.parse_known_args(argv)
+
+    # A file of the current folder may be named by class path, as datamodules and callbacks are.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    # Small networks meet thousands of OpenMP barriers a second. Idle threads should spin for a moment (sleeping at
+    # each barrier halves the speed) but not for long: beside another process that made training ten times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    run = import_module(f"aeic_lightning.cli.commands.{COMMANDS[args.command][0]}").run
+    try:
+        return run(args, extra) or 0
+    except UserError as error:
+        return _report(f"error: {error}", 2)
+    except RunError as error:
+        return _report(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        return _report("stopped", 130)
+    except Exception as error:
+        if os.environ.get("AEIC_TRACEBACK"):
+            raise
+        return _report(f"failed: {_explain(error, args.command)} (AEIC_TRACEBACK=1 shows where)", 1)
+
+
+def _explain(error: Exception, command: str) -> str:
+    """A failure in words: what can be done about it, where that is known."""
+    message = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        again = "; then go on with --ckpt_path last" if command == "fit" else ", and run the command again"
+        where = error.filename or os.environ.get("TMPDIR", "the output or the temporary folder")
+        return f"{error.strerror}: {where}. Make space on that disk{again}"
+    # By name: torch may not have been imported.
+    kind = type(error).__name__
+    if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+        first = message.split(". ")[0]
+        return f"out of memory ({first[:160]}). {SMALLER.get(command, SMALLER['compress'])}"
+    return f"{kind}: {message}"
+
+
+_TRAINING = (
+    "Lower data.init_args.batch_size (and raise model.init_args.optimization.accumulate by the same factor) or "
+    "data.init_args.crop_size, or set trainer.precision to bf16-mixed; if it happens in a validation, set "
+    "data.init_args.val_max_size. `plan --config FILE` says what a run needs"
+)
+_EVALUATION = "Set data.init_args.val_max_size, or use smaller images"
+SMALLER = {
+    "fit": _TRAINING,
+    "validate": _EVALUATION,
+    "test": _EVALUATION,
+    "predict": _EVALUATION,
+    "compress": "Use smaller images, or a machine with more memory",
+}
+"""What to lower when memory runs out, by command."""
+
+
+def _report(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def refuse_extra(extra: list[str]) -> None:
+    """For commands that take no free overrides: an unknown argument is an error."""
+    if extra:
+        raise UserError(f"unknown argument {extra[0]}; --help lists what the command takes")

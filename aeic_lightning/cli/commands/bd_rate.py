@@ -1,0 +1,72 @@
+"""`bd-rate`: curves against a reference curve."""
+
+import argparse
+from pathlib import Path
+
+from aeic_lightning.cli import refuse_extra
+from aeic_lightning.errors import UserError
+
+EPILOG = """
+Sources are run folders, and JSON files of evaluate, anchors and compare. The published points of AEIC are
+paper:CODEC:DATASET, with CODEC AEIC-ME or AEIC-SE and DATASET Kodak, DIV2K or CLIC.
+
+examples:
+  python -m aeic_lightning bd-rate runs/depth/teacher_* --test runs/depth/student_* -o bd.json
+  python -m aeic_lightning bd-rate paper:AEIC-ME:Kodak --test paper:AEIC-SE:Kodak
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Reference, tests, what is compared and where the result goes."""
+    parser.epilog = EPILOG
+    parser.add_argument("reference", nargs="+", metavar="REFERENCE", help="all points of the reference curve")
+    parser.add_argument("--test", nargs="+", required=True, metavar="TEST", help="points of the other curves")
+    parser.add_argument("--metric", nargs="+", help="figures to hold equal; default: all that every result has")
+    parser.add_argument("--rate", choices=["bpp", "bpp_estimate"], help="default: bpp where all results have it")
+    parser.add_argument("--by", nargs="+", metavar="LABEL", help="labels that tell curves apart; default: all but "
+                        "seed, lambda, quality and target")  # fmt: skip
+    parser.add_argument("--min-overlap", type=float, default=0.5, metavar="SHARE",
+                        help="refuse curves that share less of their range of quality (default 0.5)")  # fmt: skip
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for none (default 1000)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the table as JSON too")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Print the table. Exit code 1 if every comparison was refused."""
+    refuse_extra(extra)
+    if not 0 <= args.min_overlap <= 1 or args.resamples < 0:
+        raise UserError("--min-overlap is a share from 0 to 1, and --resamples 0 or more")
+
+    from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
+    from aeic_lightning.study.results import write_json
+
+    references, tests = _curves(args.reference, args.by), _curves(args.test, args.by)
+    if len(references) > 1:
+        names = "; ".join(curve.name for curve in references)
+        raise UserError(f"the reference holds {len(references)} curves ({names}); give one, or pool them with --by")
+    results = [result for curve in (*references, *tests) for result in curve.results]
+    metrics = args.metric or common_metrics(results)
+    if not metrics:
+        raise UserError("the results have no figure in common; evaluate them with the same metrics")
+    options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
+    rows = bd_rates(references[0], tests, metrics, **options)
+    print(markdown_table(rows))
+    if args.output:
+        write_json(args.output, {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)})
+        print(f"written: {args.output}")
+    return 1 if all(row.reason for row in rows) else 0
+
+
+def _curves(sources: list[str], by: list[str] | None) -> list:
+    from aeic_lightning.study.paper_points import published
+    from aeic_lightning.study.results import RATE_LABELS, curves, read_results
+
+    results = []
+    for source in sources:
+        if source.startswith("paper:"):
+            codec, _, dataset = source.removeprefix("paper:").partition(":")
+            results += published(codec, dataset)
+        else:
+            results += read_results([source])
+    labels = dict.fromkeys(label for result in results for label in result.labels)
+    return curves(results, by or [label for label in labels if label not in ("seed", *RATE_LABELS)])

@@ -1,0 +1,20 @@
+"""`compare`: finished runs side by side."""
+
+import argparse
+from pathlib import Path
+
+from aeic_lightning.cli import refuse_extra
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Run folders and where the result goes."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the teacher's first")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for comparison.md, .json and .png")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    """Write and print the comparison."""
+    refuse_extra(extra)
+    from aeic_lightning.study.comparison import compare_runs
+
+    compare_runs(args.runs, args.out)

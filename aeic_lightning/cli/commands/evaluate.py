@@ -1,0 +1,103 @@
+"""`evaluate`: figures of a checkpoint, or of pictures that any codec left, on a folder of images."""
+
+import argparse
+from pathlib import Path
+
+from aeic_lightning.cli import refuse_extra
+from aeic_lightning.errors import UserError
+
+EPILOG = """
+Every image is written as a file, read back, and measured in 8 bits. FID and KID are on patches in two grids, and are
+refused below --min-patches. Beside FILE.json a FILE.csv has one row an image.
+
+examples:
+  python -m aeic_lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
+  python -m aeic_lightning evaluate --checkpoint student.ckpt --images sample-photos -o student.json
+  python -m aeic_lightning evaluate --images kodak/ --reconstructions theirs/ --streams theirs_files/ -o theirs.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is evaluated, on what, by which figures."""
+    parser.epilog = EPILOG
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", metavar="CKPT", help="the model that codes the images")
+    what.add_argument("--reconstructions", metavar="DIR", help="pictures of any codec, joined to the images by name")
+    parser.add_argument("--streams", type=Path, metavar="DIR", help="that codec's files, for the rate")
+    parser.add_argument("--device", default="cpu", help="where a checkpoint's receiver runs, e.g. cuda (default cpu)")
+    add_measure_arguments(parser)
+
+
+def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool = True) -> None:
+    """Images, figures and target, which `anchors` has too."""
+    images = "originals: a folder and what is below it; or sample-photos, three that need no folder"
+    parser.add_argument("--images", required=images_required, metavar="DIR", help=images)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json", help="where the result goes")
+    backbones = "networks of the figures: lite0, alex, vgg, inception (default: all whose weights are at hand)"
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help=backbones)
+    size = "take at most the centre of an image, as data.val_max_size does (default: the full size)"
+    parser.add_argument("--max-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=size)
+    parser.add_argument("--patch-size", type=int, default=256, help="of FID and KID, pixels (default 256)")
+    parser.add_argument("--min-patches", type=int, default=400, help="refuse FID and KID below (default 400)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write originals and reconstructions as PNG")
+    parser.add_argument("--name", help="of the result (default: the run's)")
+    parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label more, e.g. lambda=2")
+    parser.add_argument("--force", action="store_true", help="overwrite a result that exists")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    """Write the result, and print its means."""
+    refuse_extra(extra)
+    if args.streams and not args.reconstructions:
+        raise UserError("--streams goes with --reconstructions; a checkpoint writes its own")
+    if args.reconstructions and args.max_size:
+        raise UserError("--max-size would crop the originals alone; leave it out with --reconstructions")
+    labels, max_size = check_measure_arguments(args)
+
+    from aeic_lightning.study.evaluate import (
+        evaluate_checkpoint,
+        evaluate_files,
+        measurement,
+        open_images,
+        summary,
+    )
+    from aeic_lightning.study.results import write_results
+
+    images = open_images(args.images, max_size)
+    measure = measurement(args.backbones, args.patch_size, args.min_patches)
+    if args.checkpoint:
+        options = {"name": args.name, "labels": labels, "device": args.device, "pictures": args.pictures}
+        result = evaluate_checkpoint(args.checkpoint, images, measure, **options)
+    else:
+        name = args.name or Path(args.reconstructions).resolve().name
+        options = {"name": name, "labels": labels, "streams": args.streams, "pictures": args.pictures}
+        result = evaluate_files(images, open_images(args.reconstructions), measure, **options)
+    written = write_results(args.output, [result])
+    print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{summary(result)}")
+    print(f"written: {', '.join(map(str, written))}")
+
+
+def check_measure_arguments(args: argparse.Namespace) -> tuple[dict[str, int | float | str], tuple[int, int] | None]:
+    """Labels and crop. Raises UserError, before anything is loaded, for arguments that cannot be."""
+    if args.output.suffix != ".json":
+        raise UserError(f"-o {args.output}: name a .json file")
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists; remove it, choose another name, or add --force")
+    if args.max_size and min(args.max_size) < 1:
+        raise UserError("--max-size is a height and a width in pixels")
+    labels = {}
+    for word in args.label:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"--label {word}: write KEY=VALUE")
+        labels[key] = _number(value)
+    return labels, tuple(args.max_size) if args.max_size else None
+
+
+def _number(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

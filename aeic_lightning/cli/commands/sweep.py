@@ -1,0 +1,19 @@
+"""`sweep`: a list of experiments, each after those it needs, then a comparison."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The sweep's file; overrides reach the sweep file itself."""
+    parser.usage = f"{parser.prog} --config FILE [--dry-run] [--vars.name=value ...]"
+    parser.add_argument("--config", required=True, type=Path, help="sweep file (see experiments/tiny/demo.yaml)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, their commands and which are done")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Run what is missing; 1 if a run failed."""
+    from aeic_lightning.config import parse_overrides
+    from aeic_lightning.study.sweeps import read_sweep, run_sweep
+
+    return run_sweep(read_sweep(args.config, parse_overrides(extra)), args.dry_run)

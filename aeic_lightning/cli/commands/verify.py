@@ -1,0 +1,128 @@
+"""`verify`: do streams decode to the sender's latents under other settings and in other processes?"""
+
+import argparse
+from pathlib import Path
+
+from aeic_lightning.cli import refuse_extra
+from aeic_lightning.errors import UserError
+
+# Setting -> (what the worker sets, environment). The first is the reference.
+SETTINGS = {
+    "1 thread": ({}, {}),
+    "2 threads": ({"threads": 2}, {}),
+    "oneDNN off": ({"onednn": False}, {}),
+    "oneDNN up to AVX2": ({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+    "PyTorch without AVX": ({}, {"ATEN_CPU_CAPABILITY": "default"}),
+    "channels last": ({"channels_last": True}, {}),
+    "float64 products": ({"float64": True, "threads": 2}, {}),
+    "fast sender": ({"fast": True}, {}),
+}
+SIZES = ("AEIC-SE", "tiny")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Checkpoint and images, or random ones."""
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--checkpoint", help="the model; without one, random weights of AEIC-SE's size (--size)")
+    parser.add_argument("--size", choices=SIZES, default="AEIC-SE", help="sizes of a codec with random weights")
+    parser.add_argument("--random", type=int, metavar="N", default=0, help="add N random images of random sizes")
+    parser.add_argument("--largest", type=int, metavar="PIXELS", default=400, help="longest side of random images")
+    parser.add_argument("--settings", metavar="LIST", help=f"some of: {', '.join(SETTINGS)}")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int:
+    """Print one row a setting; exit code 1 if any latents differ."""
+    refuse_extra(extra)
+    names = [name.strip() for name in args.settings.split(",")] if args.settings else list(SETTINGS)
+    for name in names:
+        if name not in SETTINGS:
+            raise UserError(f"--settings: no setting {name!r}; choose from {', '.join(SETTINGS)}")
+    if not args.images and not args.random:
+        raise UserError("nothing to encode; name images or a folder, or add --random 20")
+
+    import tempfile
+
+    from aeic_lightning.bitstream.files import plan
+    from aeic_lightning.checkpoints.checkpoint import read_checkpoint
+    from datamodules.image_folder import find_images
+
+    if args.checkpoint:
+        read_checkpoint(args.checkpoint, mmap=True)  # an error here is the user's; in a worker it would be a failure
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = args.checkpoint
+        if not checkpoint:
+            from aeic_lightning.bitstream import random_model
+
+            checkpoint = f"{scratch}/random.ckpt"
+            random_model.save(random_model.random_model(random_model.CODECS[args.size]), Path(checkpoint))
+        images = [job.source for job in plan(args.images, scratch, ".aeic", find_images, True)]
+        images += random_images(args.random, args.largest, Path(scratch))
+        streams = {name: [f"{scratch}/{i}-{n}.aeic" for n in range(len(images))] for i, name in enumerate(names)}
+        reference, sent, failed = names[0], {}, 0
+        print(f"{len(images)} images, {args.checkpoint or 'random weights of ' + args.size + ' size'}", flush=True)
+        print(f"{'setting':<22}{'same bytes':>12}{'reads its own':>16}{'reads reference':>17}{'is read by it':>15}")
+        for name in names:
+            pairs = [[str(image), stream] for image, stream in zip(images, streams[name], strict=True)]
+            own = work(checkpoint, name, encode=pairs, decode=[])
+            # Sender and receivers are separate processes.
+            sent |= own["encode"]
+            got = work(checkpoint, name, encode=[], decode=streams[name] + streams[reference])
+            back = work(checkpoint, reference, encode=[], decode=streams[name])
+            counts = [
+                sum(results["decode"][stream] == sent[stream] for stream in of)
+                for results, of in ((got, streams[name]), (got, streams[reference]), (back, streams[name]))
+            ]
+            same = sum(
+                Path(a).read_bytes() == Path(b).read_bytes()
+                for a, b in zip(streams[name], streams[reference], strict=True)
+            )
+            failed += sum(len(images) - count for count in counts)
+            shown = [f"{count}/{len(images)}" for count in [same, *counts]]
+            print(f"{name:<22}{shown[0]:>12}{shown[1]:>16}{shown[2]:>17}{shown[3]:>15}", flush=True)
+            for results in (got, back):
+                for stream, result in results["decode"].items():
+                    if result != sent[stream]:
+                        print(f"  mismatch: {images[int(Path(stream).stem.split('-')[1])]}: {result[:150]}")
+    print(f"{failed} mismatches" if failed else "no mismatch: every stream decodes to the sender's latents everywhere")
+    return 1 if failed else 0
+
+
+def work(checkpoint: str, setting: str, encode: list, decode: list) -> dict:
+    """Run one worker process under a setting."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    changes, environment = SETTINGS[setting]
+    job = {
+        "checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": False, "float64": False,
+        "fast": False, **changes, "encode": encode, "decode": decode,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "aeic_lightning.bitstream.worker"],
+        input=json.dumps(job), capture_output=True, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"the process of setting {setting!r} failed: {reason[0]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def random_images(count: int, largest: int, folder: Path) -> list[Path]:
+    """Images of random sizes from 1x1 up: noise over smooth patterns."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        # Even in log, so that tiny images are as frequent as large ones.
+        height, width = np.exp(generator.uniform(0, np.log(largest), 2)).round().astype(int)
+        down, right = np.linspace(0, 6, height)[:, None, None], np.linspace(0, 6, width)[None, :, None]
+        phase, speed = generator.uniform(0, 6, (2, 3))
+        image = 128 + 80 * np.sin(speed * down + phase) * np.cos(right * phase + speed)
+        image = image + generator.normal(0, generator.uniform(0, 60), (height, width, 3))
+        paths.append(folder / f"random{number}-{width}x{height}.png")
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths

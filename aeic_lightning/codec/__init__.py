@@ -1,5 +1,0 @@
-"""The latent codec: transforms, entropy models, context, taps."""
-
-from aeic_lightning.codec.latent_codec import CodecConfig, CodecOutput, LatentCodec, reflect_pad
-
-__all__ = ["CodecConfig", "CodecOutput", "LatentCodec", "reflect_pad"]

@@ -1,0 +1,136 @@
+"""DISTS: structure and texture similarity of deep features (Ding et al. 2020, "Image Quality Assessment: Unifying
+Structure and Texture Similarity"), and its edge-aware form."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.backbones import Frozen, Lite0, TorchvisionFeatures, read_state_dict
+
+
+class DISTS(nn.Module):
+    """1 - sum_i sum_c (alpha_ic texture_ic + beta_ic structure_ic), over the image in [0, 1] and five feature maps.
+
+    texture = (2 m_f m_g + c) / (m_f^2 + m_g^2 + c) compares the means over positions, structure = (2 cov + c) /
+    (var_f + var_g + c) the rest; c = 1e-6 (eqs. 5-7). The weights sum to 1.
+
+    `vgg` is the standard figure `dists` (learned alpha and beta, shipped with torchmetrics; 0 to 1). `lite0` is
+    `dists_lite0`: EfficientNet-Lite0's stages, each of the six levels with weight 1/6, half of it texture and half
+    structure, evenly over its channels. Its features have both signs, so that it lies in [0, 2].
+
+    Args:
+        backbone: "lite0" or "vgg".
+        weights: VGG16's torchvision file; default: torch.hub's cache.
+
+    Raises UserError when the backbone is unknown or its weights are missing.
+    """
+
+    def __init__(self, backbone: Literal["lite0", "vgg"] = "lite0", weights: str | None = None):
+        super().__init__()
+        if backbone == "lite0":
+            self.name = "dists_lite0"
+            self.backbone = Lite0(weights)
+            alpha = [torch.full((c,), 1 / (12 * c)) for c in (3, *self.backbone.channels)]
+            beta = alpha
+        elif backbone == "vgg":
+            self.name = "dists"
+            self.backbone = TorchvisionFeatures("vgg", weights, l2_pooling=True)
+            alpha, beta = _learned_weights((3, *self.backbone.channels))
+        else:
+            raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0 or vgg")
+        self.level_weights = Frozen(nn.ModuleDict({"alpha": nn.ParameterList(alpha), "beta": nn.ParameterList(beta)}))
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
+        with torch.no_grad():
+            reference = self._levels(x)
+        weights = self.level_weights.net
+        similarity = 0
+        for f, g, a, b in zip(self._levels(x_hat), reference, weights["alpha"], weights["beta"], strict=True):
+            f_mean, g_mean = f.mean((2, 3), keepdim=True), g.mean((2, 3), keepdim=True)
+            # Centred before multiplying: E[fg] - E[f]E[g] loses its digits on flat maps.
+            f, g = f - f_mean, g - g_mean
+            texture = (2 * f_mean * g_mean + 1e-6) / (f_mean.square() + g_mean.square() + 1e-6)
+            structure = (2 * (f * g).mean((2, 3)) + 1e-6) / (f.square().mean((2, 3)) + g.square().mean((2, 3)) + 1e-6)
+            similarity = similarity + (a * texture.flatten(1) + b * structure).sum(1)
+        return 1 - similarity
+
+    def _levels(self, x: Tensor) -> list[Tensor]:
+        return [(x.float() + 1) / 2, *self.backbone.features(x)]
+
+
+class EdgeAwareDISTS(nn.Module):
+    """1.5 DISTS(image) + 0.5 DISTS(edges), each the mean over overlapping 224 x 224 patches; AEIC's training loss.
+
+    Edges are the Sobel magnitude of the luma, as a grey image. Patches start every 168 pixels along a side, the last
+    one aligned to the border, so that they overlap by a quarter or more and cover the image. A side below 224 is taken
+    whole.
+
+    Args:
+        backbone, weights: as of DISTS. The figure's name is edge_dists_lite0 or edge_dists.
+    """
+
+    patch = 224
+    stride = 168
+
+    def __init__(self, backbone: Literal["lite0", "vgg"] = "lite0", weights: str | None = None):
+        super().__init__()
+        self.dists = DISTS(backbone, weights)
+        self.name = f"edge_{self.dists.name}"
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
+        x = x.detach()
+        edges_hat, edges = (2 * sobel_magnitude(luma(image)).expand(-1, 3, -1, -1) - 1 for image in (x_hat, x))
+        return 1.5 * self._mean_over_patches(x_hat, x) + 0.5 * self._mean_over_patches(edges_hat, edges)
+
+    def _mean_over_patches(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        distances = self.dists(self._patches(x_hat), self._patches(x))
+        return distances.view(-1, x.shape[0]).mean(0)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (patches * B, 3, min(H, 224), min(W, 224)), patch by patch."""
+        starts = [patch_starts(side, self.patch, self.stride) for side in x.shape[2:]]
+        return torch.cat(
+            [x[:, :, top : top + self.patch, left : left + self.patch] for top in starts[0] for left in starts[1]]
+        )
+
+
+def patch_starts(side: int, patch: int, stride: int) -> list[int]:
+    """Starts of patches that cover [0, side): every `stride`, the last one aligned to the end."""
+    last = max(side - patch, 0)
+    return [*range(0, last, stride), last]
+
+
+def luma(x: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> BT.601 luma (B, 1, H, W) in [0, 1]."""
+    red, green, blue = ((x.float() + 1) / 2).split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def sobel_magnitude(x: Tensor) -> Tensor:
+    """sqrt((g_h^2 + g_v^2) / 2) of (B, 1, H, W) in [0, 1]: in [0, 1], as scikit-image's `sobel`; edges replicated.
+
+    g smooths with (1, 2, 1)/4 across and takes the difference of the pixels on both sides.
+    """
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    across = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+    down = (x[:, :, :, :-2] + 2 * x[:, :, :, 1:-1] + x[:, :, :, 2:]) / 4
+    horizontal = across[:, :, :, 2:] - across[:, :, :, :-2]
+    vertical = down[:, :, 2:] - down[:, :, :-2]
+    # 1e-12: the gradient of the root at a flat pixel must be 0, not NaN.
+    return ((horizontal.square() + vertical.square()) / 2 + 1e-12).sqrt()
+
+
+def _learned_weights(channels: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """DISTS's alpha and beta by level, scaled to the sum 1, from the torchmetrics wheel."""
+    package = Path(find_spec("torchmetrics").submodule_search_locations[0])
+    state = read_state_dict(package / "functional" / "image" / "dists_models" / "weights.pt")
+    total = state["alpha"].sum() + state["beta"].sum()
+    alpha, beta = ((state[key].detach().flatten() / total).split(channels) for key in ("alpha", "beta"))
+    return list(alpha), list(beta)

@@ -1,0 +1,63 @@
+"""LPIPS: distance of unit-normalised deep features (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep
+Features as a Perceptual Metric", eq. 1)."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.backbones import Frozen, Lite0, TorchvisionFeatures, read_state_dict
+
+
+class LPIPS(nn.Module):
+    """sum_l mean_hw sum_c w_lc (f_lc / |f_l| - g_lc / |g_l|)^2, with |.| the norm over channels at a position.
+
+    `alex` and `vgg` are the standard figures (version 0.1): channel weights w from the `lpips` package. `lite0` has no
+    learned weights: w_lc = 1/5 for every channel of each of EfficientNet-Lite0's five stages, i.e. the mean over
+    stages and positions of the squared distance of unit vectors, in [0, 4].
+
+    Args:
+        backbone: "lite0", "alex" or "vgg"; the figure's name is lpips_lite0, lpips_alex or lpips_vgg.
+        weights: AlexNet's or VGG16's torchvision file; default: torch.hub's cache.
+
+    Raises UserError when the backbone is unknown or its weights are missing.
+    """
+
+    def __init__(self, backbone: Literal["lite0", "alex", "vgg"] = "lite0", weights: str | None = None):
+        super().__init__()
+        self.name = f"lpips_{backbone}"
+        if backbone == "lite0":
+            self.backbone = Lite0(weights)
+            channel_weights = [torch.full((1, c, 1, 1), 1 / 5) for c in self.backbone.channels]
+        elif backbone in ("alex", "vgg"):
+            self.backbone = TorchvisionFeatures(backbone, weights)
+            channel_weights = _learned_weights(backbone)
+        else:
+            raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, alex or vgg")
+        self.channel_weights = Frozen(nn.ParameterList(channel_weights))
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
+        with torch.no_grad():
+            reference = self.backbone.features(x)
+        return self.compare(self.backbone.features(x_hat), reference)
+
+    def compare(self, features_hat: list[Tensor], features: list[Tensor]) -> Tensor:
+        """Distance (B,) of two images' features from `self.backbone`, for losses that share them."""
+        total = 0
+        for f, g, w in zip(features_hat, features, self.channel_weights.net, strict=True):
+            # F.normalize has a zero gradient at a zero vector (dead ReLUs), where x / sqrt(sum x^2) has NaN.
+            difference = F.normalize(f, dim=1, eps=1e-10) - F.normalize(g, dim=1, eps=1e-10)
+            total = total + (w * difference.square()).sum(1).mean((1, 2))
+        return total
+
+
+def _learned_weights(backbone: str) -> list[Tensor]:
+    """Channel weights (1, C, 1, 1) of the five layers, from the `lpips` wheel (not imported: it pulls in a trainer)."""
+    package = Path(find_spec("lpips").submodule_search_locations[0])
+    state = read_state_dict(package / "weights" / "v0.1" / f"{backbone}.pth")
+    return [state[f"lin{layer}.model.1.weight"] for layer in range(5)]

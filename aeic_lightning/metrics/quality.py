@@ -1,0 +1,106 @@
+"""The figures of one image, on the 8-bit images that a file would hold: one place for callbacks and commands."""
+
+import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aeic_lightning import __version__
+from aeic_lightning.images import from_uint8
+from aeic_lightning.metrics.dists import DISTS
+from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.patches import fingerprint
+from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
+from aeic_lightning.random_state import own_random_state
+
+DESCRIBED = ("bytes", "bits_estimate")
+"""Columns of a row that are no figures to take a mean of."""
+
+
+class ImageQuality:
+    """PSNR, MS-SSIM, LPIPS and DISTS of image after image, with the rate where it is known.
+
+    MS-SSIM is left out of images below 176 pixels a side.
+
+    Args:
+        ms_ssim: whether to compute MS-SSIM.
+        lpips: backbones of LPIPS; each gives a figure of its own.
+        dists: the same for DISTS (which has no "alex").
+
+    Raises UserError for a backbone whose weights are missing.
+    """
+
+    def __init__(
+        self, ms_ssim: bool = True, lpips: Sequence[str] = ("lite0",), dists: Sequence[str] = ("lite0",)
+    ) -> None:
+        self.ms_ssim = ms_ssim
+        # Building a network may draw initial weights, even when a file then overwrites them.
+        with own_random_state():
+            built = [(LPIPS(b), b) for b in lpips] + [(DISTS(b), b) for b in dists]
+        self.networks = [network for network, _ in built]
+        self.backbones = {network.name: backbone for network, backbone in built}
+
+    def to(self, device: torch.device | str) -> "ImageQuality":
+        """Where the networks compute."""
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    @torch.no_grad()
+    def row(
+        self, name: str, x: Tensor, x_hat: Tensor, bits_estimate: float | None = None, bytes: int | None = None
+    ) -> dict[str, Any]:
+        """Name, size, checksum and figures of one image.
+
+        Args:
+            name: of the image.
+            x, x_hat: original and reconstruction, uint8 (3, H, W).
+            bits_estimate: the likelihood of the whole image.
+            bytes: of its file.
+        """
+        height, width = x.shape[-2:]
+        x8, x8_hat = x[None], x_hat[None]
+        row: dict[str, Any] = {"name": name, "height": height, "width": width, "crc32": zlib.crc32(x.cpu().numpy())}
+        if bits_estimate is not None:
+            row |= {"bits_estimate": bits_estimate, "bpp_estimate": bits_per_pixel(bits_estimate, height, width)}
+        if bytes is not None:
+            row |= {"bytes": bytes, "bpp": bits_per_pixel(8 * bytes, height, width)}
+        row["psnr"] = psnr(x8_hat, x8).item()
+        if self.ms_ssim and ms_ssim_fits(height, width):
+            row["ms_ssim"] = ms_ssim(x8_hat, x8).item()
+        original, reconstruction = from_uint8(x8), from_uint8(x8_hat)
+        for network in self.networks:
+            row[network.name] = network(reconstruction, original).item()
+        return row
+
+    @cached_property
+    def info(self) -> dict[str, dict[str, Any]]:
+        """Backbone, version and options of every figure that `row` may give."""
+        ours = f"aeic_lightning {__version__}"
+        info = {
+            "bpp": {"backbone": None, "version": ours, "options": {"bits": "8 x bytes of the file, header included"}},
+            "bpp_estimate": {"backbone": None, "version": ours, "options": {"bits": "likelihood"}},
+            "psnr": {"backbone": None, "version": ours, "options": {"peak": 255}},
+        }
+        if self.ms_ssim:
+            info["ms_ssim"] = {
+                "backbone": None,
+                "version": f"torchmetrics {version('torchmetrics')}",
+                "options": {"scales": 5, "window": 11, "peak": 255, "smallest_side": MS_SSIM_SMALLEST_SIDE},
+            }
+        for network in self.networks:
+            # Channel weights of the standard figures come from these packages.
+            source = {"alex": "lpips", "vgg": "lpips" if isinstance(network, LPIPS) else "torchmetrics"}
+            backbone = self.backbones[network.name]
+            package = source.get(backbone)
+            info[network.name] = {
+                "backbone": backbone,
+                "weights": fingerprint(network.backbone),
+                "version": f"{package} {version(package)}" if package else ours,
+                "options": {"range": "[-1, 1]"},
+            }
+        return info

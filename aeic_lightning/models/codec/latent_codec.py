@@ -1,0 +1,202 @@
+"""The latent codec: image -> y, z -> (bits) -> y_hat -> l_T, l_res.
+
+x ──g_a──> y ──────────────(quantise)──────────> y_hat ──g_s──> l_T  (to the denoiser)
+           │                    ▲                          └──> l_res (added to its output)
+          h_a              mean, scale
+           ▼                    │
+           z ──(quantise)──h_s──> phi ──four context steps
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec.context import QuadtreeContext
+from aeic_lightning.models.codec.entropy import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
+from aeic_lightning.models.codec.transforms import (
+    analysis_transform,
+    hyper_analysis,
+    hyper_synthesis,
+    synthesis_transform,
+)
+
+LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
+
+
+@dataclass
+class CodecConfig:
+    """Sizes of the latent codec. The defaults are AEIC-SE's.
+
+    Args:
+        widths: channels of g_a after each of its stages; each stage halves the resolution, the last is M.
+        depths: StarBlocks in each stage of g_a, the encoder depth of a sweep.
+        context_width: channels inside the context network g_c.
+        context_depth: layers of g_c.
+        synthesis_widths: channels of g_s after its adapter and each Up.
+        synthesis_depths: StarBlocks of g_s at each width.
+        l_T_channels: channels of l_T, the denoiser's input.
+        l_res_channels: channels of l_res, the VAE decoder's input.
+        skip_threshold: raw scales below it are not coded, the residual is 0 on both sides; None codes every symbol.
+    """
+
+    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192, 256])
+    depths: list[int] = field(default_factory=lambda: [1, 1, 1, 1, 1])
+    context_width: int = 512
+    context_depth: int = 3
+    synthesis_widths: list[int] = field(default_factory=lambda: [1024, 768, 512])
+    synthesis_depths: list[int] = field(default_factory=lambda: [2, 2, 2])
+    l_T_channels: int = 320
+    l_res_channels: int = 256
+    skip_threshold: float | None = 0.08
+
+    @property
+    def depth(self) -> int | str:
+        """The encoder's depth: a number where all stages have the same, so that it sorts; else all, as in 1-1-2-2-2."""
+        return self.depths[0] if len(set(self.depths)) == 1 else "-".join(map(str, self.depths))
+
+    def check(self) -> None:
+        """Raise UserError where the sizes do not fit together."""
+        if len(self.widths) != len(self.depths):
+            raise UserError(
+                f"codec: {len(self.widths)} widths but {len(self.depths)} depths; give one depth for every stage"
+            )
+        if any(width < 8 or width % 4 for width in [*self.widths, self.context_width, *self.synthesis_widths]):
+            raise UserError("codec: every width must be a multiple of 4 and at least 8; change widths in the config")
+        if self.widths[-1] % 8 or self.widths[-1] < 16:
+            raise UserError(
+                f"codec: the last width (M = {self.widths[-1]}) must be a multiple of 8 and at least 16, "
+                "since z has M/2 channels; change widths[-1]"
+            )
+        if len(self.synthesis_widths) != len(self.synthesis_depths):
+            raise UserError("codec: synthesis_widths and synthesis_depths differ in length; give one depth a width")
+        if len(self.widths) - (len(self.synthesis_widths) - 1) != 3:
+            raise UserError(
+                f"codec: {len(self.widths)} stages of g_a and {len(self.synthesis_widths)} widths of g_s do not end "
+                f"at stride {LATENT_STRIDE}; g_s needs {len(self.widths) - 2} widths"
+            )
+
+
+class CodecOutput(NamedTuple):
+    """Every named tensor of one pass, for an image of H x W padded to multiples of twice the stride s of y.
+
+    All but the bits are taps for distillation. Sizes below are those of the padded image.
+    """
+
+    y: Tensor  # (B, M, H/s, W/s), before quantisation
+    z: Tensor  # (B, M/2, H/4s, W/4s), before quantisation
+    phi: Tensor  # (B, M, H/s, W/s)
+    y_hat: Tensor  # (B, M, H/s, W/s)
+    l_T: Tensor  # (B, l_T_channels, H/8, W/8)
+    l_res: Tensor  # (B, l_res_channels, H/8, W/8)
+    bits_y: Tensor  # (B,), likelihood estimate
+    bits_z: Tensor  # (B,), likelihood estimate
+
+
+class LatentCodec(nn.Module):
+    """Sender and receiver halves of the codec around one entropy model.
+
+    In training mode the rate is that of y + U(-1/2, 1/2), while y_hat is rounded with a straight-through gradient. In
+    evaluation mode both are of the rounded values, which a stream would hold.
+    """
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.stride = 2 ** len(config.widths)
+        channels = config.widths[-1]
+        self.g_a = analysis_transform(config.widths, config.depths)
+        self.h_a = hyper_analysis(channels)
+        self.prior = FactorizedPrior(channels // 2)
+        self.h_s = hyper_synthesis(channels)
+        self.context = QuadtreeContext(channels, config.context_width, config.context_depth)
+        self.conditional = GaussianConditional(config.skip_threshold)
+        self.g_s = synthesis_transform(
+            channels, config.synthesis_widths, config.synthesis_depths, config.l_T_channels + config.l_res_channels
+        )
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        # Keep the variance through the resampling convolutions. With PyTorch's default each shrinks it threefold, y
+        # starts far below 1/2, rounding turns all of it into zeros and training stands still for a long while.
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and (name.endswith(".conv") and module.groups == 1):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        last_down = [m for m in self.g_a if hasattr(m, "conv")][-1]
+        nn.init.normal_(last_down.conv.weight, std=2 * last_down.conv.weight[0].numel() ** -0.5)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Pad at the right and bottom by reflection to multiples of twice the stride of y."""
+        return reflect_pad(x, 2 * self.stride)
+
+    def latent_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
+        return latent_sizes(height, width, self.stride)
+
+    def hyper_encode(self, y: Tensor) -> Tensor:
+        """y (B, M, h, w) -> z."""
+        return self.h_a(self.pad_y(y))
+
+    def pad_y(self, y: Tensor) -> Tensor:
+        """What h_a takes: y with zeros at the right and bottom, to multiples of 4."""
+        height, width = y.shape[2:]
+        return F.pad(y, (0, -width % 4, 0, -height % 4))
+
+    def hyper_decode(self, z_hat: Tensor, height: int, width: int) -> Tensor:
+        """z_hat -> phi, cropped to the `height` x `width` of y."""
+        return self.h_s(z_hat)[..., :height, :width]
+
+    def synthesise(self, y_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """y_hat -> l_T, l_res."""
+        l_T, l_res = self.g_s(y_hat).split([self.config.l_T_channels, self.config.l_res_channels], dim=1)
+        return l_T, l_res
+
+    def forward(self, x: Tensor) -> CodecOutput:
+        """Images (B, 3, H, W) in [-1, 1], any size -> all named tensors and the estimated bits of each image."""
+        y = self.g_a(self.pad(x))
+        z = self.hyper_encode(y)
+        z_hat = self.prior.quantise(z)
+        phi = self.hyper_decode(z_hat, *y.shape[2:])
+        bits_z = bits(self.prior.likelihood(add_noise(z) if self.training else z_hat))
+
+        noisy_y = add_noise(y) if self.training else None
+        bits_y = torch.zeros_like(bits_z)
+
+        def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+            nonlocal bits_y
+            if noisy_y is None:
+                residual, coded = self.conditional.quantise(y, mean, scale, mask)
+                likelihood = self.conditional.likelihood(residual, torch.zeros_like(mean), scale)
+            else:
+                residual, coded = round_ste(y - mean), mask
+                likelihood = self.conditional.likelihood(noisy_y, mean, scale)
+            bits_y = bits_y + bits(torch.where(coded, likelihood, 1.0))
+            return residual + mean
+
+        y_hat = self.context(phi, code)
+        l_T, l_res = self.synthesise(y_hat)
+        return CodecOutput(y, z, phi, y_hat, l_T, l_res, bits_y, bits_z)
+
+
+def latent_sizes(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of y and of z for an image of `height` x `width` pixels, y having this stride."""
+    h, w = (-(-side // (2 * stride)) * 2 for side in (height, width))
+    return (h, w), (-(-h // 4), -(-w // 4))
+
+
+def reflect_pad(x: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) at the right and bottom to multiples of `multiple`, by reflection without the edge.
+
+    A side too small to reflect once is reflected again and again (a zigzag over its pixels); one pixel is repeated.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        if size % multiple:
+            target = size + -size % multiple
+            position = torch.arange(target, device=x.device) % max(2 * (size - 1), 1)
+            x = x.index_select(dim, torch.minimum(position, 2 * (size - 1) - position).clamp(min=0))
+    return x

@@ -1,0 +1,305 @@
+"""The receiver's decoder: one denoiser pass, plus l_res, through a VAE decoder."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.autoencoders.vae import Decoder
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.decoder import stable_diffusion
+from aeic_lightning.models.decoder.denoiser import Denoiser, UNetConfig
+from aeic_lightning.models.decoder.tiling import TilingConfig, blend_tiles, fits
+
+
+@dataclass
+class VAEConfig:
+    """Sizes of the VAE decoder. The defaults are those of the half-width decoder of the paper.
+
+    Args:
+        widths: channels from full resolution (first) to stride 8 (last).
+        layers: resnets in a block, less one.
+        groups: groups of every GroupNorm.
+        attention: whether the middle block, at stride 8, has attention.
+    """
+
+    widths: list[int] = field(default_factory=lambda: [64, 128, 256, 256])
+    layers: int = 2
+    groups: int = 32
+    attention: bool = True
+
+    def check(self) -> None:
+        """Raise UserError where the sizes do not fit together."""
+        if len(self.widths) != 4:
+            raise UserError(f"decoder: the VAE decoder needs 4 widths (strides 1, 2, 4, 8), not {len(self.widths)}")
+        if any(width % self.groups for width in self.widths):
+            raise UserError(f"decoder: every VAE width must be a multiple of its {self.groups} groups")
+
+
+@dataclass
+class PretrainedConfig:
+    """A frozen base, and LoRA over its U-Net. Of the decoder, then, only LoRA, conv_in and conv_out are trained and
+    kept in checkpoints.
+
+    Both names are looked for as a path, then in the folder AEIC_WEIGHTS (environment), then in the Hugging Face cache;
+    nothing is downloaded.
+
+    Args:
+        unet: a diffusers folder (with `unet/`, or that folder itself), or a repository's name.
+        vae: the state dict of a VAE decoder, as a file or as REPOSITORY/path/in/it.
+        rank: of LoRA.
+        alpha: LoRA's output is scaled by alpha / rank.
+    """
+
+    unet: str = "stabilityai/sd-turbo"
+    vae: str = "Guaishou74851/AdcSR/weight/pretrained/halfDecoder.ckpt"
+    rank: int = 32
+    alpha: float = 8.0
+
+    def check(self) -> None:
+        """Raise UserError for an adapter that cannot be."""
+        if self.rank < 1:
+            raise UserError(f"decoder.pretrained: rank must be at least 1, not {self.rank}")
+
+
+@dataclass
+class DecoderConfig:
+    """The one-step decoder.
+
+    Args:
+        unet: sizes of the denoiser.
+        vae: sizes of the VAE decoder.
+        pretrained: frozen weights under LoRA; null trains both networks whole, from random weights.
+        gradient_checkpointing: keep less for the backward pass and compute it again: less memory, a third more time.
+        tiling: in evaluation mode, tile what is larger than a tile; null never does.
+    """
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    pretrained: PretrainedConfig | None = None
+    gradient_checkpointing: bool = False
+    tiling: TilingConfig | None = None
+
+
+class DecoderOutput(NamedTuple):
+    """x_hat (B, 3, 8h, 8w); l_0 and the hidden states are taps for distillation (none of these in a tiled pass)."""
+
+    x_hat: Tensor
+    l_0: Tensor
+    hidden: list[Tensor]
+
+
+class OneStepDecoder(nn.Module):
+    """x_hat = vae(denoiser(l_T) + l_res), with l_T and l_res at stride 8.
+
+    There is no noise schedule and no latent scaling: l_0 + l_res enters the VAE decoder as it is.
+
+    With `config.pretrained` the base weights wait on the meta device until `load_base` (or `share_base`). They never
+    enter `state_dict`, whose names do not depend on who else shares the base: `denoiser.trunk. ... .lora_A.weight`.
+    """
+
+    def __init__(self, l_T_channels: int, l_res_channels: int, config: DecoderConfig) -> None:
+        super().__init__()
+        config.vae.check()
+        if config.tiling:
+            config.tiling.check()
+        if config.pretrained:
+            config.pretrained.check()
+        self.config = config
+        base = config.pretrained
+        self.denoiser = Denoiser(
+            l_T_channels, l_res_channels, config.unet, lora=(base.rank, base.alpha) if base else None
+        )
+        vae = config.vae
+        with torch.device("meta") if base else nullcontext():
+            self.vae = Decoder(
+                in_channels=l_res_channels,
+                out_channels=3,
+                up_block_types=("UpDecoderBlock2D",) * len(vae.widths),
+                block_out_channels=tuple(vae.widths),
+                layers_per_block=vae.layers,
+                norm_num_groups=vae.groups,
+                mid_block_add_attention=vae.attention,
+            )
+        for module in self.vae.modules():
+            if type(module).__name__ == "ResnetBlock2D":
+                nn.init.zeros_(module.conv2.weight)
+        if config.gradient_checkpointing:
+            self._checkpoint()
+        self.base_fingerprints: dict[str, str] | None = None
+        self._base_ends: dict[str, Tensor] = {}
+        if base:
+            self.vae.requires_grad_(False)
+            self.register_state_dict_post_hook(_leave_out_base)
+            self.register_load_state_dict_pre_hook(_fill_in_base)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> "OneStepDecoder":
+        """A frozen base stays in evaluation mode."""
+        super().train(mode)
+        if self.config.pretrained:
+            self.denoiser.trunk.eval()
+            self.vae.eval()
+        return self
+
+    # ------------------------------------------------------------------ the frozen base
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the decoder can run: it has its base, or needs none."""
+        return not self.vae.conv_in.weight.is_meta
+
+    def load_base(self) -> None:
+        """Read the base from `config.pretrained`, and start conv_in and conv_out from its own, widened.
+
+        Does nothing where there is none to load, or it is there. Call it before a checkpoint is loaded. Raises
+        UserError when files are missing or of other sizes, saying how to get them.
+        """
+        base = self.config.pretrained
+        if base and not self.has_base:
+            unet = stable_diffusion.read_unet(base.unet, self.config.unet)
+            self.set_base(unet, stable_diffusion.read_vae_decoder(base.vae))
+
+    def set_base(self, unet: dict[str, Tensor], vae: dict[str, Tensor]) -> None:
+        """Take the base from tensors by name: a U-Net without time, text and cross-attention, and a VAE decoder.
+
+        They are taken over, not copied. Raises UserError naming the first tensor that is missing, superfluous or of
+        another shape.
+        """
+        base = self.config.pretrained
+        fingerprints = {"unet": stable_diffusion.fingerprint(unet), "vae": stable_diffusion.fingerprint(vae)}
+        ends = {name: tensor for name, tensor in unet.items() if name.startswith(("conv_in.", "conv_out."))}
+        trunk = {name: tensor for name, tensor in unet.items() if name not in ends}
+        kernel = vae.get("conv_in.weight")
+        if kernel is not None:
+            vae = vae | {"conv_in.weight": widened(kernel, self.vae.conv_in.in_channels, dim=1)}
+
+        # LoRA has put the base's own layers one level lower.
+        wrapped = {name.replace(".base_layer.", "."): name for name in self.denoiser.trunk.state_dict()}
+        wrapped = {plain: name for plain, name in wrapped.items() if ".lora_" not in plain}
+        stable_diffusion.assign(self.denoiser.trunk, trunk, f"U-Net {base.unet}", wrapped)
+        stable_diffusion.assign(self.vae, vae, f"VAE decoder {base.vae}")
+        self.base_fingerprints, self._base_ends = fingerprints, ends
+        self._start_ends()
+
+    def share_base(self, other: "OneStepDecoder", name: str) -> None:
+        """Work on the base of `other`, through a new adapter of this name. The adapter of `other` is frozen.
+
+        Raises UserError when the two are not made for the same base.
+        """
+        ours, theirs = self.config, other.config
+        if ours.pretrained is None or theirs.pretrained is None:
+            raise UserError("a base can be shared only where both decoders have `pretrained`")
+        if (ours.unet, ours.vae) != (theirs.unet, theirs.vae) or self._ends != other._ends:
+            raise UserError("teacher and student cannot share a base of different sizes: give both the same decoder")
+        self.denoiser.adapt(other.denoiser.trunk, name)
+        self.vae = other.vae
+        self.base_fingerprints, self._base_ends = other.base_fingerprints, other._base_ends
+        self._start_ends()
+        if ours.gradient_checkpointing:
+            self._checkpoint()
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        return self.denoiser.conv_in.in_channels, self.denoiser.conv_out.out_channels
+
+    def _start_ends(self) -> None:
+        """conv_in and conv_out from the base's four channels: kernels tiled and divided, biases tiled."""
+        l_T_channels, l_res_channels = self._ends
+        ends = self._base_ends
+        bias = ends["conv_out.bias"]
+        self.denoiser.conv_in.load_state_dict(
+            {"weight": widened(ends["conv_in.weight"], l_T_channels, dim=1), "bias": ends["conv_in.bias"]}
+        )
+        self.denoiser.conv_out.load_state_dict(
+            {
+                "weight": widened(ends["conv_out.weight"], l_res_channels, dim=0),
+                "bias": bias[torch.arange(l_res_channels) % len(bias)],
+            }
+        )
+
+    def _checkpoint(self) -> None:
+        self.denoiser.trunk.enable_checkpointing()
+        self.vae.gradient_checkpointing = True
+        self.vae._gradient_checkpointing_func = lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+
+    # ------------------------------------------------------------------ the pass
+
+    def forward(self, l_T: Tensor, l_res: Tensor) -> DecoderOutput:
+        """Latents (B, C, h, w) -> x_hat, clamped to [-1, 1] in evaluation mode, where `config.tiling` holds as well.
+
+        In training mode x_hat is not clamped, since a pixel beyond the range would get no gradient to come back.
+        """
+        if not self.has_base and not l_T.is_meta:
+            raise UserError("the decoder has no base weights yet; call load_base() before the first image")
+        if self.training:
+            l_0, hidden = self.denoiser(l_T)
+            return DecoderOutput(self.vae(l_0 + l_res), l_0, hidden)
+        tiling = self.config.tiling
+        if tiling is None or fits(l_T, min(tiling.unet_tile, tiling.vae_tile)):
+            l_0, hidden = self.denoiser(l_T)
+            return DecoderOutput(self.vae(l_0 + l_res).clamp(-1, 1), l_0, hidden)
+        return self.decode_tiled(l_T, l_res, tiling)
+
+    def decode_tiled(self, l_T: Tensor, l_res: Tensor, tiling: TilingConfig) -> DecoderOutput:
+        """The pass in overlapping tiles, first of the denoiser, then of the VAE decoder; x_hat clamped, no hidden.
+
+        Equal to the whole pass as far as the networks are local. Attention and GroupNorm are not: within a tile they
+        see the tile, so that a tiled picture is another one than the whole pass gives, without seams. Memory beside
+        the latents and the picture is that of one tile.
+        """
+        l_0 = self.denoise(l_T, tiling)
+        return DecoderOutput(self.paint(l_0 + l_res, tiling).clamp(-1, 1), l_0, [])
+
+    def denoise(self, l_T: Tensor, tiling: TilingConfig | None = None) -> Tensor:
+        """l_0 of l_T, in tiles of `tiling`, or else of `config.tiling`, or else whole."""
+        tiling = tiling or self.config.tiling
+        if tiling is None:
+            return self.denoiser(l_T).l_0
+        return blend_tiles(lambda x: self.denoiser(x).l_0, l_T, tiling.unet_tile, tiling.unet_overlap, scale=1)
+
+    def paint(self, latents: Tensor, tiling: TilingConfig | None = None) -> Tensor:
+        """x_hat, not clamped, of l_0 + l_res, in tiles as `denoise`."""
+        tiling = tiling or self.config.tiling
+        if tiling is None:
+            return self.vae(latents)
+        return blend_tiles(self.vae, latents, tiling.vae_tile, tiling.vae_overlap, scale=8)
+
+
+def widened(kernel: Tensor, channels: int, dim: int) -> Tensor:
+    """A kernel for `channels` channels along `dim` from one for fewer: channel c has kernel c mod n, times n/channels.
+
+    Over copies of the same channels it gives what the narrow kernel gave.
+    """
+    n = kernel.shape[dim]
+    return kernel.index_select(dim, torch.arange(channels, device=kernel.device) % n) * (n / channels)
+
+
+def _is_kept(name: str, adapter: str) -> bool:
+    """Whether a checkpoint holds a tensor of this name (below the decoder)."""
+    if name.startswith("denoiser.trunk."):
+        return f".{adapter}." in name and ".lora_" in name
+    return not name.startswith("vae.")
+
+
+def _leave_out_base(decoder: OneStepDecoder, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    adapter = decoder.denoiser.adapter
+    for name in [name for name in state if name.startswith(prefix)]:
+        tensor = state.pop(name)
+        if _is_kept(name.removeprefix(prefix), adapter):
+            # Named without the adapter, so that a student's checkpoint can be the next student's teacher.
+            state[name.replace(f".{adapter}.weight", ".weight")] = tensor
+
+
+def _fill_in_base(decoder: OneStepDecoder, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    adapter = decoder.denoiser.adapter
+    for name in [name for name in state if ".lora_" in name and name.startswith(prefix)]:
+        state[name.removesuffix(".weight") + f".{adapter}.weight"] = state.pop(name)
+    # What a checkpoint does not hold stays as it is.
+    for part, module in (("denoiser.trunk.", decoder.denoiser.trunk), ("vae.", decoder.vae)):
+        for name, tensor in module.state_dict().items():
+            if not _is_kept(part + name, adapter):
+                state[prefix + part + name] = tensor

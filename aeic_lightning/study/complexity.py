@@ -1,0 +1,112 @@
+"""Parameters and multiply-accumulates of the sender and the receiver."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from aeic_lightning.checkpoints.checkpoint import from_dict
+from aeic_lightning.checkpoints.released import RELEASED
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig
+
+SIZE = 1024  # square image on which MACs are counted; a multiple of the stride of z
+
+
+# What the paper's table gives for everything that the sender runs: parameters, MACs per pixel.
+PAPER_ENCODE = {"AEIC-ME": (55.91e6, 204.26e3), "AEIC-SE": (16.10e6, 46.02e3)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One module's share. MACs per pixel of the image are counted at 1024 x 1024.
+
+    A convolution's or a matrix product's multiply-accumulates count, attention included; normalisation, activations
+    and the additions of biases do not.
+    """
+
+    name: str
+    parameters: int
+    macs_per_pixel: float
+
+
+def codec_costs(model: AEIC) -> dict[str, Cost]:
+    """Costs by module, and of `encode`: all that the sender runs (g_a, h_a, h_s, the four context steps, the prior).
+
+    The model may be on the meta device; nothing is computed.
+    """
+    codec = model.codec
+    config = codec.config
+    side = SIZE // codec.stride
+    channels = config.widths[-1]
+    inputs = {
+        "g_a": (codec.g_a, (3, SIZE, SIZE)),
+        "h_a": (codec.h_a, (channels, side, side)),
+        "h_s": (codec.h_s, (channels // 2, side // 4, side // 4)),
+        "context": (_FourSteps(codec.context), (channels, side, side)),
+        "g_s": (codec.g_s, (channels, side, side)),
+        "denoiser": (model.decoder.denoiser, (config.l_T_channels, SIZE // 8, SIZE // 8)),
+        "vae": (model.decoder.vae, (config.l_res_channels, SIZE // 8, SIZE // 8)),
+    }
+    costs = {name: Cost(name, _parameters(m), _macs(m, shape) / SIZE**2) for name, (m, shape) in inputs.items()}
+    costs["prior"] = Cost("prior", _parameters(codec.prior), 0.0)
+    sender = [costs[name] for name in ("g_a", "h_a", "h_s", "context", "prior")]
+    costs["encode"] = Cost(
+        "encode", sum(cost.parameters for cost in sender), sum(cost.macs_per_pixel for cost in sender)
+    )
+    return costs
+
+
+def paper_encode(codec: CodecConfig) -> tuple[str, int, float] | None:
+    """Name, encode parameters and encode MACs per pixel of the paper's model with these sizes, if it is one."""
+    for name, (sizes, _) in RELEASED.items():
+        if replace(codec, skip_threshold=sizes.skip_threshold) == sizes:
+            return name, *PAPER_ENCODE[name]
+    return None
+
+
+def experiment_configs(config: dict[str, Any], file: Any) -> tuple[CodecConfig, DecoderConfig]:
+    """The sizes in a resolved experiment file. Raises UserError for a file without them, or with unknown ones."""
+    try:
+        sizes = config["model"]["init_args"]
+        return from_dict(CodecConfig, sizes["codec"]), from_dict(DecoderConfig, sizes["decoder"])
+    except KeyError as error:
+        raise UserError(f"{file} has no {error.args[0]} section; give an experiment file with a model") from None
+    except TypeError as error:
+        raise UserError(f"{file}: {error}; --print_config lists the settings") from error
+
+
+class _FourSteps(nn.Module):
+    """The context model as the sender runs it."""
+
+    def __init__(self, context: nn.Module) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, phi: torch.Tensor) -> torch.Tensor:
+        return self.context(phi, lambda mean, scale, mask: mean)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        # Shapes are all that matters: count on a copy without storage.
+        module = _on_meta(module)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(torch.empty(1, *shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    with torch.device("meta"):
+        return copy.deepcopy(module).to("meta")

@@ -1,0 +1,348 @@
+"""What an experiment needs, before it is run: parameters, memory, and the weights that are not at hand.
+
+Everything is built on the meta device, so that a plan takes seconds and no memory, whatever the model's size.
+"""
+
+import copy
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from aeic_lightning.checkpoints.checkpoint import from_dict, model_configs, read_checkpoint
+from aeic_lightning.config.lightning_cli import OPTIONS
+from aeic_lightning.config.near_miss import user_error
+from aeic_lightning.errors import UserError
+from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
+from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.metrics.dists import EdgeAwareDISTS, patch_starts
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.backbones import find_weights, require_clip, require_dinov3
+from aeic_lightning.models.decoder import stable_diffusion
+from aeic_lightning.study.complexity import experiment_configs
+from aeic_lightning.systems import OptimizationConfig
+
+GIGABYTE = 1e9
+
+
+@dataclass
+class Part:
+    """Parameters of one part of a run."""
+
+    name: str
+    trained: int = 0
+    frozen: int = 0
+
+
+@dataclass
+class Plan:
+    """Bytes are of one device, for one batch."""
+
+    parts: list[Part] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    activations: dict[str, float] = field(default_factory=dict)
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """Bytes by purpose."""
+        trained = sum(part.trained for part in self.parts)
+        frozen = sum(part.frozen for part in self.parts)
+        fixed = {"weights": 4.0 * (trained + frozen), "gradients": 4.0 * trained, "AdamW": 8.0 * trained}
+        return fixed | {f"activations, {name}": size for name, size in self.activations.items()}
+
+
+def make_plan(config: dict[str, Any], file: Any) -> Plan:
+    """Plan of a resolved experiment file. Raises UserError for settings that cannot be."""
+    check_settings(config)
+    codec_config, decoder_config = experiment_configs(config, file)
+    settings = config["model"]["init_args"]
+    try:
+        loss = from_dict(LossConfig, settings.get("loss") or {})
+        optimization = from_dict(OptimizationConfig, settings.get("optimization") or {})
+    except TypeError as error:
+        raise UserError(f"{file}: {error}; --print_config lists the settings") from error
+    data = (config.get("data") or {}).get("init_args") or {}
+    crop, batch = data.get("crop_size", 256), data.get("batch_size", 8)
+    low = str((config.get("trainer") or {}).get("precision", "32")).startswith(("bf16", "16"))
+
+    plan = Plan()
+    with torch.device("meta"):
+        model = AEIC(codec_config, decoder_config)
+    plan.parts += [
+        part("codec", model.codec),
+        part("denoiser", model.decoder.denoiser),
+        part("VAE decoder", model.decoder.vae),
+    ]
+    x_hat = _model_activations(plan, model, torch.empty(batch, 3, crop, crop, device="meta"), low)
+    _add_losses(plan, loss, optimization, x_hat)
+    _add_teacher(plan, settings, model)
+    _find_missing(plan, config, decoder_config, loss, optimization)
+    plan.assumptions += [
+        f"batches of {batch} crops of {crop} x {crop} on each device; every number 4 bytes"
+        + (", the decoder's activations 2" if low else ""),
+        "activations are what autograd keeps for the backward pass"
+        + (", with gradient checkpointing in the decoder" if decoder_config.gradient_checkpointing else ""),
+        "not counted: buffers of convolutions, fragmentation, the CUDA context (about 1 GB), validation images",
+    ]
+    return plan
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Raise UserError for settings that `fit` would not take; nothing is built."""
+
+    class Parser(LightningCLI):
+        def instantiate_classes(self) -> None: ...
+
+        def _run_subcommand(self, subcommand: str) -> None: ...
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
+            Parser(args={"subcommand": "fit", "fit": copy.deepcopy(config) | {"seed_everything": False}}, **OPTIONS)
+    except ArgumentError as error:
+        raise user_error(error) from error
+
+
+def print_plan(plan: Plan) -> int:
+    """Print the plan; 0 when nothing is missing, else 2."""
+    print(f"{'part':<22} {'trained':>14} {'frozen':>14}")
+    for row in [*plan.parts, Part("sum", *(sum(getattr(p, n) for p in plan.parts) for n in ("trained", "frozen")))]:
+        print(f"{row.name:<22} {row.trained:>14,} {row.frozen:>14,}")
+    print("\nmemory, estimated")
+    for name, size in plan.memory.items():
+        print(f"  {name:<38} {size / GIGABYTE:>8.2f} GB")
+    print(f"  {'sum':<38} {sum(plan.memory.values()) / GIGABYTE:>8.2f} GB")
+    for line in plan.assumptions:
+        print(f"  ({line})")
+    print("\nmissing" if plan.missing else "\nnothing is missing")
+    for line in plan.missing:
+        print(f"  - {line}")
+    return 2 if plan.missing else 0
+
+
+def part(name: str, module: nn.Module) -> Part:
+    """Count a module's parameters."""
+    count = Part(name)
+    for p in module.parameters():
+        if p.requires_grad:
+            count.trained += p.numel()
+        else:
+            count.frozen += p.numel()
+    return count
+
+
+# ---------------------------------------------------------------------- activations
+
+
+class _Kept:
+    """Bytes of the tensors that autograd keeps, each storage once, parameters not at all."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.seen = {_storage(p) for module in modules for p in module.parameters()}
+        self.size = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self.seen:
+            self.seen.add(_storage(tensor))
+            self.size += tensor.untyped_storage().nbytes()
+        return tensor
+
+    @contextmanager
+    def counting(self):
+        with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
+            yield self
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention keeps what the fused kernels keep. The meta device would run, and keep, the matrix of all pairs."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return function(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _model_activations(plan: Plan, model: AEIC, x: Tensor, low: bool) -> Tensor:
+    """Record what the codec and the decoder keep; returns x_hat."""
+    model.train()
+    kept = _Kept(model)
+    with kept.counting():
+        codec = model.codec(x)
+    plan.activations["codec"] = float(kept.size)
+    before = kept.size
+    largest = 0
+
+    def checkpointed(module: nn.Module, *args: Any) -> Any:
+        # Of a checkpointed module its inputs are kept, and in the backward pass all of one module at a time.
+        nonlocal largest
+        for tensor in args:
+            if isinstance(tensor, Tensor):
+                kept.add(tensor)
+        size, seen = kept.size, set(kept.seen)
+        out = module(*args)
+        largest = max(largest, kept.size - size)
+        kept.size, kept.seen = size, seen
+        return out
+
+    decoder = model.decoder
+    if decoder.config.gradient_checkpointing:
+        decoder.denoiser.trunk.enable_gradient_checkpointing(checkpointed)
+        decoder.vae._gradient_checkpointing_func = checkpointed
+    with kept.counting():
+        x_hat = decoder(codec.l_T, codec.l_res).x_hat
+    plan.activations["decoder"] = (kept.size - before + largest) * (0.5 if low else 1.0)
+    return x_hat
+
+
+def _add_losses(plan: Plan, loss: LossConfig, optimization: OptimizationConfig, x_hat: Tensor) -> None:
+    """The frozen networks of the loss, and the discriminator."""
+    batch, _, height, width = x_hat.shape
+    patches = 2 * len(patch_starts(height, EdgeAwareDISTS.patch, EdgeAwareDISTS.stride)) ** 2  # picture and edges
+    patch = (batch * patches, min(height, EdgeAwareDISTS.patch), min(width, EdgeAwareDISTS.patch))
+
+    def resized(backbone: str) -> tuple[int, int, int]:
+        # To 224, but that EfficientNet-Lite0 takes smaller pictures as they are.
+        return (batch, min(height, 224), min(width, 224)) if backbone == "lite0" else (batch, 224, 224)
+
+    used = {
+        "LPIPS": (loss.lpips, loss.lpips_backbone, (batch, height, width)),
+        "edge-aware DISTS": (loss.edge_dists, loss.dists_backbone, patch),
+        "semantic": (loss.semantic, loss.semantic_backbone, resized(loss.semantic_backbone)),
+        "discriminator": (loss.adversarial, optimization.discriminator, resized(optimization.discriminator)),
+    }
+    for name, (weight, backbone, (number, rows, columns)) in used.items():
+        if not weight:
+            continue
+        network = _backbone(backbone).requires_grad_(False)
+        images = torch.empty(number, 3, rows, columns, device="meta", requires_grad=True)
+        kept = _Kept(network)
+        with kept.counting():
+            network(images)
+        plan.parts.append(part(f"{name} ({backbone})", network))
+        plan.activations[f"{name} ({backbone})"] = float(kept.size)
+    if loss.adversarial:
+        plan.parts.append(Part("discriminator's heads", trained=_head_parameters(optimization.discriminator)))
+
+
+def _backbone(name: str) -> nn.Module:
+    with torch.device("meta"):
+        if name == "lite0":
+            return timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+        if name in ("alex", "vgg"):
+            build = torchvision.models.alexnet if name == "alex" else torchvision.models.vgg16
+            return build(weights=None).features
+        if name == "clip":
+            return CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=512)).eval()
+        if name == "dinov3":
+            return timm.create_model("vit_base_patch16_dinov3", pretrained=False, num_classes=0).eval()
+    raise UserError(f"no backbone {name!r}; see the settings of the loss in --print_config")
+
+
+def _head_parameters(backbone: str) -> int:
+    maps, embedding = ((40, 112), 1280) if backbone == "lite0" else ((768, 768), 768)
+    convolutions = sum(channels * 128 * 9 + 128 + 128 + 1 for channels in maps)
+    return convolutions + embedding * 128 + 128 + 128 + 1
+
+
+def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC) -> None:
+    """The teacher of a distillation, and the projections."""
+    if not settings.get("teacher"):
+        return
+    path = settings["teacher"]
+    if not Path(path).is_file():
+        plan.assumptions.append(f"the teacher {path} is not there, and so not counted")
+        return
+    codec, decoder = model_configs(read_checkpoint(path, "teacher"), path)
+    with torch.device("meta"):
+        teacher = AEIC(codec, decoder).requires_grad_(False)
+    shared = settings.get("share_base", True) and decoder.pretrained and student.decoder.config.pretrained
+    plan.parts.append(part("teacher's codec", teacher.codec))
+    if shared:
+        own = sum(t.numel() for name, t in teacher.decoder.state_dict().items() if name.startswith("denoiser."))
+        plan.parts.append(Part("teacher's adapter", frozen=own))
+    else:
+        plan.parts.append(part("teacher's decoder", teacher.decoder))
+    pairs = [Pair(**pair) for pair in settings["pairs"]]
+    betas = {"encoder": settings.get("beta1", 0.5), "decoder": settings.get("beta2", 0.0)}
+    pairs = [pair for pair in pairs if betas[pair.side]]
+    with torch.device("meta"):
+        channels = (tap_channels(m.codec.config, m.decoder.config) for m in (student, teacher))
+        plan.parts.append(part("projections", DistillationLoss(pairs, *channels)))
+
+
+# ---------------------------------------------------------------------- what is not at hand
+
+
+def _find_missing(plan: Plan, config: dict, decoder: Any, loss: LossConfig, optimization: OptimizationConfig) -> None:
+    def need(check, *args: Any) -> None:
+        try:
+            check(*args)
+        except UserError as error:
+            if str(error) not in plan.missing:
+                plan.missing.append(str(error))
+
+    settings = config["model"]["init_args"]
+    if decoder.pretrained:
+        need(stable_diffusion.unet_files, decoder.pretrained.unet, decoder.unet)
+        need(stable_diffusion.locate, decoder.pretrained.vae, "VAE decoder")
+    networks = [
+        *([loss.lpips_backbone] if loss.lpips else []),
+        *([loss.dists_backbone] if loss.edge_dists else []),
+        *([loss.semantic_backbone] if loss.semantic else []),
+        *([optimization.discriminator] if loss.adversarial else []),
+        *_callback_networks(config),
+    ]
+    for name in networks:
+        if name in ("alex", "vgg", "inception"):
+            need(find_weights, name)
+        elif name == "clip":
+            need(require_clip)
+        elif name == "dinov3":
+            need(require_dinov3)
+    for key in ("init_from", "receiver_from", "teacher"):
+        if settings.get(key):
+            need(_checkpoint_file, key, settings[key])
+    data = (config.get("data") or {}).get("init_args") or {}
+    for key in ("train_dir", "val_dir", "test_dir"):
+        if data.get(key) and not Path(data[key]).expanduser().is_dir():
+            plan.missing.append(f"data.{key}: no folder {data[key]}; put the images there or name another one")
+
+
+def _checkpoint_file(key: str, path: str) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"{key}: no file {path}; train that stage first (`fit`), or `import-released` one")
+
+
+def _callback_networks(config: dict) -> list[str]:
+    """Backbones of the metrics that callbacks compute."""
+    names: list[str] = []
+    for callback in (config.get("trainer") or {}).get("callbacks") or []:
+        arguments = callback.get("init_args") or {}
+        for key in ("backbone", "lpips", "dists"):
+            value = arguments.get(key) or []
+            names += [value] if isinstance(value, str) else value
+    return names

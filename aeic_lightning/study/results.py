@@ -1,0 +1,383 @@
+"""Results: what a codec at one setting reached on a set of images, wherever it was measured.
+
+A run folder of `fit`, and the JSON files of `evaluate`, `anchors` and `compare`, are all read as `Result`; tables,
+BD-rates and reports are made from those alone. A file holds
+
+    {"format": "aeic_lightning results 1", "results": [{the fields of Result}, ...]}
+
+with paths relative to the file. A figure that is not finite (the PSNR of equal images) is null.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import file_name, write_whole
+
+FORMAT = "aeic_lightning results 1"
+RATE_LABELS = ("lambda", "quality", "target")
+"""Labels that move a codec along its own rate-distortion curve; all others tell curves apart."""
+
+Label = int | float | str
+Kind = Literal["run", "checkpoint", "files", "anchor", "published"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One codec at one setting on one set of images.
+
+    Attributes:
+        name: name of the run, or what else a reader should call it.
+        kind: a run of `fit`; a checkpoint that was evaluated; reconstructions that were found as files; a conventional
+            codec as an anchor; or figures from a publication, of which nothing is known by image.
+        labels: what sets it apart: role, depth, widths, lambda, seed, beta1, ... of runs; codec and target of anchors.
+        metrics: name -> {"mean": over the images that have it, null if infinite, "images": how many}.
+        set_metrics: figures of the whole set: name -> {"value", "patches", ...}.
+        images: rows with name, height, width, crc32 (of the original's 8-bit pixels) and each figure of the image.
+        metric_info: name -> {"backbone", "version", "options", ...}.
+        costs: {"encoder_macs_per_pixel": {"g_a", "encode"}, "encoder_parameters": {...}}; None if not known.
+        command: what made it.
+        git: commit, and whether files differed from it.
+        versions: of the packages.
+        step: generator updates; None for what was not trained here.
+        notes: what a reader of the figures should know.
+        folder: a run's folder.
+        pictures: name of an image -> PNG of its reconstruction; see `original`.
+    """
+
+    name: str
+    kind: Kind
+    labels: dict[str, Label]
+    metrics: dict[str, dict[str, Any]]
+    set_metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    metric_info: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] | None = None
+    command: str = ""
+    git: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    step: int | None = None
+    notes: list[str] = field(default_factory=list)
+    folder: Path | None = None
+    pictures: dict[str, Path] = field(default_factory=dict)
+
+    def figure(self, metric: str) -> float | None:
+        """The mean over images, or the set's figure; None where it was not measured or is not finite."""
+        if metric in self.metrics:
+            return self.metrics[metric]["mean"]
+        return self.set_metrics.get(metric, {}).get("value")
+
+    def original(self, name: str) -> Path | None:
+        """The PNG of an original, which lies beside that of the reconstruction."""
+        picture = self.pictures.get(name)
+        beside = picture and picture.with_name(f"{picture.stem}_original.png")
+        return beside if beside and beside.is_file() else None
+
+    @property
+    def image_set(self) -> frozenset[tuple]:
+        """What was measured on: two results can be compared where these are equal."""
+        return frozenset((i["name"], i.get("height"), i.get("width"), i.get("crc32")) for i in self.images)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Results that differ in `RATE_LABELS` alone (and in what the grouping left out), by rising rate."""
+
+    labels: dict[str, Label]
+    results: list[Result]
+
+    @property
+    def name(self) -> str:
+        """The labels in words."""
+        return _in_words(self.labels)
+
+
+_SPEAK_FOR_THEMSELVES = ("role", "codec", "dataset", "arm")
+
+
+def _in_words(labels: dict[str, Label]) -> str:
+    return " ".join(str(v) if k in _SPEAK_FOR_THEMSELVES else f"{k} {v}" for k, v in labels.items())
+
+
+def distinct_names(curves: Sequence[Curve]) -> list[str]:
+    """A name for each curve, of the labels in which they differ, and of what speaks for itself."""
+    labels = dict.fromkeys(label for curve in curves for label in curve.labels)
+    differ = [label for label in labels if len({curve.labels.get(label) for curve in curves}) > 1]
+    kept = {*differ, *_SPEAK_FOR_THEMSELVES}
+    return [_in_words({k: v for k, v in curve.labels.items() if k in kept}) or curve.name for curve in curves]
+
+
+def curves(results: Iterable[Result], by: Sequence[str] | None = None) -> list[Curve]:
+    """Group results into curves, in the order in which each first appears.
+
+    Args:
+        results: any mixture.
+        by: labels that tell curves apart; a result without one counts as having none. Default: all but `RATE_LABELS`.
+            Leave out "seed" to pool the seeds of a curve.
+    """
+    groups: dict[tuple, list[Result]] = {}
+    for result in results:
+        names = [name for name in result.labels if name not in RATE_LABELS] if by is None else by
+        key = tuple(sorted((name, result.labels[name]) for name in names if name in result.labels))
+        groups.setdefault(key, []).append(result)
+    made = []
+    for key, members in groups.items():
+        labels = {name: value for name, value in members[0].labels.items() if (name, value) in key}
+        made.append(Curve(labels, sorted(members, key=_rate)))
+    return made
+
+
+def _rate(result: Result) -> float:
+    rate = result.figure("bpp")
+    rate = result.figure("bpp_estimate") if rate is None else rate
+    return math.inf if rate is None else rate
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_result(path: str | Path) -> Result:
+    """A run folder, or a file that holds one result. Raises UserError where there is not exactly one."""
+    found = read_results([path])
+    if len(found) != 1:
+        raise UserError(f"{path} holds {len(found)} results; give a file with one")
+    return found[0]
+
+
+def read_results(paths: Iterable[str | Path]) -> list[Result]:
+    """All results of run folders and result files.
+
+    Raises UserError for a folder without a finished run, and for a file that holds no results.
+    """
+    found = []
+    for path in map(Path, paths):
+        found += [_read_run(path)] if path.is_dir() else _read_file(path)
+    return found
+
+
+def _read_file(path: Path) -> list[Result]:
+    record = _json(path, "no run folder and no result file")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(f"{path} is no result file ({FORMAT}); give one that evaluate, anchors or compare wrote")
+    try:
+        return [_from_record(entry, path.parent) for entry in record["results"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__} {error}; measure again") from error
+
+
+def _from_record(entry: dict[str, Any], base: Path) -> Result:
+    values = {f.name: entry[f.name] for f in fields(Result) if f.name in entry}
+    values["folder"] = _normal(base / entry["folder"]) if entry.get("folder") else None
+    values["pictures"] = {name: _normal(base / picture) for name, picture in entry.get("pictures", {}).items()}
+    return Result(**values)
+
+
+def _normal(path: Path) -> Path:
+    return Path(os.path.normpath(path))
+
+
+def _read_run(folder: Path) -> Result:
+    figures, record = (
+        _json(folder / name, _UNFINISHED.format(folder, name)) for name in ("metrics_val.json", "run.json")
+    )
+    if not (folder / "config.yaml").is_file():
+        raise UserError(_UNFINISHED.format(folder, "config.yaml"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        images = figures["images"]
+        return Result(
+            name=folder.resolve().name,
+            kind="run",
+            labels=run_labels(config, record.get("seed")),
+            metrics=figures["metrics"],
+            set_metrics=figures.get("set_metrics", {}),
+            images=images,
+            metric_info=with_part_in_training(figures.get("metric_info", {}), config),
+            costs=encoder_costs(config),
+            command=record["command"],
+            git=record["git"],
+            versions=record.get("versions", {}),
+            step=figures["step"],
+            folder=folder,
+            pictures=_pictures(folder / "reconstructions", images),
+        )
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} holds damaged records ({type(error).__name__}: {error}); train it again") from error
+
+
+_UNFINISHED = "{0} has no {1}; it is no finished run of `fit`"
+
+
+def _json(path: Path, missing: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(missing if str(path.parent) in missing else f"{path}: {missing}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
+    """What a run's config says of it; `model.init_args.labels`, which an experimenter wrote, win."""
+    model = config["model"]
+    settings = model["init_args"]
+    codec, loss = settings.get("codec") or {}, settings.get("loss") or {}
+    labels: dict[str, Label] = {"role": model["class_path"].rsplit(".", 1)[-1].removesuffix("System").lower()}
+    if depths := codec.get("depths"):
+        labels["depth"] = depths[0] if len(set(depths)) == 1 else "-".join(map(str, depths))
+    if widths := codec.get("widths"):
+        labels["widths"] = "-".join(map(str, widths))
+    if "rate" in loss:
+        labels["lambda"] = loss["rate"]
+    labels |= {name: settings[name] for name in ("beta1", "beta2") if name in settings}
+    if seed is not None:
+        labels["seed"] = seed
+    return labels | (settings.get("labels") or {})
+
+
+def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`metric_info` with `in_training`: whether the loss of a config is the figure, or uses its network, or neither.
+
+    A figure that was trained on flatters; one that is held out does not.
+    """
+    loss = config["model"]["init_args"].get("loss") or {}
+    optimization = config["model"]["init_args"].get("optimization") or {}
+    lpips, dists = loss.get("lpips_backbone", "lite0"), loss.get("dists_backbone", "lite0")
+    terms = {  # term of the loss: (the figure that it is, the network behind it)
+        "rate": ("bpp_estimate", None),
+        "mse": ("psnr", None),
+        "lpips": (f"lpips_{lpips}", lpips),
+        "edge_dists": ("dists" if dists == "vgg" else f"dists_{dists}", dists),
+        "semantic": (None, loss.get("semantic_backbone", "lite0")),
+        "adversarial": (None, optimization.get("discriminator", "lite0")),
+    }
+    trained = [terms[name] for name in terms if loss.get(name)]
+    figures, networks = {figure for figure, _ in trained}, {network for _, network in trained} - {None}
+
+    def part(name: str, entry: dict[str, Any]) -> str:
+        if name in figures:
+            return "in the loss"
+        return "its network is in the loss" if entry.get("backbone") in networks else "held out"
+
+    costs = ("bpp", "encode_seconds", "decode_seconds")  # no figures of quality
+    return {
+        name: entry if name in costs else entry | {"in_training": part(name, entry)} for name, entry in info.items()
+    }
+
+
+def encoder_costs(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
+    """Parameters and MACs per pixel of g_a, and of all that the sender runs; None for another kind of model."""
+    settings = config["model"]["init_args"]
+    if not {"codec", "decoder"} <= set(settings):
+        return None
+    return _costs(json.dumps({"model": {"init_args": {part: settings[part] for part in ("codec", "decoder")}}}))
+
+
+@lru_cache
+def _costs(config: str) -> dict[str, dict[str, float]]:
+    import torch
+
+    from aeic_lightning.models.aeic import AEIC
+    from aeic_lightning.study.complexity import codec_costs, experiment_configs
+
+    codec, decoder = experiment_configs(json.loads(config), "config.yaml")
+    with torch.device("meta"):
+        costs = codec_costs(AEIC(codec, decoder))
+    return {
+        "encoder_macs_per_pixel": {part: costs[part].macs_per_pixel for part in ("g_a", "encode")},
+        "encoder_parameters": {part: costs[part].parameters for part in ("g_a", "encode")},
+    }
+
+
+def _pictures(folder: Path, images: list[dict[str, Any]]) -> dict[str, Path]:
+    paths = {image["name"]: folder / f"{file_name(image['name'])}.png" for image in images}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def write_results(path: str | Path, results: Sequence[Result]) -> list[Path]:
+    """Write results as JSON, and as CSV beside it (one row an image); each whole or not at all. Returns both paths."""
+    path = Path(path)
+    table = path.with_suffix(".csv")
+    if path == table:
+        raise UserError(f"{path}: results are written as JSON, and as CSV beside it; name a .json file")
+    write_json(path, {"format": FORMAT, "results": [to_record(result, path.parent) for result in results]})
+    write_whole(table, csv_text(results))
+    return [path, table]
+
+
+def write_json(path: str | Path, record: Any) -> None:
+    """Write plain values as JSON, whole or not at all, with null for what is not finite."""
+    write_whole(path, json.dumps(finite_or_null(record), indent=1, allow_nan=False) + "\n")
+
+
+def to_record(result: Result, base: str | Path = ".") -> dict[str, Any]:
+    """Plain values for JSON, with paths relative to `base` and null for what is not finite."""
+    record = {f.name: getattr(result, f.name) for f in fields(Result)}
+    record["folder"] = os.path.relpath(result.folder, base) if result.folder else None
+    record["pictures"] = {name: os.path.relpath(picture, base) for name, picture in result.pictures.items()}
+    return finite_or_null(record)
+
+
+def csv_text(results: Sequence[Result]) -> str:
+    """One row an image and result: its name and labels, the image's figures, and what is known of each metric.
+
+    `metric_info` is JSON in one column, so that a row keeps its meaning when files are joined.
+    """
+    rows = []
+    for result in results:
+        labels = {"result": result.name, "kind": result.kind, **{f"label_{k}": v for k, v in result.labels.items()}}
+        info = {"metric_info": json.dumps(result.metric_info, sort_keys=True)}
+        rows += [labels | image | info for image in result.images]
+    columns = dict.fromkeys(key for row in rows for key in row if key != "metric_info")
+    text = io.StringIO()
+    table = csv.DictWriter(text, [*columns, "metric_info"], lineterminator="\n")
+    table.writeheader()
+    table.writerows(finite_or_null(rows))
+    return text.getvalue()
+
+
+def finite_or_null(value: Any) -> Any:
+    """The same with None for every float that is not finite, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------------- what a set of results has in common
+
+
+def check_same_images(results: Sequence[Result]) -> None:
+    """Raise UserError unless all results are of the same images; those without images are passed over."""
+    known = [result for result in results if result.images]
+    for result in known[1:]:
+        differing = Counter(name for name, *_ in result.image_set ^ known[0].image_set)
+        if differing:
+            name = min(differing)
+            raise UserError(
+                f"{result.name} and {known[0].name} were validated on different images ({name!r}, for one); "
+                "validate both on the same"
+            )
+
+
+def summary_rows(images: Sequence[dict[str, Any]], described: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Means over the images that have a figure: name -> {"mean", "images"}."""
+    leave_out = {"name", "height", "width", "crc32", *described}
+    names = dict.fromkeys(key for row in images for key in row if key not in leave_out)
+    columns = {name: [row[name] for row in images if name in row] for name in names}
+    return {name: {"mean": math.fsum(c) / len(c), "images": len(c)} for name, c in columns.items()}

@@ -1,0 +1,17 @@
+"""A compress-and-classify model that builds in milliseconds."""
+
+import pytest
+
+from aeic_lightning.classification import ClassificationConfig, TransformerConfig
+
+
+@pytest.fixture
+def analysis_config() -> ClassificationConfig:
+    """Five blocks of which the decoder reads two, and a 4 x 4 grid of latents."""
+    return ClassificationConfig(
+        encoder_widths=[8, 8, 8, 12],
+        hyper_width=6,
+        decoder_widths=[8, 8, 8],
+        aggregate=[1, 3],
+        transformer=TransformerConfig(width=24, depth=5, heads=3, grid=[4, 4], classes=7),
+    )

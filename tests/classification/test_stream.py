@@ -1,0 +1,86 @@
+"""Streams of the compress-and-classify model."""
+
+import pytest
+import torch
+
+from aeic_lightning.bitstream.exact import exact_mode, from_tokens, to_tokens
+from aeic_lightning.classification import ClassificationModel
+from aeic_lightning.classification.stream import ClassificationBitstream, ExactConv, ExactHyperSynthesis
+from aeic_lightning.errors import UserError
+
+
+@pytest.fixture
+def model(analysis_config) -> ClassificationModel:
+    model = ClassificationModel(analysis_config).eval()
+    with torch.no_grad():
+        # Means and scales that differ from place to place, densities that are not symmetric.
+        for p in [*model.codec.h_s.parameters(), *model.codec.prior.parameters()]:
+            p.add_(0.1 * torch.randn_like(p))
+    model.codec.prior.update_quantiles()
+    return model
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        torch.nn.Conv2d(6, 10, 3, padding=1),
+        torch.nn.Conv2d(6, 10, 5, padding=2),
+        torch.nn.ConvTranspose2d(6, 10, 5, stride=2, padding=2, output_padding=1),
+    ],
+)
+def test_exact_convolutions_are_close_to_the_float_ones(conv):
+    x = torch.randn(1, 6, 5, 7)
+    with exact_mode():
+        found = from_tokens(ExactConv(conv)(to_tokens(x)))
+    expected = conv(x)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 0.03 * expected.std()  # weights of 8 bits
+
+
+def test_exact_hyper_synthesis_does_not_depend_on_threads_or_layout(model):
+    h_s = ExactHyperSynthesis(model.codec.h_s)
+    z_hat = torch.randn(1, 6, 9, 6).round()
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            with exact_mode():
+                results += [h_s(z_hat), h_s(z_hat.contiguous(memory_format=torch.channels_last))]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (16, 16), (50, 90), (48, 112)])
+def test_a_stream_decodes_to_the_senders_latents(model, height, width):
+    stream = ClassificationBitstream(model)
+    encoded = stream.encode_fully(picture(height, width))
+    decoded = ClassificationBitstream(model).decode(encoded.data)
+    assert torch.equal(decoded.y_hat, encoded.y_hat)
+    assert torch.equal(decoded.z_hat, encoded.z_hat)
+    assert (decoded.height, decoded.width) == (height, width)
+    assert len(encoded.data) * 8 <= encoded.bits + 8 * 20
+
+
+def test_the_file_takes_what_the_estimate_says(model):
+    x = picture(128, 128)
+    with torch.no_grad():
+        # Wide enough that no value sits on the floor of the likelihood.
+        model.codec.h_s[-1].bias[:12] = 3.0
+        output = model(x)
+    data = ClassificationBitstream(model).encode(x)
+    # Exact arithmetic of 8-bit weights, 64 scale levels, a header of 13 bytes: 4 % for all of it.
+    assert abs(8 * (len(data) - 13) / output.bits_estimate.item() - 1) < 0.04
+
+
+def test_another_model_and_a_damaged_file_are_refused(model, analysis_config):
+    data = ClassificationBitstream(model).encode(picture(64, 64))
+    with pytest.raises(UserError, match="another checkpoint"):
+        ClassificationBitstream(ClassificationModel(analysis_config).eval()).decode(data)
+    with pytest.raises(UserError, match="damaged"):
+        ClassificationBitstream(model).decode(data[:-1])

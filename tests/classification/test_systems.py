@@ -1,0 +1,400 @@
+"""The two steps of compress-and-classify, and the same head on AEIC."""
+
+import copy
+
+import lightning
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sklearn.metrics import top_k_accuracy_score
+from timm.data import resolve_model_data_config
+
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.classification import ClassificationConfig, ClassificationLossConfig, TransformerConfig
+from aeic_lightning.classification.checkpoint import load_classifier
+from aeic_lightning.classification.loss import logits_distance, rate_distortion_accuracy
+from aeic_lightning.classification.stream import ClassificationBitstream
+from aeic_lightning.classification.system import (
+    AEICClassificationSystem,
+    ClassificationOptimization,
+    ClassificationSystem,
+    SoftTargets,
+    TeacherConfig,
+)
+from aeic_lightning.classification.teacher import LogitsTeacher
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, to_uint8
+from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.systems import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.guards import seed_batch
+from callbacks.accuracy import AccuracyMetrics
+from datamodules.labelled import SampleDigits
+
+SIZES = ClassificationConfig(
+    encoder_widths=[8, 8, 8, 12],
+    hyper_width=6,
+    decoder_widths=[8, 8, 8],
+    aggregate=[1, 2],
+    transformer=TransformerConfig(width=24, depth=2, heads=3, grid=[4, 4], classes=10),
+)
+STEP1 = ClassificationLossConfig()
+STEP2 = ClassificationLossConfig(rate=1.0, alpha=0.3, beta=0.003, mixup=0.0, label_smoothing=0.0)
+HEAD = TransformerConfig(width=24, depth=2, heads=3, grid=[2, 2], classes=10)
+
+
+@pytest.fixture
+def digits() -> SampleDigits:
+    return SampleDigits(batch_size=8, samples_per_epoch=64, eval_batch_size=100)
+
+
+def analysis_system(loss=STEP1, **kwargs) -> ClassificationSystem:
+    return ClassificationSystem(
+        SIZES, loss, kwargs.pop("optimization", ClassificationOptimization(learning_rate=2e-3)), **kwargs
+    )
+
+
+def train(trainer, system, data, steps: int, tmp_path, name: str, **kwargs) -> str:
+    """Train without validation; the path of the checkpoint."""
+    one = trainer(steps, limit_val_batches=0, **kwargs)
+    one.fit(system, data)
+    path = tmp_path / f"{name}.ckpt"
+    one.save_checkpoint(path)
+    return str(path)
+
+
+# ---------------------------------------------------------------------------------------------------- the two steps
+
+
+def test_step_2_goes_on_from_step_1_and_its_checkpoint_classifies(trainer, digits, tmp_path):
+    first = analysis_system()
+    path = train(trainer, first, digits, 4, tmp_path, "step1")
+
+    second = analysis_system(STEP2, init_from=path)
+    begun = {}
+
+    class Start(AccuracyMetrics):
+        def on_train_start(self, trainer, pl_module):
+            begun.update(copy.deepcopy(pl_module.model.state_dict()))
+
+    final = train(trainer, second, digits, 4, tmp_path, "step2", callbacks=[Start()])
+    for name, tensor in first.model.state_dict().items():
+        if not name.endswith("quantiles"):
+            assert torch.equal(begun[name], tensor), name
+    changed = [name for name, p in second.model.named_parameters() if not torch.equal(p, begun[name])]
+    assert changed == [name for name, _ in second.model.named_parameters()]
+
+    classifier = load_classifier(final)
+    assert classifier.class_names == list("0123456789")
+    batch = next(iter(digits.val_dataloader()))
+    expected = second.eval().evaluate_batch(batch)["logits"]
+    torch.testing.assert_close(classifier.head(classifier.model(batch["image"]).latents.y_hat), expected)
+
+
+def test_step_1_leaves_the_entropy_model_alone_and_step_2_solves_its_quantiles(trainer, digits, tmp_path):
+    system = analysis_system()
+    before = copy.deepcopy(system.model.codec.state_dict())
+    train(trainer, system, digits, 2, tmp_path, "a")
+    after = system.model.codec.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if not name.startswith("g_a.")}
+
+    system = analysis_system(STEP2)
+    train(trainer, system, digits, 3, tmp_path, "b")
+    prior = system.model.codec.prior
+    cumulative = torch.sigmoid(prior.logits(prior.quantiles.detach()))
+    torch.testing.assert_close(cumulative[:, 1], torch.full((6,), 0.5), atol=1e-4, rtol=0)
+
+
+def test_training_lowers_the_loss_on_other_images(trainer, digits, tmp_path):
+    def total(system) -> float:
+        batch = next(iter(digits.val_dataloader()))
+        with torch.no_grad():
+            out = system.eval().evaluate_batch(batch)
+        return rate_distortion_accuracy(
+            STEP2, out["logits"], out["label"], out["x_hat"], out["x"], out["bits_estimate"]
+        ).total.item()
+
+    digits.setup("fit")
+    system = analysis_system(STEP2)
+    before = total(system)
+    train(trainer, system.train(), digits, 40, tmp_path, "a")
+    assert total(system) < 0.85 * before
+
+
+def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
+    config = ClassificationOptimization(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3)
+    rates = []
+
+    class Watch(AccuracyMetrics):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    train(trainer, analysis_system(optimization=config), digits, 11, tmp_path, "a", callbacks=[Watch()])
+    expected = [1e-2 * i / 3 for i in (1, 2, 3)]
+    expected += [1e-3 + 9e-3 * (1 + np.cos(np.pi * i / 8)) / 2 for i in range(8)]
+    assert rates == pytest.approx(expected)
+
+
+def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path):
+    def fresh() -> ClassificationSystem:
+        torch.manual_seed(1)
+        return analysis_system()  # mixup included
+
+    class Half(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    whole = fresh()
+    train(trainer, whole, digits, 6, tmp_path, "whole", callbacks=[Half()])
+    resumed = fresh()
+    trainer(6, limit_val_batches=0).fit(resumed, digits, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, msg=name)
+
+
+def test_the_weight_of_the_rate_rises_over_its_warm_up(trainer, digits, tmp_path):
+    system = analysis_system(STEP2, optimization=ClassificationOptimization(rate_warmup_steps=4))
+    train(trainer, system, digits, 2, tmp_path, "a")
+    logged = {}
+    system.log_dict = logged.update
+    total = system.training_step(next(iter(digits.val_dataloader())), 0).detach()
+    terms = {name: logged[f"train/{name}"] for name in ("bpp_estimate", "cross_entropy", "mse_255")}
+    assert terms["bpp_estimate"] > 0.1
+    expected = 0.5 * terms["bpp_estimate"] + 0.3 * terms["cross_entropy"] + 0.003 * terms["mse_255"]
+    torch.testing.assert_close(total, expected)
+
+
+def test_the_prior_may_have_a_learning_rate_of_its_own():
+    system = analysis_system(optimization=ClassificationOptimization(learning_rate=1e-3, prior_learning_rate=1e-2))
+    system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    groups = system.configure_optimizers()["optimizer"].param_groups
+    names = {id(p): name for name, p in system.model.named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    for group in groups:
+        own = ["codec.prior" in names[id(p)] for p in group["params"]]
+        assert all(own) if group["initial_lr"] == 1e-2 else not any(own)
+
+
+def test_decay_leaves_out_what_timm_leaves_out():
+    system = analysis_system()
+    system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    groups = system.configure_optimizers()["optimizer"].param_groups
+    names = {id(p): name for name, p in system.model.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert "transformer.blocks.0.mlp.fc1.weight" in decayed
+    assert "codec.g_a.0.weight" in decayed
+    for part in ("bias", "norm", "cls_token", "pos_embed", "prior"):
+        assert not [name for name in decayed if part in name], part
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+# ---------------------------------------------------------------------------------------------------- targets
+
+
+def test_targets_are_smoothed_and_mixed():
+    x, label = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
+    same, smooth = SoftTargets(5, mixup=0.0, smoothing=0.1)(x, label)
+    assert same is x
+    torch.testing.assert_close(smooth, 0.02 + 0.9 * torch.eye(5)[label])
+    assert SoftTargets(5, 0.0, 0.0)(x, label)[1] is label
+
+    mixed, target = SoftTargets(5, mixup=0.8, smoothing=0.0)(x, label)
+    share = target[0, 1]  # of image 0, which is mixed with image 3
+    assert 0 < share < 1
+    torch.testing.assert_close(mixed, share * x + (1 - share) * x.flip(0))
+    torch.testing.assert_close(target, share * torch.eye(5)[label] + (1 - share) * torch.eye(5)[label.flip(0)])
+
+
+def test_mixing_follows_the_seed_of_the_batch_alone():
+    targets = SoftTargets(10, mixup=0.8, smoothing=0.1)
+    x, label = torch.randn(4, 3, 8, 8), torch.arange(4)
+
+    def mixed(batch: int) -> torch.Tensor:
+        seed_batch(7, batch, rank=0)
+        return targets(x, label)[0]
+
+    first = [mixed(batch) for batch in range(3)]
+    assert torch.equal(mixed(2), first[2])
+    assert not torch.equal(first[0], first[1])
+    with pytest.raises(UserError, match="even size, not 3"):
+        targets(x[:3], label[:3])
+
+
+# ---------------------------------------------------------------------------------------------------- a timm teacher
+
+
+@pytest.fixture
+def teacher(tmp_path) -> TeacherConfig:
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+    save_file(net.state_dict(), tmp_path / "teacher.safetensors")
+    return TeacherConfig("vit_tiny_patch16_224", str(tmp_path / "teacher.safetensors"))
+
+
+def test_teacher_gives_timms_logits_at_its_own_normalisation(teacher):
+    frozen = LogitsTeacher(teacher.name, teacher.weights, 10)
+    net = frozen.net
+    data = resolve_model_data_config(net)
+    x = torch.rand(2, 3, 224, 224)  # [0, 1]
+    mean, std = (torch.tensor(data[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(2 * x - 1), net((x - mean) / std), atol=1e-4, rtol=1e-4)
+        assert frozen(2 * x[..., :64, :64] - 1).shape == (2, 10)
+    frozen.train()
+    assert not net.training
+    assert not list(frozen.parameters())
+
+
+def test_distillation_adds_the_distance_of_the_logits(teacher, trainer, digits, tmp_path):
+    loss = ClassificationLossConfig(
+        distillation=2.0, temperature=2.0, mixup=0.0, label_smoothing=0.0, alpha=0.0, beta=0.0
+    )
+    system = analysis_system(loss, teacher=teacher)
+    path = train(trainer, system, digits, 1, tmp_path, "a")
+    assert not [name for name in torch.load(path, weights_only=True)["state_dict"] if "teacher" in name]
+    batch = {name: value[:4] for name, value in next(iter(digits.val_dataloader())).items()}
+    system.log_dict = lambda values: logged.update(values)
+    logged = {}
+    system.eval()
+    total = system.training_step(batch, 0)
+    with torch.no_grad():
+        x = batch["image"]
+        expected = logits_distance(system.model(x, quantise=False).logits, system.teacher(x), 2.0)
+    torch.testing.assert_close(logged["train/distillation"], expected)
+    torch.testing.assert_close(total.detach(), 2 * expected)
+
+
+def test_teacher_errors(teacher, tmp_path):
+    with pytest.raises(UserError, match="give both or neither"):
+        analysis_system(teacher=teacher)
+    with pytest.raises(UserError, match="give both or neither"):
+        analysis_system(ClassificationLossConfig(distillation=1.0))
+    with pytest.raises(UserError, match="timm has no model"):
+        LogitsTeacher("vit_huge_pencil", teacher.weights, 10)
+    with pytest.raises(UserError, match="does not hold vit_tiny_patch16_224 with 7 classes"):
+        LogitsTeacher(teacher.name, teacher.weights, 7)
+    with pytest.raises(UserError, match="cannot read weights"):
+        LogitsTeacher(teacher.name, str(tmp_path / "none.safetensors"), 10)
+
+
+# ---------------------------------------------------------------------------------------------------- heads on AEIC
+
+
+@pytest.fixture
+def codec(codec_config, decoder_config, trainer, digits, tmp_path) -> str:
+    """Checkpoint of a codec without a head."""
+    system = CompressionSystem(codec_config, decoder_config, LossConfig(lpips=0, semantic=0), OptimizationConfig())
+    return train(trainer, system, digits, 1, tmp_path, "codec")
+
+
+@pytest.fixture
+def head_system(codec):
+    def make(**kwargs) -> AEICClassificationSystem:
+        return AEICClassificationSystem(
+            init_from=codec,
+            head=HEAD,
+            loss=LossConfig(lpips=0, semantic=0),
+            optimization=OptimizationConfig([(0, 1e-3)], gradient_clip=0),
+            picture_widths=[8, 8, 8, 12],
+            **kwargs,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("reads", ["y_hat", "x_hat"])
+def test_a_head_leaves_the_frozen_codec_as_it_was(reads, head_system, codec, trainer, digits, tmp_path):
+    system = head_system(reads=reads)
+    before = copy.deepcopy(system.head.state_dict())
+    path = train(trainer, system, digits, 3, tmp_path, "head")
+    reference = load_model(codec).state_dict()
+    for name, tensor in system.model.state_dict().items():
+        assert torch.equal(tensor, reference[name]), name
+    assert all(not p.requires_grad and p.grad is None for p in system.model.parameters())
+    assert not system.train().model.training
+    assert any(not torch.equal(before[name], tensor) for name, tensor in system.head.state_dict().items())
+
+    # The checkpoint is one of the codec as well.
+    other = load_model(path).state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in reference.items())
+    batch = next(iter(digits.val_dataloader()))
+    classifier = load_classifier(path)
+    with torch.no_grad():
+        output = classifier.model(batch["image"])
+        features = output.codec.y_hat if reads == "y_hat" else from_uint8(to_uint8(output.x_hat))
+        torch.testing.assert_close(system.eval().evaluate_batch(batch)["logits"], classifier.head(features))
+
+
+def test_a_released_codecs_medians_survive_a_head(head_system, codec, trainer, digits, tmp_path):
+    checkpoint = torch.load(codec, weights_only=True)
+    medians = torch.rand(16) - 0.5
+    checkpoint["state_dict"]["model.codec.prior.quantiles"][:, 1] = medians
+    torch.save(checkpoint | {"imported": True}, codec)
+    path = train(trainer, head_system(), digits, 2, tmp_path, "head")
+    assert torch.equal(load_classifier(path).model.codec.prior.quantiles[:, 1], medians)
+
+
+def test_a_joint_head_trains_the_codec_with_its_cross_entropy(head_system, trainer, digits, tmp_path):
+    results = []
+    for alpha in (0.0, 10.0):
+        torch.manual_seed(0)
+        system = head_system(train_codec=True, alpha=alpha)
+        train(trainer, system, digits, 2, tmp_path, f"joint{alpha}")
+        results.append(system.model.codec.g_a.state_dict())
+    assert any(not torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_head_errors(head_system, codec):
+    with pytest.raises(UserError, match="frozen codec"):
+        head_system(reads="x_hat", train_codec=True)
+    with pytest.raises(UserError, match="reads is 'z'"):
+        head_system(reads="z")
+    with pytest.raises(UserError, match=r"init_from: no file nowhere\.ckpt"):
+        AEICClassificationSystem("nowhere.ckpt", HEAD, LossConfig(), OptimizationConfig())
+    with pytest.raises(UserError, match="has no classifier"):
+        load_classifier(codec)
+
+
+def test_another_number_of_classes_stops_the_run(trainer, digits, loader):
+    sizes = copy.deepcopy(SIZES)
+    sizes.transformer.classes = 7
+    system = ClassificationSystem(sizes, STEP1, ClassificationOptimization())
+    with pytest.raises(UserError, match="10 classes, the transformer 7"):
+        trainer(1).fit(system, digits)
+    with pytest.raises(UserError, match="no classes"):
+        trainer(1).fit(analysis_system(), loader(4))
+
+
+# ---------------------------------------------------------------------------------------------------- accuracy
+
+
+def test_accuracy_is_scikit_learns(trainer, digits):
+    system = analysis_system(STEP2)
+    torch.nn.init.normal_(system.model.transformer.head.weight)
+    metrics = AccuracyMetrics()
+    one = trainer(1, callbacks=[metrics])
+    one.validate(system, digits, verbose=False)
+    logits, labels = [], []
+    with torch.no_grad():
+        for batch in digits.val_dataloader():
+            logits.append(system.eval().evaluate_batch(batch)["logits"])
+            labels.append(batch["label"])
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    for k in (1, 5):
+        expected = top_k_accuracy_score(labels, logits, k=k, labels=range(10))
+        assert one.callback_metrics[f"val/top{k}"].item() == pytest.approx(expected)
+        assert 0 < expected < 1
+    assert len(metrics.rows) == 400
+    assert set(metrics.rows[0]) >= {"top1", "top5", "psnr", "bpp_estimate"}
+    (batch, *_) = digits.val_dataloader()
+    sizes = {row["name"]: row["bytes"] for row in metrics.rows}
+    for name, x in list(zip(batch["name"], batch["image"], strict=True))[:3]:
+        assert sizes[name] == len(ClassificationBitstream(system.model).encode(x[None]))
+
+
+def test_step_1_has_no_files(trainer, digits):
+    metrics = AccuracyMetrics()
+    trainer(1, callbacks=[metrics], limit_val_batches=1).validate(analysis_system(STEP1), digits, verbose=False)
+    assert "bpp" not in metrics.means

@@ -1,0 +1,268 @@
+"""BD-rate against closed forms, another library's integration and bootstrap, and the figures that were published."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
+from scipy.stats import bootstrap
+
+from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
+from aeic_lightning.study.bd_rate import bd_rate, bd_rates, common_metrics, markdown_table
+from aeic_lightning.study.paper_points import published
+from aeic_lightning.study.results import Curve, Result, curves, summary_rows, write_results
+
+
+def curve(rates, qualities, name="c", metric="psnr", seed=None, rate_name="bpp"):
+    """Results of one curve: `rates` and `qualities` (points, images)."""
+    made = []
+    for point, (rate, quality) in enumerate(zip(np.atleast_2d(rates), np.atleast_2d(qualities), strict=True)):
+        images = [
+            {"name": f"i{i}", "height": 8, "width": 8, "crc32": i, rate_name: float(r), metric: float(q)}
+            for i, (r, q) in enumerate(zip(rate, quality, strict=True))
+        ]
+        labels = {"lambda": point} | ({} if seed is None else {"seed": seed})
+        made.append(Result(f"{name} {point}", "run", labels, summary_rows(images), images=images))
+    return made
+
+
+def column(*values):
+    return np.array(values, dtype=float)[:, None]
+
+
+@st.composite
+def rising_curves(draw):
+    """Two curves of 4 to 6 points, quality rising with the rate, that overlap."""
+
+    def one():
+        count = draw(st.integers(4, 6))
+        steps = draw(st.lists(st.floats(0.2, 2.0), min_size=2 * count, max_size=2 * count))
+        return np.exp(np.cumsum(steps[:count]))[:, None] / 100, (20 + np.cumsum(steps[count:]) / 2)[:, None]
+
+    return one(), one()
+
+
+@pytest.mark.parametrize(
+    ("metric", "dataset", "percent"),
+    [("lpips_alex", "Kodak", 4.3), ("lpips_alex", "DIV2K", -8.4), ("lpips_alex", "CLIC", -10.4),
+     ("dists", "Kodak", 6.0), ("dists", "DIV2K", -1.0), ("dists", "CLIC", -2.2)],
+)  # fmt: skip
+def test_the_figures_of_the_released_points(metric, dataset, percent):
+    row = bd_rate(published("AEIC-ME", dataset), published("AEIC-SE", dataset), metric)
+    # Half a digit of the figures, and as much from the digits of the points: a rate of 0.00370 is known to 0.14 %.
+    assert row.percent == pytest.approx(percent, abs=0.1)
+    assert abs(row.by_interpolator["cubic"] - row.percent) < 1.0
+    assert (row.rates, row.points, row.interval) == ("bpp_estimate", (5, 5), None)
+    assert "unknown" in row.notes[0]
+
+
+def test_overlap_is_shared_over_united_range():
+    row = bd_rate(published("AEIC-ME", "CLIC"), published("AEIC-SE", "CLIC"), "fid")
+    assert row.overlap == pytest.approx((5.73 - 2.75) / (7.35 - 2.45), rel=1e-12)
+    with pytest.raises(UserError, match=r"share 61% of their range in fid .* less than the 75%"):
+        bd_rate(published("AEIC-ME", "CLIC"), published("AEIC-SE", "CLIC"), "fid", min_overlap=0.75)
+
+
+@given(rising_curves())
+@settings(max_examples=30, deadline=None)
+def test_interpolators_are_those_of_scipy_and_numpy(pair):
+    (ra, qa), (rb, qb) = pair
+    row = bd_rate(curve(ra, qa), curve(rb, qb), "psnr", min_overlap=0.01, resamples=0)
+    low, high = max(qa.min(), qb.min()), min(qa.max(), qb.max())
+    knots = [float(q) for q in (*qa[:, 0], *qb[:, 0]) if low < q < high]
+    builders = {
+        "pchip": PchipInterpolator,
+        "akima": Akima1DInterpolator,
+        "cubic": lambda q, r: np.poly1d(np.polyfit(q, r, 3)),
+    }
+    for kind, build in builders.items():
+        difference = [build(q[:, 0], np.log(r[:, 0])) for r, q in ((rb, qb), (ra, qa))]
+        area, _ = quad(lambda q, f=difference: f[0](q) - f[1](q), low, high, points=knots, limit=200)
+        expected = 100 * np.expm1(area / (high - low))
+        assert row.by_interpolator[kind] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@given(rising_curves(), st.floats(0.1, 10), st.floats(0.1, 10))
+@settings(max_examples=30, deadline=None)
+def test_invariances(pair, scale, factor):
+    (ra, qa), (rb, qb) = pair
+
+    def measure(ra, qa, rb, qb):
+        row = bd_rate(curve(ra, qa), curve(rb, qb), "psnr", min_overlap=0.01, resamples=0)
+        return {kind: 1 + value / 100 for kind, value in row.by_interpolator.items()}
+
+    plain = measure(ra, qa, rb, qb)
+    close = {"rel": 1e-6, "abs": 1e-9}
+    assert measure(scale * ra, qa, scale * rb, qb) == pytest.approx(plain, **close)
+    assert measure(ra, qa, factor * rb, qb) == pytest.approx({k: factor * v for k, v in plain.items()}, **close)
+    assert measure(rb, qb, ra, qa) == pytest.approx({k: 1 / v for k, v in plain.items()}, **close)
+    assert measure(ra[::-1], qa[::-1], rb, qb) == pytest.approx(plain, **close)  # order of the points
+    assert measure(ra, -qa, rb, -qb) == pytest.approx(plain, **close)  # a distance instead of a quality
+    assert measure(ra, qa / 3 - 5, rb, qb / 3 - 5) == pytest.approx(plain, **close)
+
+
+def test_a_constant_factor_in_rate_is_the_bd_rate():
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    row = bd_rate(curve(rates, qualities), curve(1.25 * rates, qualities), "psnr")
+    assert row.by_interpolator == pytest.approx({"pchip": 25, "akima": 25, "cubic": 25})
+    assert (row.overlap, row.images, row.seeds, row.notes) == (1, 1, (1, 1), [])
+
+
+def test_three_points_have_no_cubic_and_two_are_too_few():
+    rates, qualities = column(0.01, 0.02, 0.05), column(20, 22, 25)
+    assert set(bd_rate(curve(rates, qualities), curve(rates, qualities), "psnr").by_interpolator) == {"pchip", "akima"}
+    with pytest.raises(UserError, match="test has 2 rate points; a BD-rate needs 3"):
+        bd_rate(curve(rates, qualities), curve(rates[:2], qualities[:2]), "psnr")
+
+
+def noisy(images=12, seed=0):
+    """Two curves over the same images: hard images are hard for both, and each has noise of its own."""
+    rng = np.random.default_rng(seed)
+    hard = rng.normal(0, 2, images)
+    rates = column(0.01, 0.02, 0.04, 0.08) * np.exp(0.1 * hard)
+    qualities = column(20, 22, 24, 26) - hard
+    return (rates, qualities), (
+        1.1 * rates * np.exp(rng.normal(0, 0.1, images)),
+        qualities + rng.normal(0, 0.2, images),
+    )
+
+
+def test_the_interval_is_that_of_scipys_paired_bootstrap():
+    (ra, qa), (rb, qb) = noisy()
+    row = bd_rate(curve(ra, qa), curve(rb, qb), "psnr", resamples=2000)
+    assert row.interval_over == "images"
+    assert row.images == 12
+
+    def statistic(drawn):
+        means = [array[:, drawn].mean(1)[:, None] for array in (ra, qa, rb, qb)]
+        return bd_rate(curve(*means[:2]), curve(*means[2:]), "psnr", resamples=0, min_overlap=0).percent
+
+    theirs = bootstrap((np.arange(12),), statistic, vectorized=False, n_resamples=1000, method="percentile",
+                       rng=np.random.default_rng(1))  # fmt: skip
+    low, high = theirs.confidence_interval
+    width = high - low
+    assert row.interval == pytest.approx((low, high), abs=0.12 * width)
+    assert row.interval[0] < row.percent < row.interval[1]
+
+
+def test_images_are_drawn_together():
+    """Drawn apart, hard images would not cancel, and the interval of a constant factor would have a width."""
+    (ra, qa), _ = noisy()
+    row = bd_rate(curve(ra, qa), curve(1.2 * ra, qa), "psnr", resamples=200)
+    assert row.interval == pytest.approx((20, 20))
+    # By name, not by place: the images of the test in another order.
+    test = [replace(r, images=r.images[::-1]) for r in curve(1.2 * ra, qa)]
+    assert bd_rate(curve(ra, qa), test, "psnr", resamples=200).interval == pytest.approx((20, 20))
+
+
+def test_seeds_are_drawn_where_there_are_several():
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    factors = {0: 1.0, 1: 1.1, 2: 1.3}
+    reference = [r for seed in factors for r in curve(rates, qualities, seed=seed)]
+    test = [r for seed, f in factors.items() for r in curve(f * rates, qualities, seed=seed)]
+    row = bd_rate(reference, test, "psnr", resamples=2000)
+    # The rate of a point is the mean over seeds, so all BD-rates are means of the three factors.
+    assert row.percent == pytest.approx(100 * (np.mean(list(factors.values())) - 1))
+    assert (row.interval_over, row.seeds) == ("seeds", (3, 3))
+    assert row.interval == pytest.approx((0, 30), abs=1e-9)  # each extreme has 1 draw in 27
+    # With the same seeds on both sides, what a seed does to both cancels.
+    both = [r for seed, f in factors.items() for r in curve(f * rates, qualities, seed=seed)]
+    assert bd_rate(both, both, "psnr", resamples=100).interval == pytest.approx((0, 0))
+    # With other seeds it does not.
+    others = [replace(r, labels=r.labels | {"seed": r.labels["seed"] + 3}) for r in both]
+    low, high = bd_rate(both, others, "psnr", resamples=300).interval
+    assert low < -5
+    assert high > 5
+
+
+def test_a_set_figure_has_an_interval_over_seeds_alone():
+    def with_fid(results, shift):
+        return [replace(r, set_metrics={"fid": {"value": 50 - 3 * i + shift}}) for i, r in enumerate(results)]
+
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    one = with_fid(curve(rates, qualities, seed=0), 0)
+    assert bd_rate(one, one, "fid").interval is None
+    two = one + with_fid(curve(rates, qualities, seed=1), 1)
+    row = bd_rate(one, two, "fid", resamples=100)
+    assert row.interval_over == "seeds"
+    assert row.interval[0] < row.interval[1]
+
+
+def test_estimates_are_never_compared_with_bytes():
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    estimated = curve(rates, qualities, rate_name="bpp_estimate")
+    assert bd_rate(estimated, estimated, "psnr").rates == "bpp_estimate"
+    with pytest.raises(UserError, match="no rate in common"):
+        bd_rate(curve(rates, qualities), estimated, "psnr")
+
+
+def test_what_has_no_bd_rate():
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    good = curve(rates, qualities)
+    with pytest.raises(UserError, match=r"share 0% of their range in psnr \(20 to 27 and 30 to 37\)"):
+        bd_rate(good, curve(rates, qualities + 10), "psnr", min_overlap=0)
+    with pytest.raises(UserError, match="c 0 has no lpips"):
+        bd_rate(good, [replace(r, metrics=r.metrics | {"lpips": {"mean": 1}}) for r in good], "lpips")
+    with pytest.raises(UserError, match="are one point"):
+        bd_rate(good, good + good[:1], "psnr")
+    seeds = curve(rates, qualities, seed=0) + curve(rates, qualities, seed=1)[:3]
+    with pytest.raises(UserError, match="seed 1 has no lambda 3"):
+        bd_rate(good, seeds, "psnr")
+    with pytest.raises(UserError, match="validated on different images"):
+        bd_rate(good, curve(rates[:, [0, 0]], qualities[:, [0, 0]]), "psnr")
+    equal = curve(rates, column(20, 22, 22, 27))
+    with pytest.raises(UserError, match="two points of a curve are equal in psnr"):
+        bd_rate(good, equal, "psnr")
+    infinite = curve(rates, column(20, 22, 25, np.inf))
+    with pytest.raises(UserError, match="c 3 has no psnr, or none that is finite, for every image"):
+        bd_rate(good, infinite, "psnr")
+
+
+def test_a_curve_that_is_not_monotone_is_said_to_be():
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    row = bd_rate(curve(rates, qualities), curve(rates, column(20, 25, 22, 27)), "psnr", names=("teacher", "student"))
+    assert row.notes == [
+        "student does not get better in psnr with every step in rate, so the BD-rate depends on its noise"
+    ]
+    falling = curve(rates, -qualities, metric="lpips")  # a distance should fall with the rate
+    assert bd_rate(falling, falling, "lpips").notes == []
+
+
+def test_table_and_refusals():
+    reference, *tests = curves(published(dataset="CLIC"))
+    rows = bd_rates(reference, tests, common_metrics(published(dataset="CLIC")), min_overlap=0.7)
+    table = markdown_table(rows)
+    assert [row.metric for row in rows] == ["lpips_alex", "dists", "fid"]
+    assert "| AEIC-SE CLIC | AEIC-ME CLIC | lpips_alex | -10.39 % | - | 88% |" in table
+    assert "| AEIC-SE CLIC | AEIC-ME CLIC | fid | refused |" in table
+    assert "- AEIC-SE CLIC by fid: the curves share 61%" in table
+
+
+def test_the_command(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rates, qualities = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
+    noise = rng.normal(0, 0.1, 5)
+    for name, factor in (("teacher", 1.0), ("student", 1.1)):
+        results = curve(factor * rates * np.exp(noise), qualities + noise, name)
+        write_results(tmp_path / f"{name}.json", [replace(r, labels=r.labels | {"role": name}) for r in results])
+    words = ["bd-rate", str(tmp_path / "teacher.json"), "--test", str(tmp_path / "student.json")]
+    assert main([*words, "-o", str(tmp_path / "bd.json"), "--resamples", "50"]) == 0
+    assert "| student | teacher | psnr | +10.00 % | +10.00 to +10.00 | 100% |" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "bd.json").read_text())["rows"]
+    assert (row["percent"], row["images"]) == (pytest.approx(10), 5)
+
+    assert main([*words[:2], str(tmp_path / "student.json"), *words[2:]]) == 2
+    assert "the reference holds 2 curves (teacher; student)" in capsys.readouterr().err
+    assert main(["bd-rate", "paper:AEIC-XL:Kodak", "--test", words[1]]) == 2
+    assert "no published points of 'AEIC-XL'" in capsys.readouterr().err
+    assert main([*words, "--metric", "fid"]) == 1
+    assert "refused" in capsys.readouterr().out
+
+
+def test_a_curve_names_itself():
+    assert Curve({"role": "student", "depth": 1, "arm": "L_enc"}, []).name == "student depth 1 L_enc"

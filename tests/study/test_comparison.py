@@ -1,0 +1,41 @@
+"""Runs side by side: the figures are those of the runs, and only like is compared with like."""
+
+import pytest
+from PIL import Image
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.study.comparison import compare_runs
+from aeic_lightning.study.complexity import codec_costs
+from aeic_lightning.study.results import read_results
+
+
+def test_the_table_holds_what_the_runs_measured(make_run, tmp_path, codec_config, decoder_config, capfd):
+    rows = compare_runs([make_run("teacher", 21.5), make_run("student", 20.25)], tmp_path / "out")
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert table in capfd.readouterr().out
+    assert "| teacher | 1 | 0.1000 | 21.50 |" in table
+    assert "| student | 1 | 0.1000 | 20.25 |" in table
+    assert "bpp_estimate a likelihood" in table
+    assert [row.images for row in read_results([tmp_path / "out" / "comparison.json"])] == [row.images for row in rows]
+    costs = codec_costs(AEIC(codec_config, decoder_config))
+    assert rows[0].costs["encoder_parameters"]["encode"] == costs["encode"].parameters
+    assert Image.open(tmp_path / "out" / "comparison.png").width > 3 * 16
+
+
+def test_runs_on_different_images_are_refused(make_run, tmp_path):
+    with pytest.raises(UserError, match="validated on different images"):
+        compare_runs([make_run("a", 20.0), make_run("b", 20.0, crc32=8)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no metrics_val\.json; it is no finished run"):
+        compare_runs([tmp_path], tmp_path / "out")
+
+
+def test_a_run_without_pictures_is_refused(make_run, tmp_path):
+    folder = make_run("a")
+    (folder / "reconstructions" / "cat.png").unlink()
+    with pytest.raises(UserError, match="a has no picture of cat"):
+        compare_runs([folder], tmp_path / "out")

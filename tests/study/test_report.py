@@ -1,0 +1,453 @@
+"""The report page, opened in a browser: what it shows is what was measured, and it runs nothing that a file says."""
+
+import html
+import json
+import math
+import random
+import re
+
+import pytest
+import yaml
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
+from aeic_lightning.study.bd_rate import bd_rate
+from aeic_lightning.study.report.curves import find_metric, group, image_sets
+from aeic_lightning.study.report.page import matching, write_report
+from aeic_lightning.study.report.records import Pictures, config_differences, flatten, tap_losses
+from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
+
+LAMBDAS = (0.5, 1.0, 2.0, 4.0)
+HOSTILE = "<script>window.hacked=1<img src=x onerror=alert(1)>"
+IMAGES = {"cat": (24, 40), 'a <b>bold</b> & "quoted" dog': (40, 24)}
+COSTS = {1: (1000.0, 1400.0), 2: (4000.0, 5000.0)}
+
+
+def measure(role, depth, arm, rate, seed, worse, name=None, estimate=True, **labels):
+    """A result whose figures follow a formula: `worse` is the share of bits that it spends beyond the teacher."""
+    draw = random.Random(f"{role}{depth}{arm}{rate}{seed}")
+    rows = []
+    for i, (image, (height, width)) in enumerate(IMAGES.items()):
+        bpp = 0.1 * rate**-0.7 * (1 + worse) * (1 + 0.2 * i) * draw.uniform(0.97, 1.03)
+        level = math.log10(100 * bpp / (1 + worse))
+        row = {"name": image, "height": height, "width": width, "crc32": i, "bytes": 40, "bpp": bpp}
+        rows.append(row | {"bpp_estimate": 0.9 * bpp, "psnr": 20 + 3 * level, "lpips_lite0": 1.2 - 0.3 * level})
+        if not estimate:
+            del rows[-1]["bpp_estimate"]
+    labels = {"role": role, "depth": depth, "arm": arm, "lambda": rate, "seed": seed} | labels
+    costs = {"encoder_macs_per_pixel": dict(zip(("g_a", "encode"), COSTS[depth], strict=True))} if depth else None
+    return Result(
+        name=name or f"{role}_depth={depth}_arm={arm}_lambda={rate}_seed={seed}",
+        kind="run",
+        labels={k: v for k, v in labels.items() if v is not None},
+        metrics=summary_rows(rows, ("bytes",)),
+        set_metrics={"fid_lite0": {"value": 100.0 + rate, "patches": 45}},
+        images=rows,
+        metric_info={"lpips_lite0": {"backbone": "lite0", "version": {"lpips": "0.1.4"}, "options": {}}},
+        costs=costs,
+        command=f"python -m aeic_lightning fit --config {role}.yaml --vars.name={name or rate}",
+        step=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A teacher, and students of two depths and arms: four rates, two seeds. One has a name that is a script."""
+    results = [measure("teacher", 2, None, rate, seed, 0.0) for rate in LAMBDAS for seed in (0, 1)]
+    for depth in (1, 2):
+        for arm, worse in (("none", 0.3), ("enc", 0.1)):
+            for rate in LAMBDAS:
+                for seed in (0, 1):
+                    first = depth == 1 and arm == "enc" and rate == 1.0 and seed == 0
+                    results.append(
+                        measure("student", depth, arm, rate, seed, worse / depth, HOSTILE if first else None)
+                    )
+    return results
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, study):
+    """The study as a result file with pictures, configs and events, an anchor, and a classifier's accuracy file."""
+    root = tmp_path_factory.mktemp("study")
+    written = []
+    for i, result in enumerate(study):
+        folder = root / f"run{i}"
+        folder.mkdir()
+        note = "</script><script>window.hacked=2</script>" if i % 2 else "plain"
+        model = {"class_path": "m.System", "init_args": {"loss": {"rate": result.labels["lambda"]}, "note": note}}
+        trainer = {"default_root_dir": f"runs/{i}", "max_steps": 280}
+        config = {"trainer": trainer, "out": f"runs/{i}/x", "model": model}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        pictures = {}
+        for number, (image, (height, width)) in enumerate(IMAGES.items()):
+            pictures[image] = folder / f"{number}.png"
+            Image.new("RGB", (width, height), (i, 99, 20 * number)).save(pictures[image])
+            Image.new("RGB", (width, height), (200, 0, 20 * number)).save(folder / f"{number}_original.png")
+        if result.labels.get("arm") == "enc" and result.labels["seed"] == 0:
+            with SummaryWriter(folder) as writer:
+                for step in range(10, 60, 10):
+                    for tap, scale in (("encoder/y", 1.0), ("encoder/z", 2.0), ("decoder/l_0", 0.5)):
+                        writer.add_scalar(f"train/distill/{tap}", scale / step, step)
+        written.append(Result(**vars(result) | {"folder": folder, "pictures": pictures}))
+    anchors = []
+    for target in (0.1, 0.2, 0.4):
+        anchor = measure("jpeg", None, None, 0.02 / target, 0, 4.0, estimate=False)
+        labels = {"codec": "jpeg", "target": target}
+        anchors.append(Result(**vars(anchor) | {"name": f"jpeg {target}", "kind": "anchor", "labels": labels}))
+    write_results(root / "study.json", written)
+    write_results(root / "anchors.json", anchors)
+    classified = []
+    for quality in (1, 2, 3):
+        images = [{"name": f"digit{i}", "bytes": 20 * quality, "bpp": 0.04 * quality, "top1": float(i < quality),
+                   "psnr": 15.0 + quality} for i in range(4)]  # fmt: skip
+        labels = {"arm": "step2", "quality": quality, "reads": "y_hat"}
+        classified.append(Result(f"step2_q{quality}", "run", labels, summary_rows(images, ["bytes"]), images=images))
+    write_results(root / "accuracy.json", classified)
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(files):
+    """The page of all of it."""
+    out = files / "page.html"
+    paths = [files / name for name in ("study.json", "anchors.json", "accuracy.json")]
+    write_report(paths, out, resamples=20, command=f"report {HOSTILE}")
+    return out
+
+
+# ---------------------------------------------------------------------- in the browser
+
+
+@pytest.fixture(scope="module")
+def desktop(report, open_page):
+    """The page on a desktop, and what went wrong there; shared, since it takes seconds to open."""
+    return open_page(report)
+
+
+def test_every_plot_is_drawn_without_an_error_or_a_request(desktop):
+    page, problems = desktop
+    plots = page.locator(".plot").all()
+    names = [plot.get_attribute("id") for plot in plots]
+    assert len(names) == len(set(names)) == page.evaluate("Object.keys(JSON.parse(figures.textContent)).length")
+    for name, plot in zip(names, plots, strict=True):
+        marks = plot.locator(".scatterlayer .point, .scatterlayer .js-line").count()
+        assert marks > 0, name
+    for start in ("set0-psnr", "set0-lpips_lite0", "set0-fid_lite0", "set0-bd0", "set0-cost-g_a", "set0-cost-encode",
+                  "set1-psnr", "set1-top1", "taps-encoder", "taps-decoder", "paper0-lpips_alex"):  # fmt: skip
+        assert start in names
+    assert problems == []
+
+
+def test_every_choice_draws_its_own_figure(desktop):
+    page, problems = desktop
+    given_to = "([id, name]) => JSON.parse(figures.textContent)[id].variants[name]?.data.map(t => t.y) ?? null"
+    for select in page.locator("select[data-plots]").all():
+        plots = select.get_attribute("data-plots").split()
+        for option in select.locator("option").all_inner_texts():
+            select.select_option(option)
+            for name in plots:
+                given = page.evaluate(given_to, [name, option])
+                assert page.locator(f"#{name}").is_visible() == (given is not None)
+                if given is not None:
+                    assert page.evaluate("id => document.getElementById(id).data.map(t => t.y)", name) == given, option
+    assert problems == []
+
+
+def test_the_slider_moves_and_pictures_can_be_chosen(desktop):
+    page, problems = desktop
+    page.locator(".compare .image").first.select_option("cat")
+    stage = page.locator(".stage").first
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+
+    def covered():
+        left = stage.locator(".left-picture")
+        right = float(
+            re.search(r"inset\(0(?:px)? (?:calc\()?([\d.]+)", left.evaluate("e => getComputedStyle(e).clipPath"))[1]
+        )
+        divider = stage.locator(".divider").bounding_box()
+        return right, divider["x"] + divider["width"] / 2 - box["x"]
+
+    before = covered()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    after = covered()
+    assert before[1] == pytest.approx(box["width"] / 2, abs=2)
+    assert after[1] == pytest.approx(box["width"] / 4, abs=3)
+    assert after[0] > before[0], "the left picture is cut further"
+    stage.locator("input").press("End")
+    assert covered()[1] == pytest.approx(box["width"], abs=2)
+
+    right = page.locator(".compare .right").first
+    sources = set()
+    for i in range(3):
+        right.select_option(index=i)
+        sources.add(stage.locator(".right-picture").get_attribute("src"))
+        assert stage.locator(".right-picture").evaluate("async e => (await e.decode(), e.naturalWidth)") == 40
+    assert len(sources) == 3
+    page.locator(".compare .image").first.select_option(index=0)
+    assert stage.locator(".right-picture").evaluate("async e => (await e.decode(), e.naturalWidth)") == 24
+    assert problems == []
+
+
+def test_legend_scale_and_hover(desktop):
+    page, problems = desktop
+    button = page.locator(".legend button", has_text="depth 1 · enc").first
+    button.click()
+    hidden = """name => document.getElementById("set0-psnr").data
+        .filter(trace => trace.legendgroup === name && trace.visible === false).length"""
+    assert page.evaluate(hidden, "depth 1 · enc") == 2, "the mean and the single seeds"
+    assert page.evaluate(hidden, "teacher · depth 2") == 0
+    button.click()
+    assert page.evaluate(hidden, "depth 1 · enc") == 0
+    kind = "document.getElementById('set0-psnr')._fullLayout.xaxis.type"
+    assert page.evaluate(kind) == "log"
+    page.locator(".log-rate").first.uncheck()
+    assert page.evaluate(kind) == "linear"
+
+    index = "document.getElementById('set0-psnr').data.findIndex(t => t.name === 'depth 1 · enc')"
+    page.evaluate(f"Plotly.Fx.hover('set0-psnr', [{{curveNumber: {index}, pointNumber: 2}}])")
+    said = page.locator("#set0-psnr .hoverlayer").text_content()
+    assert HOSTILE[:20] in said, "the run, in letters"
+    assert "python -m aeic_lightning fit" in said
+    assert problems == []
+
+
+def test_a_phone_can_read_it(report, open_page):
+    page, problems = open_page(report, phone=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out to the side"
+    for plot in page.locator(".plot").all():
+        assert plot.bounding_box()["width"] <= 390
+    assert page.evaluate("document.getElementById('set0-psnr').layout.dragmode") is False, "a finger scrolls the page"
+    page.locator(".compare .image").first.select_option("cat")
+    stage = page.locator(".stage").first
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    page.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
+    divider = stage.locator(".divider").bounding_box()
+    assert divider["x"] + 1 - box["x"] == pytest.approx(0.75 * box["width"], abs=3)
+    assert problems == []
+
+
+def test_what_files_say_is_text(desktop):
+    page, problems = desktop
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert page.locator(".origin summary", has_text=HOSTILE).count() == 1
+    assert page.locator("footer", has_text=HOSTILE).count() == 1
+    options = page.locator(".compare .image option").all_inner_texts()
+    assert sorted(options) == sorted(IMAGES)
+    assert "</script><script>window.hacked=2</script>" in page.locator(".configs").inner_text()
+    assert problems == []
+
+
+# ---------------------------------------------------------------------- what it says
+
+
+def cells(text: str) -> list[list[str]]:
+    """Rows of a page's tables as text."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", text, re.S)
+    strip = re.compile(r"<[^>]+>")
+    return [
+        [html.unescape(strip.sub("", c)).strip() for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", r, re.S)]
+        for r in rows
+    ]
+
+
+def test_the_table_has_the_bd_rates(report, study):
+    by_name = {c.name: c for c in group(study)}
+    reference, test = by_name["teacher · depth 2"], by_name["depth 1 · none"]
+    expected = bd_rate(reference.results, test.results, "psnr", resamples=20)
+    assert expected.percent == pytest.approx(30, abs=3), "by construction"
+    (row, *_) = [row for row in cells(report.read_text()) if row and row[0] == test.name and row[1].endswith("%")]
+    assert row[1] == f"{expected.percent:+.1f} %"
+    assert row[2] == f"{expected.interval[0]:+.1f} to {expected.interval[1]:+.1f}"
+    assert row[4:7] == [f"{expected.by_interpolator[kind]:+.1f}" for kind in ("pchip", "akima", "cubic")]
+    assert row[7:] == ["4", "2", "2", "bpp"]
+
+
+def test_a_refused_bd_rate_says_why(report):
+    refused = [row for row in cells(report.read_text()) if row[:1] == ["jpeg"] and row[-1].startswith("refused: ")]
+    assert refused
+
+
+def test_points_are_means_over_seeds(report, study):
+    page = report.read_text()
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.S)[1])
+    lines = {trace["name"]: trace for trace in figures["set0-psnr"]["data"] if "lines" in trace["mode"]}
+    pair = [r for r in study if r.labels.get("arm") == "none" and r.labels["depth"] == 1 and r.labels["lambda"] == 4.0]
+    line = lines["depth 1 · none"]
+    assert line["x"][0] == pytest.approx(sum(r.figure("bpp") for r in pair) / 2)
+    assert line["y"][0] == pytest.approx(sum(r.figure("psnr") for r in pair) / 2)
+    assert line["x"] == sorted(line["x"])
+    assert "2 images, 2 seeds" in page
+    assert "45 patches" in page
+
+
+def test_runs_of_a_classifier_make_a_curve(report):
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', report.read_text(), re.S)[1])
+    (line,) = figures["set1-top1"]["data"]
+    assert line["x"] == pytest.approx([0.04, 0.08, 0.12])
+    assert line["y"] == pytest.approx([0.25, 0.5, 0.75])
+
+
+def test_the_page_is_whole_and_fits(report):
+    page = report.read_text()
+    assert len(page) < 15e6
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page.split("<script>")[0])
+    assert "Embedded as the PNG files" in page
+
+
+def test_rates_of_files_are_told_from_estimates(study):
+    estimated = [Result(**vars(r) | {"metrics": {k: v for k, v in r.metrics.items() if k != "bpp"}}) for r in study]
+    assert {c.rate for c in group(study)} == {"bpp"}
+    assert {c.rate for c in group(estimated)} == {"bpp_estimate"}
+    mixed = group([*study[1:], estimated[0]])
+    assert {c.name: c.rate for c in mixed}["teacher · depth 2"] == "bpp_estimate", "one rate a curve"
+
+
+def test_results_on_other_images_are_apart(study):
+    others = [Result(**vars(r) | {"images": r.images[:1]}) for r in study[:4]]
+    sets = image_sets([*study, *others])
+    assert [len(s.results) for s in sets] == [len(study), 4]
+
+
+def test_runs_that_labels_do_not_tell_apart_are_curves_of_their_own(study):
+    again = Result(**vars(study[0]) | {"name": "again"})
+    names = [c.name for c in group([study[0], again])]
+    assert len(set(names)) == 2
+    assert any("again" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "higher"),
+    [
+        ("psnr", "PSNR (dB)", True),
+        ("lpips_lite0", "LPIPS, EfficientNet-Lite0", False),
+        ("lpips_alex", "LPIPS, AlexNet", False),
+        ("dists", "DISTS, VGG-16", False),
+        ("fid", "FID, Inception-v3", False),
+    ],
+)
+def test_metrics_name_their_backbone(name, full, higher):
+    metric = find_metric(name)
+    assert (metric.full, metric.higher) == (full, higher)
+
+
+def test_what_is_no_quality_is_no_metric():
+    assert [find_metric(name) for name in ("bpp", "bpp_estimate", "encode_seconds", "lpips_mystery")] == [None] * 4
+
+
+def test_references_by_label_and_by_name(study):
+    curves = group(study)
+    assert [c.labels["arm"] for c in matching("role=student,depth=1", curves)] == ["none", "enc"]
+    assert [c.name for c in matching("teacher · depth 2", curves)] == ["teacher · depth 2"]
+    assert [c.labels["depth"] for c in matching(HOSTILE, curves)] == [1]
+
+
+# ---------------------------------------------------------------------- configs, taps, pictures
+
+
+def test_only_differing_settings_are_listed(files):
+    keys, rows = config_differences(read_results([files / "study.json"])[:3])
+    assert keys == ["model.init_args.loss.rate", "model.init_args.note"]
+    assert [row for _, row in rows] == [
+        ["0.5", "plain"],
+        ["0.5", "</script><script>window.hacked=2</script>"],
+        ["1.0", "plain"],
+    ]
+
+
+def test_pairs_and_callbacks_are_named():
+    pairs = [{"tap": "y", "side": "encoder", "weight": 1.0, "teacher_tap": None},
+             {"tap": "h_1", "side": "decoder", "weight": 0.5, "teacher_tap": "h_2"}]  # fmt: skip
+    flat = flatten(
+        {"pairs": pairs, "callbacks": [{"class_path": "a.B", "init_args": {"n": 3}}], "none": None, "l": [1, 2]}
+    )
+    assert flat["pairs"] == "encoder: y; decoder: h_1 to h_2 x 0.5"
+    assert flat["callbacks.B.init_args.n"] == "3"
+    assert (flat["none"], flat["l"]) == ("null", "[1, 2]")
+
+
+def test_tap_losses_of_a_resumed_run_are_the_later_ones(tmp_path):
+    for part, (start, stop) in enumerate([(1, 31), (21, 41)]):
+        with SummaryWriter(tmp_path, filename_suffix=f".{part}") as writer:
+            for step in range(start, stop):
+                writer.add_scalar("train/distill/encoder/y", step + 100.0 * part, step, walltime=1000 * part + step)
+    losses = tap_losses(tmp_path)
+    assert list(losses) == ["encoder"]
+    steps, values = losses["encoder"]["y"]
+    assert steps == list(range(1, 41))
+    assert values[19:21] == [20.0, 121.0]
+
+
+def noise(path, size):
+    Image.frombytes("RGB", (size, size), random.Random(str(path)).randbytes(3 * size * size)).save(path)
+
+
+def test_pictures_are_recompressed_only_where_they_must(tmp_path):
+    for i in range(4):
+        noise(tmp_path / f"{i}.png", 128)
+    whole = Pictures(10_000_000)
+    assert [whole.add(tmp_path / f"{i}.png") for i in (0, 1, 0)] == [0, 1, 0], "equal pictures are held once"
+    assert all(uri.startswith("data:image/png") for uri in whole.embed())
+    tight = Pictures(120_000)
+    for i in range(4):
+        tight.add(tmp_path / f"{i}.png")
+    uris = tight.embed()
+    assert sum(map(len, uris)) < 120_200
+    assert all(uri.startswith("data:image/jpeg") for uri in uris)
+    assert "recompressed for this page as JPEG" in tight.described
+    impossible = Pictures(100)
+    impossible.add(tmp_path / "0.png")
+    with pytest.raises(UserError, match="do not fit"):
+        impossible.embed()
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "-o", "page.html"], "nowhere"),
+        (["study.json", "-o", "page.pdf"], "name a file that ends in .html"),
+        (["study.json", "-o", "page.html", "--reference", "role=nobody"], "--reference role=nobody: no curve"),
+        (["study.json", "-o", "page.html", "--resamples", "1"], "--resamples"),
+        (["broken.json", "-o", "page.html"], "is no readable picture"),
+    ],
+)
+def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, words, message):
+    (files / "broken.png").write_bytes(b"no picture")
+    one = Result(
+        **vars(read_results([files / "study.json"])[0]) | {"folder": None, "pictures": {"cat": files / "broken.png"}}
+    )
+    write_results(files / "broken.json", [one])
+    Image.new("RGB", (8, 8)).save(files / "broken_original.png")
+    monkeypatch.chdir(files)
+    words = [str(tmp_path / word) if word.startswith("page.") else word for word in words]
+    assert main(["report", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_have_the_shortest_names_that_tell_them_apart():
+    def names(*labels):
+        return [c.name for c in group([Result(f"run{i}", "run", own, {}) for i, own in enumerate(labels)])]
+
+    assert names({"role": "teacher", "depth": 2}, {"role": "student", "depth": 1}) == [
+        "teacher · depth 2",
+        "student · depth 1",
+    ]
+    assert names(
+        {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 1},
+        {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 2},
+        {"role": "student", "depth": 1, "arm": "none", "stage": 2},
+    ) == ["depth 1 · none", "depth 1 · enc · stage 1", "depth 1 · enc · stage 2"]
+    assert names({"role": "student"}, {"role": "student"}) == ["student · run0", "student · run1"]

@@ -1,0 +1,196 @@
+"""Sweeps: order, what is done, what failed, what is missing."""
+
+import fcntl
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
+from aeic_lightning.study.sweeps import LOG, RECORD, SETTINGS, Job, Run, read_sweep, run_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, runs: str, extra: str = "") -> Path:
+    file = folder / "sweep.yaml"
+    file.write_text(f"vars: {{root: {folder}/runs}}\nroot: ${{vars.root}}\nruns:\n{runs}\n{extra}")
+    return file
+
+
+def test_the_demo_is_a_teacher_then_students_that_need_it():
+    sweep = read_sweep(ROOT / "experiments/tiny/demo.yaml", ["vars.root=/elsewhere"])
+    names = [run.name for run in sweep.runs]
+    assert names[:2] == ["teacher_stage1", "teacher_stage2"]
+    assert all(names.index(need) < i for i, run in enumerate(sweep.runs) for need in run.needs)
+    assert all(run.config.is_file() for run in sweep.runs)
+    assert all(run.folder == Path("/elsewhere") / run.name for run in sweep.runs)
+
+
+def test_a_run_gets_its_folder_and_its_settings(tmp_path):
+    file = write(tmp_path, "- {name: a, config: a.yaml, set: {vars.depth: 2}}")
+    (run,) = read_sweep(file, []).runs
+    assert run.command[-3:] == [f"--vars.root={tmp_path}/runs", "--vars.name=a", "--vars.depth=2"]
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / "checkpoints" / "last.ckpt").touch()
+    assert run.command[-2:] == ["--ckpt_path", "last"], "an interrupted run goes on"
+
+
+def test_a_grid_becomes_a_run_for_each_point(tmp_path):
+    for arm in ("plain", "short"):
+        (tmp_path / f"{arm}.yaml").touch()
+    grid = "depth: [1, 2], arm: {plain: {vars.steps: 9}, short: {vars.steps: '{depth}', vars.from: 'base'}}"
+    file = write(
+        tmp_path,
+        "- {name: base, config: plain.yaml, labels: {arm: teacher}}\n"
+        f"- {{name: 'depth={{depth}}_arm={{arm}}', grid: {{{grid}}}, config: '{{arm}}.yaml', needs: [base],"
+        " set: {vars.depth: '{depth}', vars.steps: 5}}",
+        "set: {data.crop: 128}",
+    )
+    base, *runs = read_sweep(file, ["set.data.flip=false"]).runs
+    assert base.settings["model.init_args.labels.arm"] == "teacher"
+    names = [f"depth={depth}_arm={arm}" for depth in (1, 2) for arm in ("plain", "short")]
+    assert [run.name for run in runs] == names
+    last = runs[-1]
+    assert last.config == tmp_path / "short.yaml"
+    assert last.needs == ["base"]
+    common = {"vars.root": f"{tmp_path}/runs", "vars.name": "depth=2_arm=short", "data.crop": 128, "data.flip": False}
+    labels = {"model.init_args.labels.depth": 2, "model.init_args.labels.arm": "short"}
+    # An axis' own settings come after the entry's.
+    assert last.settings == common | {"vars.depth": "2", "vars.steps": "2", "vars.from": "base"} | labels
+
+
+def test_a_failure_stops_what_needs_it_but_not_the_rest(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "no.yaml").write_text("model: {class_path: nowhere.Nothing}")
+    runs = "- {name: a, config: no.yaml}\n- {name: b, config: no.yaml, needs: [a]}\n- {name: c, config: no.yaml}"
+    sweep = read_sweep(write(tmp_path, runs), [])
+    (sweep.runs[2].folder).mkdir(parents=True)
+    (sweep.runs[2].folder / RECORD).touch()
+    assert run_sweep(sweep) == 1
+    said = capfd.readouterr().out
+    assert "a: failed" in said
+    assert "nowhere" in said
+    assert "b: not started, since a failed" in said
+    assert "c: done before" in said
+    assert "2 of 3 runs are missing:\n  a: " in said
+    assert "nowhere" in (tmp_path / "runs" / "a" / "log.txt").read_text()
+
+
+def test_a_run_whose_file_is_missing_stops_the_sweep_before_it_starts(tmp_path, capfd):
+    file = write(tmp_path, "- {name: a, config: no.yaml}")
+    assert main(["sweep", "--config", str(file)]) == 2
+    assert "no config file" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_lists_and_runs_nothing(tmp_path, capfd):
+    (tmp_path / "a.yaml").write_text("vars: {steps: 1}\ntrainer: {max_steps: '${vars.steps}'}")
+    file = write(tmp_path, "- {name: a, config: a.yaml}")
+    assert main(["sweep", "--config", str(file), "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith("missing a: ")
+    assert said.endswith("0 of 1 runs done\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_other_settings_is_not_taken_for_this_run(tmp_path, capfd):
+    (tmp_path / "a.yaml").write_text("vars: {steps: 1}\ntrainer: {max_steps: '${vars.steps}'}")
+    file = write(tmp_path, "- {name: a, config: a.yaml}")
+    (run,) = read_sweep(file, []).runs
+    run.folder.mkdir(parents=True)
+    (run.folder / SETTINGS).write_text(json.dumps(run.resolved()))
+    assert main(["sweep", "--config", str(file), "--dry-run"]) == 0
+    assert main(["sweep", "--config", str(file), "--dry-run", "--set.vars.steps=2"]) == 2
+    assert "was begun with trainer.max_steps = 1, the sweep now says 2" in capfd.readouterr().err
+
+
+def test_a_job_waits_for_the_run_that_a_killed_sweep_left_going(tmp_path):
+    """It then finds the run finished, and does not start it a second time."""
+    run = Run("a", tmp_path / "none.yaml", tmp_path / "a")
+    run.folder.mkdir()
+    with (run.folder / ".lock").open("w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(Job(run))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.5)
+        (run.folder / RECORD).touch()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert waiting.result(timeout=10) is None
+    assert not (run.folder / LOG).read_text()
+
+
+def figures(root: Path) -> dict[str, dict]:
+    """What each run measured, and its last weights."""
+    found = {}
+    for file in root.glob("*/metrics_val.json"):
+        weights = torch.load(file.parent / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        found[file.parent.name] = json.loads(file.read_text()) | {"weights": weights}
+    return found
+
+
+def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path):
+    def command(root: str) -> list[str]:
+        small = [
+            f"--set.{word}"
+            for word in (
+                "vars.steps=4",
+                "vars.val_every=4",
+                "data.init_args.crop_size=128",
+                "vars.save_every=1",
+                "data.init_args.batch_size=1",
+                "data.init_args.val_max_size=[128,192]",
+            )
+        ]
+        file = tmp_path / "sweep.yaml"
+        teachers = ROOT / "experiments" / "sweeps" / "encoder_depth"
+        file.write_text(
+            f"vars: {{root: r}}\nroot: ${{vars.root}}\nruns:\n- {{name: a, config: {teachers}/teacher_stage1.yaml}}\n"
+            f"- {{name: b, config: {teachers}/teacher_stage2.yaml, needs: [a], set: {{vars.stage1: a}}}}\n"
+        )
+        return [sys.executable, "-m", "aeic_lightning", "sweep", "--config", str(file), f"--vars.root={root}", *small]
+
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+    run(command(tmp_path / "whole"))
+    with subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, stdout=subprocess.PIPE, text=True) as sweep:
+        for line in sweep.stdout:
+            if "b: step" in line:  # the second run has made a step
+                break
+        sweep.kill()
+    again = run(command(tmp_path / "killed"))
+    assert "a: done before" in again.stdout
+    assert "all 2 runs done" in again.stdout
+    whole, killed = figures(tmp_path / "whole"), figures(tmp_path / "killed")
+    assert set(whole) == {"a", "b"}
+    for name, record in whole.items():
+        weights, theirs = record.pop("weights"), killed[name].pop("weights")
+        assert all(torch.equal(weights[key], theirs[key]) for key in weights)
+        assert record == killed[name]
+
+
+@pytest.mark.parametrize(
+    ("runs", "extra", "message"),
+    [
+        ("- {name: a, config: a.yaml, needs: [b]}\n- {name: b, config: a.yaml}", "", "a needs b, which must be listed"),
+        ("- {name: a, config: a.yaml}\n- {name: a, config: a.yaml}", "", "two runs are called a"),
+        ("- {name: a, konfig: a.yaml}", "", "a run has .*name.*; got name, konfig"),
+        ("- {name: a, config: a.yaml}", "compare: {runs: [z]}", "compare names z"),
+        ("  []", "", "lists no runs"),
+        ("- {name: a, config: a.yaml}", "workers: 0", "workers is 0"),
+        ("- {name: a, config: a.yaml}", "worker: 2", "a sweep has .*got.* worker"),
+        ("- {name: a, config: a.yaml}", "cluster: moon", "it is local or slurm"),
+        ("- {name: a, config: a.yaml, grid: {depth: [1, 2]}}", "", "two runs are called a; name each axis"),
+        ("- {name: 'a{deep}', config: a.yaml, grid: {depth: [1]}}", "", "names {deep}, but the grid has depth"),
+        ("- {name: 'a{depth}', config: a.yaml, grid: {depth: 1}}", "", "a list of values"),
+        ("- {name: ../a, config: a.yaml}", "", "without slashes"),
+    ],
+)
+def test_impossible_sweeps_are_said_in_words(tmp_path, runs, extra, message):
+    with pytest.raises(UserError, match=message):
+        read_sweep(write(tmp_path, runs, extra), [])
