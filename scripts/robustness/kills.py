@@ -60,7 +60,9 @@ STAGES = {
         "classification/step1.yaml", (), (("outside", 0), ("batch_end", 2), ("before_update", 3), ("validation_end", 6))
     ),
     "step2": Stage(
-        "classification/step2_q1.yaml", ("step1",), (("batch_start", 1), ("validation", 3), ("losses", 5), ("saving", 8))
+        "classification/step2_q1.yaml",
+        ("step1",),
+        (("batch_start", 1), ("validation", 3), ("losses", 5), ("saving", 8)),
     ),
     "codec": Stage("classification/codec.yaml", (), (("before_update", 4), ("last_validation", 9))),
     "head_frozen": Stage("classification/head_frozen.yaml", ("codec",), (("batch_end", 5),)),
