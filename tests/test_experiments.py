@@ -82,7 +82,7 @@ def test_the_depth_study_is_the_whole_grid_with_its_controls():
 
 
 def test_the_check_of_a_cluster_is_two_runs_of_the_study():
-    """scripts/slurm_one_machine.sh runs it; here it is only read."""
+    """tests/robustness/slurm/one_machine.sh runs it; here it is only read."""
     sweep = read_sweep(SWEEP.with_name("two_runs.yaml"), [])
     teacher, student = sweep.runs
     assert sweep.cluster == "slurm"

@@ -1,4 +1,4 @@
-"""Small versions of `python -m scripts.robustness`: two kills of an adversarial run, bad input, nothing that runs."""
+"""Small versions of `python -m tests.robustness`: two kills of an adversarial run, bad input, nothing that runs."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ import pytest
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
-from scripts.robustness import processes
-from scripts.robustness.inputs import CASES, Folder, verdict
+from tests.robustness import processes
+from tests.robustness.inputs import CASES, Folder, verdict
 
 ROOT = Path(__file__).parents[2]
 # Each kind of input once, and every command that reads a checkpoint with a malicious one; the script tries them all.
@@ -20,7 +20,7 @@ def test_an_adversarial_run_killed_twice_ends_as_the_undisturbed_one():
     """Between the two players' updates, and in the middle of writing a checkpoint."""
     words = ["kills", "--stages", "adversary"]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.robustness", *words], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "tests.robustness", *words], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| adversary | before_update 3, saving 4 | 2 | yes |" in done.stdout
@@ -48,7 +48,7 @@ def test_the_malicious_checkpoint_would_run_where_it_is_read_carelessly(folder, 
     """Or the test above would prove nothing."""
     import pickle
 
-    from scripts.robustness.inputs import Malicious
+    from tests.robustness.inputs import Malicious
 
     proof = tmp_path / "ran"
     pickle.loads(pickle.dumps(Malicious(proof)))

@@ -1,6 +1,6 @@
 """Two processes against one with the joint batch: gradients of both players, figures, files.
 
-    python -m scripts.robustness.processes FOLDER
+    python -m tests.robustness.processes FOLDER
 
 Data-parallel training averages the gradients of the processes. With the same images and the same random draws that is
 the gradient of the joint batch, up to the order of sums. A run of two processes with two crops each (gloo, CPU) is
@@ -28,7 +28,7 @@ from aeic_lightning.systems.guards import seed_batch
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.quality import QualityMetrics
 from datamodules import SamplePhotos
-from scripts.robustness.runs import ROOT
+from tests.robustness.runs import ROOT
 
 STEPS = 3
 CODEC = CodecConfig(
@@ -137,7 +137,7 @@ def trial(folder: Path, accumulate: int) -> Equality:
     for processes in (2, 1):
         where = folder / f"{accumulate}-{processes}"
         where.mkdir(parents=True)
-        command = [sys.executable, "-m", "scripts.robustness.processes", str(where), str(processes), str(accumulate)]
+        command = [sys.executable, "-m", "tests.robustness.processes", str(where), str(processes), str(accumulate)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")

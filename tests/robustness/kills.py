@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback
 
-from scripts.robustness.runs import ROOT, run, start, wait
+from tests.robustness.runs import ROOT, run, start, wait
 
 STEPS, VALIDATE_EVERY, SAVE_EVERY, EPOCH = 9, 3, 2, 4
 """Saves after 2, 4, 6, 8, 9 steps; validations after 3, 6, 9; epochs of 4 steps."""
@@ -138,9 +138,7 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
         "{class_path: callbacks.layout.ComparisonLayout}",
     ]
     if kill:
-        callbacks.append(
-            f"{{class_path: scripts.robustness.kills.Kill, init_args: {{at: {kill[0]}, step: {kill[1]}}}}}"
-        )
+        callbacks.append(f"{{class_path: tests.robustness.kills.Kill, init_args: {{at: {kill[0]}, step: {kill[1]}}}}}")
     data = (
         ["--vars.batch_size=2", "--data.init_args.eval_batch_size=140"]  # three batches of 400 digits
         if analysis

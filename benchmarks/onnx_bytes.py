@@ -1,6 +1,6 @@
 """Whether the exported send half in onnxruntime writes the bytes that PyTorch does.
 
-    python scripts/onnx_bytes.py [--size tiny|AEIC-SE] [--count 50] [--largest 400] [--checkpoint CKPT]
+    python -m benchmarks.onnx_bytes [--size tiny|AEIC-SE] [--count 50] [--largest 400] [--checkpoint CKPT]
 
 Random images of random sizes. g_a and h_a are floating point, so that a value near a half could be rounded the other
 way: PyTorch then still decodes the stream, which is checked. Exit code 1 unless all bytes are equal.

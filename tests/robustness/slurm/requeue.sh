@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # A job that gets SLURM's signal before its time is up, is put back into the queue by itself, and goes on where it was.
 #
-#     scripts/slurm_one_machine.sh bash scripts/slurm_requeue.sh      # no cluster at hand: one of this machine, as root
-#     bash scripts/slurm_requeue.sh                                   # on a cluster
+#     tests/robustness/slurm/one_machine.sh bash tests/robustness/slurm/requeue.sh      # no cluster at hand: one of this machine, as root
+#     bash tests/robustness/slurm/requeue.sh                                   # on a cluster
 #
 # Trains a tiny teacher for 60 steps; PYTHON names the interpreter (default: .venv/bin/python). SLURM holds a requeued
 # job back for up to two minutes.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
-folder=$(mktemp -d "$PWD/slurm_requeue.XXXXXX") # in a folder that the nodes share
+folder=$(mktemp -d "$PWD/requeue.XXXXXX") # in a folder that the nodes share
 trap 'rm -rf "$folder"' EXIT
 {
     echo "#!/bin/bash"
@@ -23,7 +23,7 @@ trap 'rm -rf "$folder"' EXIT
 job=$(sbatch --parsable --job-name=study --ntasks=1 --requeue --open-mode=append -o "$folder/log.txt" "$folder/job.sh")
 wait_for() {
     for _ in $(seq 600); do ! grep -q "$1" "$folder/log.txt" 2>/dev/null || return 0; sleep 0.5; done
-    echo "slurm_requeue: no '$1' after five minutes" >&2
+    echo "requeue: no '$1' after five minutes" >&2
     tail -n 20 "$folder/log.txt" >&2
     exit 1
 }
@@ -34,4 +34,4 @@ wait_for "max_steps=60"
 grep -E "saved|back in the queue|Restored|max_steps" "$folder/log.txt"
 [ "$(grep -c "^step 60/60" "$folder/log.txt")" = 1 ]
 [ "$(grep "^step" "$folder/log.txt" | awk '{print $2}' | sort | uniq -d | wc -l)" = 0 ] # no step was done twice
-echo "slurm_requeue: the job stopped, was requeued and ended, each step done once"
+echo "requeue: the job stopped, was requeued and ended, each step done once"

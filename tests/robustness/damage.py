@@ -1,6 +1,6 @@
 """Damaged streams: each must be an error, quickly and in little memory.
 
-    python scripts/damage.py [--count 20000] [--behind 300] [--checkpoint CKPT]
+    python -m tests.robustness.damage [--count 20000] [--behind 300] [--checkpoint CKPT]
 
 Streams of a few sizes are damaged by bit flips, truncation, extension, bytes overwritten or swapped, headers of other
 sizes and of other streams, and streams of another checkpoint. The check value of the file catches them before anything

@@ -1,6 +1,6 @@
 """What `classify` costs against `decompress` and a classifier of the picture: time and memory, at full size.
 
-    python scripts/classify_cost.py [--repeats 5] [--threads 1] [--no-aeic]
+    python -m benchmarks.classify_cost [--repeats 5] [--threads 1] [--no-aeic]
 
 Random weights: neither depends on training. For each system a file is written first; then a process classifies it from
 the latents, and another one decodes the picture and gives it to timm's DeiT-S at 224 x 224 (22 M parameters, what the
@@ -21,7 +21,6 @@ from statistics import median
 
 import timm
 import torch
-from full_size_files import make_files, peak_memory, reset_peak_memory
 
 from aeic_lightning.checkpoints.released import import_released
 from aeic_lightning.classification import (
@@ -33,6 +32,7 @@ from aeic_lightning.classification import (
 from aeic_lightning.classification.checkpoint import load_classifier, load_streams
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.decoder import PretrainedConfig
+from benchmarks.full_size_files import make_files, peak_memory, reset_peak_memory
 
 SYSTEMS = {"compress-and-classify, 224x224": (224, 224), "AEIC-SE with a head, 512x768": (512, 768)}  # height, width
 
@@ -108,7 +108,7 @@ def main() -> int:
             found = {}
             for task in ("write", "classify", "decompress, then DeiT-S"):
                 repeats = 1 if task.startswith("dec") and system.startswith("AEIC") else args.repeats
-                words = [sys.executable, __file__, "--threads", str(args.threads), "--task"]
+                words = [sys.executable, "-m", "benchmarks.classify_cost", "--threads", str(args.threads), "--task"]
                 done = subprocess.run(
                     [*words, system, task, folder, str(repeats)], stdout=subprocess.PIPE, text=True, check=True
                 )

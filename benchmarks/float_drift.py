@@ -1,6 +1,6 @@
 """Which settings change the last digits of h_s and the context in plain float32, and in exact arithmetic.
 
-    python scripts/float_drift.py [--size tiny|AEIC-SE] [--checkpoint CKPT]
+    python -m benchmarks.float_drift [--size tiny|AEIC-SE] [--checkpoint CKPT]
 
 Each setting runs in a process of its own. Prints, for float32 and for the exact arithmetic, how many of the values that
 decide on symbols (means and scales of the four steps) differ from the reference: one thread, oneDNN, channels first.
@@ -84,7 +84,15 @@ def main() -> int:
             row = f"{name:<26}"
             for exact in (False, True):
                 job = {"checkpoint": args.checkpoint, "exact": exact, **changes}
-                command = [sys.executable, __file__, "--job", json.dumps(job), "--output", f"{scratch}/out.npy"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.float_drift",
+                    "--job",
+                    json.dumps(job),
+                    "--output",
+                    f"{scratch}/out.npy",
+                ]
                 if subprocess.run(command, env={**os.environ, **environment}, capture_output=True).returncode:
                     row += f"{'cannot run here':>{28 if exact else 40}}"
                     continue

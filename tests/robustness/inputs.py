@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from scripts.robustness.runs import ROOT
+from tests.robustness.runs import ROOT
 
 TEACHER = str(ROOT / "experiments" / "tiny" / "teacher_stage1.yaml")
 CHEAP = [

@@ -1,9 +1,9 @@
 """Decode one image at full size on a CPU with random weights: time and peak memory, whole and in tiles.
 
-    python scripts/full_size_decode.py [--size 512x768] [--threads 2] [--files FOLDER]
+    python -m benchmarks.full_size_decode [--size 512x768] [--threads 2] [--files FOLDER]
 
 From quantised latents to pixels: g_s, the denoiser, the VAE decoder. Each case runs in a process of its own, on the
-files of `full_size_files.py` (in a temporary folder or in FOLDER). AEIC-SE's own tiles, 192 latents a side, are larger
+files of `full_size_files` (in a temporary folder or in FOLDER). AEIC-SE's own tiles, 192 latents a side, are larger
 than the image, so smaller ones show what tiling costs and saves.
 """
 
@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import torch
-from full_size_files import make_files, peak_memory, reset_peak_memory
 
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.released import import_released
 from aeic_lightning.models.decoder import PretrainedConfig, TilingConfig
+from benchmarks.full_size_files import make_files, peak_memory, reset_peak_memory
 
 CASES = {
     "whole": None,
@@ -55,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x768", metavar="HxW", help="multiples of 64")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--files", type=Path, help="folder that full_size_files.py wrote")
+    parser.add_argument("--files", type=Path, help="folder that full_size_files wrote")
     parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -64,7 +64,15 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         files = args.files or make_files(Path(folder))
-        command = [sys.executable, __file__, "--size", args.size, "--threads", str(args.threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.full_size_decode",
+            "--size",
+            args.size,
+            "--threads",
+            str(args.threads),
+        ]
         command += ["--files", str(files), "--case"]
         cases = [args.case] if args.case else list(CASES)
         return max(subprocess.run([*command, case]).returncode for case in cases)

@@ -1,6 +1,6 @@
 """Kills, bad input and data-parallel runs, tried on this machine.
 
-    python -m scripts.robustness [kills|inputs|processes ...] [--stages NAME,...] [--kills N] [--table FILE]
+    python -m tests.robustness [kills|inputs|processes ...] [--stages NAME,...] [--kills N] [--table FILE]
 
 Without words all three are tried; a quarter of an hour on two idle cores. Writes a Markdown table to standard output or
 to FILE. Exit code 1 if anything went wrong.
@@ -11,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.robustness.runs import import_everything
+from tests.robustness.runs import import_everything
 
 
 def kills_table(folder: Path, stages: list[str] | None, limit: int | None) -> tuple[list[str], bool]:
     """One row a stage."""
-    from scripts.robustness import kills
+    from tests.robustness import kills
 
     outcomes = kills.trial(folder, stages or list(kills.STAGES), limit)
     lines = ["| stage | killed at | kills | equal to the undisturbed run |", "|---|---|---|---|"]
@@ -32,8 +32,8 @@ def kills_table(folder: Path, stages: list[str] | None, limit: int | None) -> tu
 
 def seeds_table(folder: Path) -> tuple[list[str], bool]:
     """The same seed again, and another one."""
-    from scripts.robustness import kills
-    from scripts.robustness.runs import run
+    from tests.robustness import kills
+    from tests.robustness.runs import run
 
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
         if run(kills.words("codec", folder / name, seed), folder / f"{name}.log"):
@@ -52,7 +52,7 @@ def seeds_table(folder: Path) -> tuple[list[str], bool]:
 
 def inputs_table(folder: Path) -> tuple[list[str], bool]:
     """One row a kind of input."""
-    from scripts.robustness import inputs
+    from tests.robustness import inputs
 
     verdicts = inputs.trial(folder)
     groups: dict[str, list[str]] = {}
@@ -68,7 +68,7 @@ def inputs_table(folder: Path) -> tuple[list[str], bool]:
 
 def processes_table(folder: Path) -> tuple[list[str], bool]:
     """Two processes against one with the joint batch."""
-    from scripts.robustness import processes
+    from tests.robustness import processes
 
     lines = [
         "| batches a step | generator's gradient | discriminator's gradient | both processes' weights "
@@ -89,7 +89,7 @@ def processes_table(folder: Path) -> tuple[list[str], bool]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.robustness", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help="kills, seeds, inputs, processes (default: all)")
     parser.add_argument("--stages", type=lambda text: text.split(","), help="of the kills (default: all)")
     parser.add_argument("--kills", type=int, help="at most so many kills a stage")

@@ -1,10 +1,10 @@
 """One optimisation step of AEIC-SE stage 2 at full size on a CPU, at 128 x 128: peak memory with the base shared
 between teacher and student, and with two separate networks.
 
-    python scripts/full_size_step.py [--size 128] [--threads 2] [--files FOLDER] [--case shared|separate]
+    python -m benchmarks.full_size_step [--size 128] [--threads 2] [--files FOLDER] [--case shared|separate]
 
 It is `import-released` for teacher and student, then `fit` on experiments/paper/se_stage2.yaml in float32, with
-gradient checkpointing, on one random picture. Random weights stand in for the released ones (`full_size_files.py`, in a
+gradient checkpointing, on one random picture. Random weights stand in for the released ones (`full_size_files`, in a
 temporary folder or in FOLDER), and EfficientNet-Lite0 for VGG, CLIP and DINOv3, so that their memory is not in the
 figures. Needs 4 GB of disk and, for two networks, 12 GB of memory.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from full_size_files import make_files, peak_memory
 from PIL import Image
 
 from aeic_lightning import cli
+from benchmarks.full_size_files import make_files, peak_memory
 
 CONFIG = Path(__file__).parents[1] / "experiments" / "paper" / "se_stage2.yaml"
 CHECKPOINTS = {"AEIC_ME.pkl": "me_stage2_2/checkpoints/last.ckpt", "AEIC_SE.pkl": "se_stage1/checkpoints/last.ckpt"}
@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128, help="side of the crop, a multiple of 128")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--files", type=Path, help="folder that full_size_files.py wrote")
+    parser.add_argument("--files", type=Path, help="folder that full_size_files wrote")
     parser.add_argument("--case", choices=["shared", "separate"], help="this one alone, in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -83,7 +83,15 @@ def main() -> int:
         return step(args.files, args.size, args.case == "shared")
     with tempfile.TemporaryDirectory() as folder:
         files = args.files or make_files(Path(folder))
-        command = [sys.executable, __file__, "--size", str(args.size), "--threads", str(args.threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.full_size_step",
+            "--size",
+            str(args.size),
+            "--threads",
+            str(args.threads),
+        ]
         command += ["--files", str(files), "--case"]
         cases = [args.case] if args.case else ["shared", "separate"]
         return max(subprocess.run([*command, case]).returncode for case in cases)

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # A SLURM cluster of this machine alone, for as long as one command runs.
 #
-#     scripts/slurm_one_machine.sh                       # the check: srun, sbatch, then a sweep of two runs
-#     scripts/slurm_one_machine.sh COMMAND [WORD...]     # any command, with sbatch, srun, squeue and sacct at hand
+#     tests/robustness/slurm/one_machine.sh                       # the check: srun, sbatch, then a sweep of two runs
+#     tests/robustness/slurm/one_machine.sh COMMAND [WORD...]     # any command, with sbatch, srun, squeue and sacct at hand
 #
 # As root on Debian or Ubuntu; needs no systemd, no cgroups and no configuration, so a container will do. Installs
 # slurm-wlm and munge where they are missing. Keys, configuration, logs and state lie in one temporary folder, on ports
 # and a socket of its own, so that a SLURM that is there already is not touched. The daemons end with the command; what
 # is wrong with them is in the folder's logs, which are kept if the command fails.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-say() { echo "slurm_one_machine: $*" >&2; }
+cd "$(dirname "$0")/../../.."
+say() { echo "one_machine: $*" >&2; }
 
 # ---- packages
 if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! command -v munged >/dev/null; then
