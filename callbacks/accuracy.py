@@ -29,7 +29,7 @@ class AccuracyMetrics(QualityMetrics):
         if not isinstance(outputs, dict) or not {"logits", "label"} <= set(outputs):
             raise UserError(
                 f"{type(pl_module).__name__} returns no logits and labels; AccuracyMetrics is for the systems of "
-                "aeic_lightning.classification.system"
+                "aeic_lightning.classification"
             )
         best = outputs["logits"].argsort(dim=1, descending=True)
         rank = (best == outputs["label"][:, None]).int().argmax(1).tolist()

@@ -64,7 +64,7 @@ def load_classifier(path: str | Path) -> Classifier:
         model = load_model(path, receiver=reads == "x_hat")
         head = load_head(checkpoint, path)
     else:
-        raise UserError(f"{path} has no classifier; train one with a system of aeic_lightning.classification.system")
+        raise UserError(f"{path} has no classifier; train one with a system of aeic_lightning.classification")
     # A released model of other classes than ImageNet's comes without names.
     names = config.get("class_names") or [str(i) for i in range(sizes["classes"])]
     return Classifier(model, head, reads, names)

@@ -14,15 +14,11 @@ from timm.data import resolve_model_data_config
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.classification import ClassificationConfig, ClassificationLossConfig, TransformerConfig
 from aeic_lightning.classification.checkpoint import load_classifier
+from aeic_lightning.classification.head import AEICClassificationSystem
 from aeic_lightning.classification.loss import logits_distance, rate_distortion_accuracy
 from aeic_lightning.classification.stream import ClassificationBitstream
-from aeic_lightning.classification.system import (
-    AEICClassificationSystem,
-    ClassificationOptimization,
-    ClassificationSystem,
-    SoftTargets,
-    TeacherConfig,
-)
+from aeic_lightning.classification.system import ClassificationOptimization, ClassificationSystem, TeacherConfig
+from aeic_lightning.classification.targets import SoftTargets
 from aeic_lightning.classification.teacher import LogitsTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8

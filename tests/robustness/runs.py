@@ -19,7 +19,13 @@ def import_everything() -> None:
     """What the runs need, without starting a thread."""
     from importlib import import_module
 
-    for module in ("config.lightning_cli", "systems", "classification.system", "cli.commands.training"):
+    for module in (
+        "config.lightning_cli",
+        "systems",
+        "classification.head",
+        "classification.system",
+        "cli.commands.training",
+    ):
         import_module(f"aeic_lightning.{module}")
     for module in ("callbacks.accuracy", "callbacks.curves", "callbacks.layout", "callbacks.pictures", "datamodules",
                    "callbacks.checkpoint", "datamodules.labelled", "torch.utils.tensorboard"):  # fmt: skip
