@@ -4,6 +4,7 @@ The only place where image files are decoded and where floats become 8-bit level
 image that a file would hold.
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -17,10 +18,25 @@ from torch import Tensor
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
+from aeic_lightning.image_metadata import without_metadata
 
 # A closed list: Pillow would otherwise try every plugin, among them ones that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+# What Pillow registers for these formats.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".pfm",
+)  # fmt: skip
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What an EXIF orientation asks for; 1 asks for nothing."""
 
 MAX_PIXELS = 80_000_000
 """Default limit on the pixels of one image: 8192 x 8192 (67.1 million) and some slack."""
@@ -38,6 +54,7 @@ def read_image(source: Path | str | bytes, name: str | None = None, max_pixels: 
       widened (v * 257), and at most one level below the nearest 8-bit value otherwise. 32-bit integers are accepted
       when they hold 16-bit values.
     - Floating point must lie in [0, 1], and is rounded to the nearest of 256 levels.
+    - Damaged metadata (EXIF, colour profile, text) is left out, the orientation too where it cannot be read.
 
     Args:
         source: path of a file, or the file's bytes.
@@ -50,21 +67,28 @@ def read_image(source: Path | str | bytes, name: str | None = None, max_pixels: 
             formats, cut short or damaged, more than `max_pixels` pixels, values without a known range.
     """
     name = _name(source, name)
-    with _open(source, name, max_pixels) as image:
-        try:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image), name))
-        except UserError:
-            raise
-        except Exception as error:  # Pillow's decoders raise almost any class on malformed data
-            raise UserError(
-                f"cannot decode {name}: the file is cut short or damaged ({_one_line(error)}); replace or remove it"
-            ) from error
+    data = _bytes(source, name)
+    try:
+        return _decode(data, name, max_pixels)
+    except UserError:
+        bare, orientation = without_metadata(data)
+        with contextlib.suppress(UserError):
+            return _decode(bare, name, max_pixels, orientation)
+        raise
 
 
 def image_size(source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) in pixels from the header alone, before the EXIF orientation. Raises as `read_image` does."""
-    with _open(source, _name(source, name), max_pixels) as image:
-        return image.height, image.width
+    name = _name(source, name)
+    data = _bytes(source, name)
+    try:
+        image = _open(data, name, max_pixels)
+    except UserError:
+        with contextlib.suppress(UserError):
+            bare = _open(without_metadata(data)[0], name, max_pixels)
+            return bare.height, bare.width
+        raise
+    return image.height, image.width
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -96,7 +120,7 @@ def _name(source: Path | str | bytes, name: str | None) -> str:
     return "image" if isinstance(source, bytes) else str(source)
 
 
-def _open(source: Path | str | bytes, name: str, max_pixels: int) -> Image.Image:
+def _bytes(source: Path | str | bytes, name: str) -> bytes:
     if not isinstance(source, bytes):
         try:
             if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
@@ -106,11 +130,32 @@ def _open(source: Path | str | bytes, name: str, max_pixels: int) -> Image.Image
             raise UserError(f"cannot read image {name}: {error.strerror or error}; check the path") from error
     if not source:
         raise UserError(f"cannot decode {name}: the file is empty; replace or remove it")
+    return source
+
+
+def _decode(data: bytes, name: str, max_pixels: int, orientation: int | None = None) -> np.ndarray:
+    """By the orientation that the file tells, or by this one."""
+    with _open(data, name, max_pixels) as image:
+        try:
+            if orientation is None:
+                upright = ImageOps.exif_transpose(image)
+            else:
+                upright = image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+            return np.array(_to_rgb(upright, name))
+        except UserError:
+            raise
+        except Exception as error:  # Pillow's decoders raise almost any class on malformed data
+            raise UserError(
+                f"cannot decode {name}: the file is cut short or damaged ({_one_line(error)}); replace or remove it"
+            ) from error
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # The limit below is ours; Pillow's warning at another one would only confuse.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"refused {name}: {_one_line(error)}; make the image smaller") from error
     except Image.UnidentifiedImageError as error:

@@ -247,7 +247,8 @@ class ImageLoader(DataLoader):
             yield from super().__iter__()
         except UserError as error:
             # PyTorch puts the worker's traceback, whose last line is the message, in the text of the error.
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("aeic_lightning.UserError: ")) from error
+            prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
 
 
 class CropLoader(ImageLoader):

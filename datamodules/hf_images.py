@@ -84,9 +84,8 @@ class HuggingFaceImages(ImageDataModule):
                 revision=self.revision,
             )
         except Exception as error:  # no common class: hub, network, file system, pyarrow and split names
-            reason = " ".join(str(error).split())
             raise UserError(
-                f'cannot load split "{split}" of data set {self.path}: {type(error).__name__}: {reason}'
+                f'cannot load split "{split}" of data set {self.path}: {_reasons(error)}'
                 "; check data.path, data_dir or data_files and the split, and that the data are in the cache if offline"
             ) from error
         if self.image_column not in table.column_names:
@@ -124,9 +123,22 @@ class HuggingFaceRows:
 
     def _source(self, index: int) -> tuple[bytes | Path, str]:
         label = f"{self.origin} {self.names[index]}"
-        row = self.table[index][self.column]
-        if row is None:
+        try:
+            row = self.table[index][self.column]
+        except Exception as error:  # no common class: pyarrow, file system
+            raise UserError(f"cannot read {label}: {_reasons(error)}; replace or remove the row") from error
+        if row is None or (row["bytes"] is None and row["path"] is None):
             raise UserError(f"cannot decode {label}: the row holds no image; replace or remove it")
         if row["bytes"] is not None:
             return row["bytes"], label
         return Path(row["path"]), f"{label} ({row['path']})"
+
+
+def _reasons(error: BaseException) -> str:
+    """The error and what caused it, outermost first: `datasets` says what went wrong only in the inner ones."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return ", caused by ".join(dict.fromkeys(f"{type(e).__name__}: {' '.join(str(e).split())}" for e in chain))

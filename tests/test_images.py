@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.images import image_size, read_image
+from aeic_lightning.image_metadata import without_metadata
+from aeic_lightning.images import FORMATS, SUFFIXES, image_size, read_image
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -237,6 +238,107 @@ def test_missing_file_and_folder(tmp_path):
         read_image(tmp_path / "gone.png")
     with pytest.raises(UserError, match="directory"):
         read_image(tmp_path)
+
+
+def jpeg_segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def tiff_with_tags(*tags: tuple[int, int, int, int]) -> bytes:
+    """A grey TIFF of 8 x 8 pixels, written by hand, with more tags (tag, type, count, offset)."""
+    grey = RGB[..., 0][:6, :8].tobytes()
+    baseline = [(256, 3, 1, 8), (257, 3, 1, 6), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
+                (277, 3, 1, 1), (278, 3, 1, 6), (279, 4, 1, 48)]  # fmt: skip
+    entries = sorted([*baseline, *tags])
+    page = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(grey)) + grey + page + struct.pack("<I", 0)
+
+
+def whole_pixels_with_broken_metadata():
+    """(file, its pixels), the metadata broken in the ways in which each format can have it."""
+    good_png = png(RGB, 2, 8)
+    bad_crc = chunk(b"tEXt", b"Comment\0hello")[:-4] + b"\0\0\0\0"
+    large_text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b" " * 3_000_000))
+    turned = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\1\0\0\0\6" + b"\0" * 7  # orientation 6
+    flat = np.full((16, 16, 3), 90, np.uint8)
+    jpeg = saved(Image.fromarray(flat), "JPEG", quality=100)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30
+    webp = saved(Image.fromarray(RGB), "WEBP", lossless=True, exif=b"Exif\0\0garbage that is no TIFF")
+    grey = np.stack([RGB[..., 0][:6, :8]] * 3, -1)
+    return {
+        "png, EXIF": (png(RGB, 2, 8, chunk(b"eXIf", b"garbage")), RGB),
+        "png, EXIF cut": (png(RGB, 2, 8, chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff\x12")), RGB),
+        "png, EXIF after the pixels": (good_png[:-12] + chunk(b"eXIf", b"garbage") + good_png[-12:], RGB),
+        "png, text and an orientation": (png(RGB, 2, 8, bad_crc + chunk(b"eXIf", turned)), np.rot90(RGB, -1)),
+        "png, checksum of a text": (png(RGB, 2, 8, bad_crc), RGB),
+        "png, text too large": (png(RGB, 2, 8, large_text), RGB),
+        "png, colour profile": (png(RGB, 2, 8, chunk(b"iCCP", b"")), RGB),
+        "png, short pHYs": (png(RGB, 2, 8, chunk(b"pHYs", b"\0")), RGB),
+        "jpeg, EXIF": (jpeg[:2] + jpeg_segment(0xE1, exif) + jpeg[2:], flat),
+        "jpeg, no EXIF in it": (jpeg[:2] + jpeg_segment(0xE1, b"Exif\0\0garbage") + jpeg[2:], flat),
+        "jpeg, colour profile": (jpeg[:2] + jpeg_segment(0xE2, b"ICC_PROFILE\0") + jpeg[2:], flat),
+        "jpeg, MPF": (jpeg[:2] + jpeg_segment(0xE2, b"MPF\0garbage") + jpeg[2:], flat),
+        "webp, EXIF": (webp, RGB),
+        "webp, EXIF cut": (webp[:-9], RGB),
+        "tiff, EXIF": (tiff_with_tags((34665, 4, 1, 99_999)), grey),
+        "tiff, EXIF at itself and an orientation": (
+            tiff_with_tags((270, 6, 50, 99_999), (34665, 5, 0, 1), (274, 3, 1, 6)), np.rot90(grey, -1)
+        ),
+        "tiff, XMP of numbers": (tiff_with_tags((700, 4, 2, 0)), grey),
+        "tiff, GPS": (tiff_with_tags((34853, 2, 7, 99_999)), grey),
+        "tiff, XMP and a profile": (tiff_with_tags((700, 1, 500, 99_999), (34675, 7, 500, 99_999)), grey),
+        "tiff, resolution by 0": (tiff_with_tags((282, 5, 1, 20), (283, 5, 1, 99_999), (296, 2, 1, 0)), grey),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", whole_pixels_with_broken_metadata())
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_broken_metadata_never_decides_over_pixels(case):
+    data, pixels = whole_pixels_with_broken_metadata()[case]
+    tolerance = 2 if case.startswith("jpeg") else 0
+    image = read_image(data)
+    assert image.shape == pixels.shape
+    assert np.abs(image.astype(int) - pixels).max() <= tolerance
+    assert sorted(image_size(data)) == sorted(pixels.shape[:2])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_file_without_metadata_keeps_its_pixels(kind):
+    """Also with an orientation, for which the whole file is read by Pillow alone."""
+    exif = Image.Exif()
+    exif[274] = 6
+    exif[271] = "a camera"
+    photo = np.kron(RGB, np.ones((8, 8, 1), np.uint8))
+    data = saved(
+        Image.fromarray(photo), kind, exif=exif, dpi=(72, 72), **({"lossless": True} if kind == "WEBP" else {})
+    )
+    bare, orientation = without_metadata(data)
+    assert b"a camera" not in bare or kind == "TIFF"
+    assert orientation == (1 if kind == "TIFF" else 6)
+    expected = read_image(data)
+    np.testing.assert_array_equal(read_image(bare), expected if kind == "TIFF" else np.rot90(expected))
+
+
+def test_a_damaged_palette_or_transparency_is_not_taken_for_metadata():
+    index = RNG.integers(0, 4, (6, 9), dtype=np.uint8)
+    palette, alpha = chunk(b"PLTE", bytes(range(12))), chunk(b"tRNS", b"\0\xff")
+    text = chunk(b"tEXt", b"Comment\0hello")[:-4] + b"\0\0\0\0"
+    for parts in (palette.replace(b"PLTE", b"pLTE"), palette + alpha.replace(b"tRNS", b"tRnS")):
+        with pytest.raises(UserError, match=r"damaged|not a known image"):
+            read_image(png(index, 3, 8, text + parts))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_cut_file_stays_cut_without_its_metadata(kind):
+    data = saved(Image.fromarray(np.kron(RGB, np.ones((32, 32, 1), np.uint8))), kind)
+    bare, _ = without_metadata(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"damaged|not a known image"):
+        read_image(bare)
+
+
+def test_every_suffix_that_pillow_knows_for_these_formats_counts():
+    Image.init()
+    assert set(SUFFIXES) == {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
 
 
 @given(st.binary(max_size=200), st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM"]), st.integers(0, 60))

@@ -180,6 +180,21 @@ def test_folder_that_is_missing_or_empty(tmp_path):
         ImageFolder()
 
 
+def test_every_known_suffix_is_read_and_other_files_are_counted(tmp_path, capsys):
+    for name, kind in {"a.jfif": "JPEG", "b.PGM": "PPM", "c.jpe": "JPEG", "d.pbm": "PPM", "e.apng": "PNG"}.items():
+        Image.fromarray(RNG.integers(0, 256, (130, 130), dtype=np.uint8)).save(tmp_path / name, kind)
+    for name in ("notes.txt", "more.txt", "f.gif", "README", ".hidden"):
+        (tmp_path / name).write_text("no image")
+    module = ImageFolder(val_dir=str(tmp_path))
+    module.setup()
+    assert module.val_images.names == ["a", "b", "c", "d", "e"]
+    assert len(list(module.val_dataloader())) == 5
+    said = capsys.readouterr().err
+    assert f"passed over 4 of 9 files in {tmp_path}: 2 .txt" in said
+    assert "1 .gif" in said
+    assert "1 no suffix" in said
+
+
 def test_validation_images_inside_the_training_folder_are_refused(folders):
     with pytest.raises(UserError, match=r"2 image\(s\) are in data\.train_dir and in data\.val_dir"):
         ImageFolder(str(folders), str(folders / "val")).setup()
@@ -292,6 +307,36 @@ def test_broken_row_is_named(tmp_path):
     module.setup()
     with pytest.raises(UserError, match=r"^cannot decode parquet validation-000000"):
         list(module.val_dataloader())
+
+
+def test_a_row_of_nulls_is_skipped_or_named(tmp_path):
+    images = [
+        None,
+        {"bytes": None, "path": None},
+        {"bytes": encoded(RNG.integers(0, 256, (130, 130, 3), np.uint8)), "path": None},
+    ]
+    features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "a.parquet")
+    options = {"data_files": {"train": str(tmp_path / "a.parquet")}, "val_split": None, "crop_size": 128,
+               "batch_size": 1}  # fmt: skip
+    module = HuggingFaceImages("parquet", on_error="skip", **options)
+    module.setup()
+    with pytest.warns(UserWarning, match="the row holds no image"):
+        names = [batch["name"] for batch in module.train_dataloader()]
+    assert names == [["train-000002"]] * 3
+    assert sorted(module.skipped) == ["train-000000", "train-000001"]
+    module = HuggingFaceImages("parquet", **options)
+    module.setup()
+    with pytest.raises(UserError, match=r"train-00000\d: the row holds no image"):
+        list(module.train_dataloader())
+
+
+def test_a_broken_parquet_file_says_why(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
+    module = HuggingFaceImages("parquet", data_files={"train": str(tmp_path / "a.parquet")}, val_split=None)
+    with pytest.raises(UserError, match=r"cannot load split.*caused by .*[Pp]arquet") as caught:
+        module.setup()
+    assert "\n" not in str(caught.value)
 
 
 def test_imagefolder_without_any_network_access(tmp_path, monkeypatch):
