@@ -18,15 +18,15 @@ Layout: float32 (h, w, C), channels last, one image at a time, on the CPU.
 """
 
 import math
-import threading
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, product
 from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
 from aeic_lightning.models.codec.context import QUADTREE, QuadtreeContext
 from aeic_lightning.models.codec.layers import (
@@ -41,8 +41,6 @@ from aeic_lightning.models.codec.layers import (
 
 Layer = Callable[[Tensor], Tensor]
 
-LIMIT = 2**14  # of activations before a matrix product
-BYTE = 127  # the same where measurements showed 8 bits to cost no rate
 DEPTHWISE_LIMIT = 2047  # of activations before a depthwise convolution
 DEPTHWISE_SUM = 2**24 // DEPTHWISE_LIMIT  # most that the magnitudes of a depthwise kernel may add up to
 GELU_STEPS = 1024  # table entries for a unit
@@ -55,18 +53,17 @@ TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
 
 @contextmanager
 def exact_mode():
-    """Switch off what could replace float32 by something shorter: autocast and reduced-precision convolutions."""
-    conv = torch.backends.mkldnn.conv
-    before = conv.fp32_precision
-    conv.fp32_precision = "ieee"
+    """Switch off what could replace float32 by something shorter: autocast, reduced-precision products."""
+    kinds = torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
     try:
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        conv.fp32_precision = before
-
-
-# ---------------------------------------------------------------------------------------------------- products
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def to_integers(x: Tensor, limit: int, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -74,68 +71,6 @@ def to_integers(x: Tensor, limit: int, dim: int = -1) -> tuple[Tensor, Tensor]:
     peak = x.abs().amax(dim, keepdim=True).clamp_(min=TINY)
     # limit / peak would be limit * (1 / peak), and runtimes approximate reciprocals.
     return (x * (torch.full((), float(limit)) / peak)).round_(), peak
-
-
-def product_int8(q: Tensor, weight: Tensor, limit: int) -> Tensor:
-    """Integers (n, K) of at most `limit` times int8 (K, O) -> the exact products, rounded once to float32 (n, O)."""
-    n, inside = q.shape
-    if limit <= BYTE:
-        out = _scratch.get(torch.int32, n, weight.shape[1])
-        return torch._int_mm(q.to(torch.int8), weight, out=out).float()
-    q = q.to(torch.int16)
-    # q = 256 high + low, both signed bytes.
-    limbs = _scratch.get(torch.int8, 2 * n, inside)
-    limbs[:n] = q
-    limbs[n:] = q.add_(128).bitwise_right_shift_(8)
-    products = torch._int_mm(limbs, weight, out=_scratch.get(torch.int32, 2 * n, weight.shape[1]))
-    return products[:n].add_(products[n:], alpha=256).float()
-
-
-class _Scratch(threading.local):
-    """Memory of the last product. New pages from the system would cost more than the product itself."""
-
-    def __init__(self) -> None:
-        self.memory: dict[torch.dtype, Tensor] = {}
-
-    def get(self, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
-        memory = self.memory.get(dtype)
-        if memory is None or memory.numel() < rows * columns:
-            with torch.inference_mode(False):  # usable in either mode
-                memory = self.memory[dtype] = torch.empty(rows * columns, dtype=dtype)
-        return memory[: rows * columns].view(rows, columns)
-
-
-_scratch = _Scratch()
-
-
-def product_float64(q: Tensor, weight: Tensor, limit: int) -> Tensor:
-    """The same as `product_int8`, on any machine."""
-    return (q.double() @ weight.double()).float()
-
-
-@cache
-def int8_is_exact() -> bool:
-    """Whether this machine's int8 matrix product adds up without saturation (some old instruction sets do not)."""
-    if not hasattr(torch, "_int_mm"):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    extreme = torch.full((64, 1024), 127, dtype=torch.int8)
-    mixed = torch.randint(-127, 128, (64, 1024), dtype=torch.int8, generator=generator)
-    for a in (extreme, -extreme, mixed):
-        for b in (extreme, mixed):
-            if not torch.equal(torch._int_mm(a, b.t()), (a.double() @ b.t().double()).to(torch.int32)):
-                return False
-    return True
-
-
-def product(q: Tensor, weight: Tensor, limit: int) -> Tensor:
-    """The product in the quickest way that is exact here."""
-    if torch.compiler.is_exporting() or not torch.backends.mkldnn.enabled or not int8_is_exact():
-        return product_float64(q, weight, limit)
-    return product_int8(q, weight, limit)
-
-
-# ---------------------------------------------------------------------------------------------------- layers
 
 
 class Linear(nn.Module):
@@ -166,16 +101,25 @@ class Linear(nn.Module):
         unit[:gelu] = GELU_STEPS
         self.register_buffer("step", step.flatten() / limit * unit)  # (O,)
         self.register_buffer("bias", bias * unit)
+        self.parts: dict[int | None, tuple[Weights, Tensor, Tensor]] = {}  # weights, steps and biases by quarter
 
     def forward(self, x: Tensor, quarter: int | None = None) -> Tensor:
         """All outputs, or one quarter of the first half and of the second: (n, O / 4)."""
-        weight, step, bias = self.weight, self.step, self.bias
-        if quarter is not None:
-            weight, step, bias = (
-                part.unflatten(-1, (2, 4, -1))[..., quarter, :].flatten(-2) for part in (weight, step, bias)
-            )
         q, peak = to_integers(x, self.limit)
-        return product(q, weight, self.limit).mul_(peak).mul_(step).add_(bias)
+        if torch.compiler.is_exporting():
+            weight, step, bias = self._part(quarter)
+            return (q.double() @ weight.double()).float().mul_(peak).mul_(step).add_(bias)
+        if quarter not in self.parts:
+            weight, step, bias = self._part(quarter)
+            self.parts[quarter] = Weights(weight), step, bias
+        weights, step, bias = self.parts[quarter]
+        return product(q, weights, self.limit).mul_(peak).mul_(step).add_(bias)
+
+    def _part(self, quarter: int | None) -> tuple[Tensor, ...]:
+        whole = self.weight, self.step, self.bias
+        if quarter is None:
+            return whole
+        return tuple(part.unflatten(-1, (2, 4, -1))[..., quarter, :].flatten(-2) for part in whole)
 
 
 class Depthwise(nn.Module):

@@ -1,6 +1,6 @@
 """One process of `verify`: encodes and decodes files under the settings it is given, and prints what came out.
 
-Reads a JSON object from standard input: {"checkpoint", "threads", "onednn", "channels_last", "float64", "fast",
+Reads a JSON object from standard input: {"checkpoint", "threads", "onednn", "channels_last", "kernel", "fast",
 "encode": [[image, stream], ...], "decode": [stream, ...]}.
 Prints {"encode": {stream: SHA-256 of the latents}, "decode": {stream: SHA-256 of the latents, or "error: ..."}}.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from aeic_lightning.bitstream import exact
+from aeic_lightning.bitstream import products
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
@@ -28,8 +28,7 @@ def run(job: dict) -> dict:
     """Do what the job says; see the module."""
     torch.set_num_threads(job["threads"])
     torch.backends.mkldnn.enabled = job["onednn"]
-    if job["float64"]:
-        exact.product_int8 = exact.product_float64
+    products.force(job["kernel"])
     model = load_model(job["checkpoint"])
     if job["channels_last"]:
         model = model.to(memory_format=torch.channels_last)

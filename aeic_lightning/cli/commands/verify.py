@@ -14,7 +14,9 @@ SETTINGS = {
     "oneDNN up to AVX2": ({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
     "PyTorch without AVX": ({}, {"ATEN_CPU_CAPABILITY": "default"}),
     "channels last": ({"channels_last": True}, {}),
-    "float64 products": ({"float64": True, "threads": 2}, {}),
+    "int8 products": ({"kernel": "int8"}, {}),
+    "float32 products": ({"kernel": "float32"}, {}),
+    "float64 products": ({"kernel": "float64", "threads": 2}, {}),
     "fast sender": ({"fast": True}, {}),
 }
 SIZES = ("AEIC-SE", "tiny")
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = args.checkpoint
         if not checkpoint:
-            from aeic_lightning.bitstream import random_model
+            from aeic_lightning.models import random_model
 
             checkpoint = f"{scratch}/random.ckpt"
             random_model.save(random_model.random_model(random_model.CODECS[args.size]), Path(checkpoint))
@@ -96,7 +98,7 @@ def work(checkpoint: str, setting: str, encode: list, decode: list) -> dict:
 
     changes, environment = SETTINGS[setting]
     job = {
-        "checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": False, "float64": False,
+        "checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": False, "kernel": None,
         "fast": False, **changes, "encode": encode, "decode": decode,
     }  # fmt: skip
     done = subprocess.run(

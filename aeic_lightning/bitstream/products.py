@@ -1,0 +1,167 @@
+"""Products of integer matrices, rounded once to float32: the same bits from each of three kernels.
+
+Activations are integers of at most `limit` (LIMIT, or BYTE) in float32, weights are int8. A kernel is exact because no
+partial sum is rounded, in whatever order a library adds:
+
+- **int8**: sums below 2^31 in int32. Activations of 15 bits are two signed bytes, 256 high + low.
+- **float32**: sums of at most 2^24. Activations of 15 bits are two limbs, 128 high + low, each of at most 128; the
+  weights of an output add up to at most 2^17.
+- **float64**: sums below 2^53.
+
+Which is quickest depends on the processor by more than a factor of forty, so a short timing decides at first use. A
+kernel is used only after a test with extreme values: some int8 instructions saturate.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LIMIT = 2**14  # of activations before a matrix product
+BYTE = 127  # the same where measurements showed 8 bits to cost no rate
+LIMB = 128  # largest magnitude of a float32 limb
+FLOAT32_SUM = 2**24 // LIMB  # most that the weights of an output may add up to for the float32 kernel
+HOPELESS = 4  # times as slow as the quickest: not timed again
+RUNS = 5  # timed runs, of all kernels in turn; the best of each counts
+
+
+class Weights:
+    """int8 weights (K, O), with the form that each kernel takes: converted once, at first use."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.forms: dict[torch.dtype, Tensor] = {torch.int8: weight}
+        self.fit_float32 = bool(weight.double().abs().sum(0).max() <= FLOAT32_SUM)
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """(K, O) of another type, exact."""
+        if dtype not in self.forms:
+            self.forms[dtype] = self.weight.to(dtype).contiguous()
+        return self.forms[dtype]
+
+
+def product_int8(q: Tensor, weights: Weights, limit: int) -> Tensor:
+    """Integers (n, K) of at most `limit` times (K, O) -> the exact products, rounded once to float32 (n, O)."""
+    weight = weights.to(torch.int8)
+    n, inside = q.shape
+    if limit <= BYTE:
+        out = _scratch.get(torch.int32, n, weight.shape[1])
+        return torch._int_mm(q.to(torch.int8), weight, out=out).float()
+    q = q.to(torch.int16)
+    # q = 256 high + low, both signed bytes.
+    limbs = _scratch.get(torch.int8, 2 * n, inside)
+    limbs[:n] = q
+    limbs[n:] = q.add_(128).bitwise_right_shift_(8)
+    products = torch._int_mm(limbs, weight, out=_scratch.get(torch.int32, 2 * n, weight.shape[1]))
+    return products[:n].add_(products[n:], alpha=256).float()
+
+
+def product_float32(q: Tensor, weights: Weights, limit: int) -> Tensor:
+    """The same as `product_int8`, for weights that `fit_float32`."""
+    weight = weights.to(torch.float32)
+    if limit <= BYTE:
+        return q @ weight
+    high = q.mul(1 / LIMB).round_()
+    low = q.sub(high, alpha=LIMB)
+    # Not one product that adds to the other: its partial sums would be rounded.
+    upper = torch.mm(high, weight, out=_scratch.get(torch.float32, len(q), weight.shape[1]))
+    return (low @ weight).add_(upper, alpha=LIMB)
+
+
+def product_float64(q: Tensor, weights: Weights, limit: int) -> Tensor:
+    """The same as `product_int8`, on any machine and for any weights."""
+    return (q.double() @ weights.to(torch.float64)).float()
+
+
+class _Scratch(threading.local):
+    """Memory of the last product. New pages from the system would cost more than the product itself."""
+
+    def __init__(self) -> None:
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+    def get(self, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+        memory = self.memory.get(dtype)
+        if memory is None or memory.numel() < rows * columns:
+            with torch.inference_mode(False):  # usable in either mode
+                memory = self.memory[dtype] = torch.empty(rows * columns, dtype=dtype)
+        return memory[: rows * columns].view(rows, columns)
+
+
+_scratch = _Scratch()
+
+
+def product(q: Tensor, weights: Weights, limit: int) -> Tensor:
+    """The product by the forced kernel, or else by the quickest that is exact here."""
+    name = _forced or kernel(limit)
+    if name == "float32" and not weights.fit_float32:
+        name = "float64"
+    return _function(name)(q, weights, limit)
+
+
+def _function(name: str) -> Callable[[Tensor, Weights, int], Tensor]:
+    return globals()[f"product_{name}"]
+
+
+KERNELS = ("float32", "float64", "int8")
+
+_forced: str | None = None
+_chosen: dict[tuple[bool, bool], str] = {}
+_lock = threading.Lock()
+
+
+def force(name: str | None) -> None:
+    """Use this kernel for all products of this process; None: the quickest again."""
+    global _forced
+    if name is not None and name not in KERNELS:
+        raise ValueError(f"no kernel {name!r}; choose from {', '.join(KERNELS)}")
+    _forced = name
+
+
+def kernel(limit: int) -> str:
+    """The quickest exact kernel for activations of this limit, found once a process in about 20 ms."""
+    key = limit <= BYTE, torch.backends.mkldnn.enabled
+    with _lock:
+        if key not in _chosen:
+            with torch.inference_mode():
+                _chosen[key] = _quickest(BYTE if key[0] else LIMIT)
+        return _chosen[key]
+
+
+def chosen() -> dict[str, str]:
+    """Kernel of each kind of product, by the bits of the activations."""
+    return {"15 bits": _forced or kernel(LIMIT), "8 bits": _forced or kernel(BYTE)}
+
+
+def _quickest(limit: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(-limit, limit + 1, (64, 256), generator=generator).float()
+    weights = Weights(torch.randint(-127, 128, (256, 256), generator=generator).to(torch.int8))
+    int8 = torch.backends.mkldnn.enabled and hasattr(torch, "_int_mm")
+    best = {name: float("inf") for name in KERNELS if name != "int8" or int8}
+    for run in range(RUNS + 1):
+        for name, before in best.items():
+            if run > 1 and before > HOPELESS * min(best.values()):
+                continue
+            start = time.perf_counter()
+            _function(name)(q, weights, limit)
+            if run:  # the first makes the weights' form, the memory, the library's code
+                best[name] = min(before, time.perf_counter() - start)
+    return next(name for name in sorted(best, key=best.__getitem__) if is_exact(name, limit))
+
+
+def is_exact(name: str, limit: int) -> bool:
+    """Whether a kernel gives the integers on this machine, with the largest values that it may meet and random ones."""
+    if name == "float64":
+        return True
+    generator = torch.Generator().manual_seed(0)
+    extreme = torch.full((8, 1024), limit)
+    mixed = torch.randint(-limit, limit + 1, (8, 1024), generator=generator)
+    function = _function(name)
+    for weight in (torch.full((1024, 16), 127), torch.randint(-127, 128, (1024, 16), generator=generator)):
+        weights = Weights(weight.to(torch.int8))
+        for q in (extreme, -extreme, mixed):
+            if not torch.equal(function(q.float(), weights, limit), (q @ weight).float()):
+                return False
+    return True
