@@ -21,7 +21,7 @@ browser:
 	|| { echo "no chromium for the report's test; as root: apt-get install chromium" >&2; exit 1; }
 
 demo: $(VENV)/.ready
-	$(BIN)/python -m aeic_lightning sweep --config experiments/tiny/demo.yaml
+	$(BIN)/python -m aeic_lightning sweep --config experiments/sweeps/demo.yaml
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15

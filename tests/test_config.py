@@ -1,7 +1,9 @@
 """Experiment files: includes, interpolation, overrides that reach what refers to them, clear complaints."""
 
 import pytest
+import yaml
 
+from aeic_lightning.cli import main
 from aeic_lightning.config import load_config, parse_overrides
 from aeic_lightning.errors import UserError
 
@@ -94,3 +96,30 @@ def test_a_misspelt_override_of_vars_is_refused_and_a_true_one_is_not(files):
         load_config([files / "child.yaml"], ["vars.step=3"])
     # Overriding what refers to a var does not make the var a mistake.
     assert load_config([files / "child.yaml"], ["trainer.max_steps=3"])["trainer"]["max_steps"] == 3
+
+
+def test_sources_say_which_file_sets_a_value_and_what_it_replaces(files, capsys):
+    (files / "more.yaml").write_text(
+        "include: [child.yaml]\nmodel: {lr: 0.5, taps: [{tap: y}, {tap: z}], same: '${trainer}'}\n"
+    )
+    words = ["fit", "--config", str(files / "more.yaml"), "--vars.name=mine", "--print_config=sources"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    base, child, more = (files / f"{name}.yaml" for name in ("base", "child", "more"))
+    assert text.splitlines() == [
+        "vars:",
+        f"  steps: 10  # {base}",
+        f"  run: runs/mine  # {base}",
+        f"  name: mine  # command line; child in {child}",
+        "trainer:",
+        f"  max_steps: 10  # {base}",
+        "model:",
+        f"  lr: 0.5  # {more}; 0.1 in {child}",
+        f"  out: runs/mine/x  # {child}",
+        f"  taps:  # {more}",
+        "    - {tap: y}",
+        "    - {tap: z}",
+        "  same:",
+        f"    max_steps: 10  # {more}",
+    ]
+    assert yaml.safe_load(text)["model"] == load_config([more], ["vars.name=mine"])["model"]

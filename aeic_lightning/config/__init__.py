@@ -8,35 +8,96 @@ An experiment file may hold, besides LightningCLI's own sections (`model`, `data
 Overrides are merged before anything is resolved, so that they reach every value that refers to them.
 """
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from aeic_lightning.errors import UserError
 
 
-def load_config(files: list[str | Path], overrides: list[str] = ()) -> dict[str, Any]:
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge files, then `key.sub=value` overrides, resolve, and return plain values without `vars`.
 
     Raises UserError for a missing file, bad YAML, an interpolation that leads nowhere, or a `vars` entry that nothing
     refers to (a misspelt one would have no effect).
     """
-    used: set[str] = set()
-    try:
-        own = OmegaConf.from_dotlist(list(overrides))
-        merged = OmegaConf.merge(*(_read(Path(file), (), used) for file in files), own)
-        _check_vars(merged, used | _references(own), files)
-        config = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{' + '.join(map(str, files))}: {' '.join(str(error).split())}") from error
+    config = _resolved(files, _layers(files, overrides))
     config.pop("vars", None)
     return config
+
+
+def with_sources(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> str:
+    """The resolved config of these files as YAML; behind each value, the file that it comes from and the values of
+    other files that it replaces, the latest first.
+
+    Raises UserError as `load_config` does.
+    """
+    layers = _layers(files, overrides)
+    said: dict[tuple[str, ...], list[tuple[str, Any]]] = {}
+    for source, layer in layers:
+        for key, value in _leaves(OmegaConf.to_container(layer, resolve=False)):
+            said.setdefault(key, []).insert(0, (source, value))
+    return "".join(line + "\n" for line in _annotated(_resolved(files, layers), (), said))
+
+
+def _leaves(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, (*key, str(name)))
+    else:
+        yield key, value
+
+
+def _annotated(config: dict, key: tuple[str, ...], said: dict[tuple[str, ...], list[tuple[str, Any]]]) -> Iterator[str]:
+    indent = "  " * len(key)
+    for name, value in config.items():
+        at = (*key, str(name))
+        if isinstance(value, dict) and value:
+            yield f"{indent}{name}:"
+            yield from _annotated(value, at, said)
+            continue
+        # A mapping that stands for `${...}` is set as a whole.
+        (source, _), *replaced = next(said[at[:end]] for end in range(len(at), 0, -1) if at[:end] in said)
+        comment = "; ".join([source, *(f"{_flow(old)} in {file}" for file, old in replaced if old != "???")])
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield f"{indent}{name}:  # {source}" + ("; replaces a list" if replaced else "")
+            yield from (f"{indent}  - {_flow(item)}" for item in value)
+        else:
+            yield f"{indent}{name}: {_flow(value)}  # {comment}"
+
+
+def _flow(value: Any) -> str:
+    """On one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
+
+
+Layers = list[tuple[str, DictConfig]]
+"""Where settings come from, and what is set there: an included file stands before the one that includes it."""
+
+
+def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
+    try:
+        own = OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+    layers = [layer for file in files for layer in _read(Path(file), ())]
+    return [*layers, ("command line", own)]
+
+
+def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
+    try:
+        merged = OmegaConf.merge(*(layer for _, layer in layers))
+        _check_vars(merged, set().union(*(_references(layer) for _, layer in layers)), files)
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{' + '.join(map(str, files))}: {' '.join(str(error).split())}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -50,7 +111,7 @@ def _references(config: DictConfig) -> set[str]:
     return set(re.findall(r"\$\{vars\.(\w+)", str(OmegaConf.to_container(config, resolve=False))))
 
 
-def _check_vars(merged: DictConfig, used: set[str], files: list[str | Path]) -> None:
+def _check_vars(merged: DictConfig, used: set[str], files: Sequence[str | Path]) -> None:
     # References of every file count, those included that a later file has overridden.
     # A sweep gives `root` and `name` to every run.
     given = [str(name) for name in merged.get("vars") or {} if name not in ("root", "name")]
@@ -60,22 +121,22 @@ def _check_vars(merged: DictConfig, used: set[str], files: list[str | Path]) -> 
         raise UserError(f"{' + '.join(map(str, files))}: vars.{unused} is set, but nothing refers to it{hint}")
 
 
-def _read(path: Path, parents: tuple[Path, ...], used: set[str]) -> DictConfig:
+def _read(path: Path, parents: tuple[Path, ...]) -> Layers:
     if not path.is_file():
         raise UserError(f"no config file {path}" + (f", which {parents[-1]} includes" if parents else ""))
     if path.resolve() in (parent.resolve() for parent in parents):
         raise UserError(f"{path} includes itself by way of {parents[-1]}; take one include out")
     try:
         own = OmegaConf.load(path)
-    except YAMLError as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(own, DictConfig):
         raise UserError(f"{path} holds no settings; an experiment file is a YAML mapping")
-    used |= _references(own)
     included = own.pop("include", None) or []
-    return OmegaConf.merge(*(_read(path.parent / file, (*parents, path), used) for file in included), own)
+    layers = [layer for file in included for layer in _read(path.parent / file, (*parents, path))]
+    return [*layers, (os.path.normpath(path), own)]
 
 
 def parse_overrides(words: list[str]) -> list[str]:

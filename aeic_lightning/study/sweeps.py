@@ -115,7 +115,7 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     raw = load_config([file], [*overrides])
     _only(raw, SWEEP_KEYS, f"{file}: a sweep")
     if not raw.get("runs"):
-        raise UserError(f"{file} lists no runs; see experiments/tiny/demo.yaml")
+        raise UserError(f"{file} lists no runs; see experiments/sweeps/demo.yaml")
     workers = _count(raw, "workers", 1, file)
     threads = _count(raw, "threads", max(1, (os.cpu_count() or 1) // workers), file)
     folder = Path(raw.get("root", "runs"))

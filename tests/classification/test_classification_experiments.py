@@ -22,6 +22,7 @@ from datamodules.labelled import SampleDigits
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "classification"
+SWEEP = ROOT / "experiments" / "sweeps" / "classification.yaml"
 IMAGES = 3
 
 
@@ -32,7 +33,7 @@ def runs(tmp_path_factory):
     patch.setattr(SampleDigits, "VALIDATION", IMAGES)
     patch.chdir(ROOT)
     root = tmp_path_factory.mktemp("classification")
-    sweep = read_sweep(FOLDER / "tiny.yaml", [f"vars.root={root}"])
+    sweep = read_sweep(SWEEP, [f"vars.root={root}"])
     for run in sweep.runs:
         words = [word for word in run.command if word.startswith(("--", "experiments", str(ROOT)))]
         config = words[words.index("--config") + 1]
@@ -44,8 +45,8 @@ def runs(tmp_path_factory):
 
 
 def test_every_file_belongs_to_the_sweep_or_is_included():
-    sweep = load_config([FOLDER / "tiny.yaml"])
-    files = {run["config"] for run in sweep["runs"]} | {"tiny.yaml", "base.yaml", "step2.yaml"}
+    sweep = load_config([SWEEP])
+    files = {Path(run["config"]).name for run in sweep["runs"]} | {"base.yaml", "classifier.yaml", "step2.yaml"}
     assert {path.name for path in FOLDER.glob("*.yaml") if not path.name.startswith("paper")} == files
     assert set(sweep["compare"]["runs"]) == {run["name"] for run in sweep["runs"]} - {"codec"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sweep's file; overrides reach the sweep file itself."""
     parser.usage = f"{parser.prog} --config FILE [--dry-run] [--vars.name=value ...]"
-    parser.add_argument("--config", required=True, type=Path, help="sweep file (see experiments/tiny/demo.yaml)")
+    parser.add_argument("--config", required=True, type=Path, help="sweep file (see experiments/sweeps/demo.yaml)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, their commands and which are done")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from aeic_lightning.config import load_config, parse_overrides
+from aeic_lightning.config import load_config, parse_overrides, with_sources
 from aeic_lightning.errors import UserError
 
 EXAMPLES = """
@@ -16,6 +16,7 @@ examples:
   python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml --ckpt_path last
   python -m aeic_lightning fit --config experiments/paper/se_stage2.yaml --dry-run    (the same as `plan`)
   python -m aeic_lightning fit --config FILE --print_config=comments     every setting, with its meaning
+  python -m aeic_lightning fit --config FILE --print_config=sources      what is set, with the file that sets it
 """
 
 
@@ -33,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--dry-run", action="store_true", help="build on the meta device; print parameters, memory, what is missing"
         )
     parser.add_argument(
-        "--print_config", nargs="?", const="", metavar="comments", help="print the complete resolved config and exit"
+        "--print_config",
+        nargs="?",
+        const="",
+        metavar="comments|sources",
+        help="print the complete resolved config and exit; `sources`: what the files set, and which file does",
     )
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Build trainer, system and data from the config, and run the subcommand."""
+    if args.print_config == "sources":
+        print(with_sources(args.config, parse_overrides(extra)), end="")
+        return 0
     config = load_config(args.config, parse_overrides(extra))
     if args.command == "fit" and args.dry_run:
         from aeic_lightning.study.plan import make_plan, print_plan
