@@ -22,6 +22,8 @@ from statistics import median
 import timm
 import torch
 
+from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.released import import_released
 from aeic_lightning.classification import (
     ClassificationConfig,
@@ -29,7 +31,7 @@ from aeic_lightning.classification import (
     LatentTransformer,
     TransformerConfig,
 )
-from aeic_lightning.classification.checkpoint import load_classifier, load_streams
+from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.decoder import PretrainedConfig
 from benchmarks.full_size_files import make_files, peak_memory, reset_peak_memory
@@ -58,7 +60,7 @@ def write(system: str, folder: Path) -> int:
     height, width = SYSTEMS[system]
     waves = torch.linspace(-9, 9, height)[:, None] + torch.linspace(-16, 16, width)[None]
     x = torch.stack([waves.sin(), waves.cos(), (waves / 9).sin()])[None]
-    return (folder / "image.aeic").write_bytes(load_streams(path).write(x))
+    return (folder / "image.aeic").write_bytes(Bitstream(load_model(path)).encode(x))
 
 
 def work(task: str, folder: Path, repeats: int) -> dict[str, float]:
@@ -67,14 +69,15 @@ def work(task: str, folder: Path, repeats: int) -> dict[str, float]:
     if task == "classify":
         classifier = load_classifier(folder / "model.ckpt")
     else:
-        streams, net = load_streams(folder / "model.ckpt"), timm.create_model("deit_small_patch16_224").eval()
+        model, net = load_model(folder / "model.ckpt"), timm.create_model("deit_small_patch16_224").eval()
+        bitstream = Bitstream(model)
 
     @torch.inference_mode()
     def once() -> None:
         if task == "classify":
-            classifier.logits(classifier.streams.read(file.read_bytes()))
+            classifier.logits(classifier.bitstream.decode(file.read_bytes()))
         else:
-            picture = from_uint8(streams.picture(streams.read(file.read_bytes())))[None]
+            picture = from_uint8(reconstruct(model, bitstream.decode(file.read_bytes())))[None]
             net(torch.nn.functional.interpolate(picture, (224, 224), mode="bicubic", antialias=True))
 
     reset_peak_memory()

@@ -278,7 +278,7 @@ class OnnxSender(_Half):
 
     def encode(self, x: Tensor) -> bytes:
         """The file of one image (1, 3, H, W) in [-1, 1]."""
-        padded = reflect_pad(x, 2 * self.coder.shared.stride)
+        padded = reflect_pad(x, self.coder.shared.grid.multiple)
         y, z = (torch.from_numpy(part) for part in self.analysis.run(None, {"x": padded.numpy()}))
         return self.coder.encode_latents(y, z, *x.shape[2:]).data
 

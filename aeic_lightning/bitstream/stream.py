@@ -1,8 +1,9 @@
-"""From an image to bytes, and from bytes to the same latents."""
+"""From an image to bytes, from bytes to the same latents, and from those to a picture: for every kind of model."""
 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from aeic_lightning.bitstream.tables import MEDIAN_STEPS, Tables
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.codec.latent_codec import latent_sizes
+from aeic_lightning.models.base import CompressionModel
 
 FORMAT = b"aeic arithmetic 2"  # changes whenever the same checkpoint would give other latents
 
@@ -26,7 +27,7 @@ class Encoded(NamedTuple):
     """One image as a file, and what it consists of."""
 
     data: bytes
-    z_hat: Tensor  # (1, M/2, h/4, w/4) float32, as the receiver gets it
+    z_hat: Tensor  # (1, N, h/4, w/4) float32, as the receiver gets it
     y_hat: Tensor  # (1, M, h, w) float32, as the receiver gets it
     bits: float  # ideal code length of z and y by the tables
     coded: int  # symbols of y in the stream; the others were skipped
@@ -55,7 +56,7 @@ class LatentCoder:
     """Latents to a file and back, around the networks and tables that both sides share.
 
     Args:
-        hyper_synthesis: z_hat (1, M/2, h/4, w/4) -> phi (1, M, h, w), exact.
+        hyper_synthesis: z_hat (1, N, h/s, w/s) -> phi (1, K, h, w), exact; s is the grid's `z_stride`, 4 for AEIC.
         context: (phi, code) -> y_hat, as `QuadtreeContext.forward`, exact.
         shared: tables and settings.
         fingerprint: SHA-256 of the model.
@@ -101,7 +102,7 @@ class LatentCoder:
         """
         stream = container.unpack(data, self.fingerprint)
         shared, reader = self.shared, SymbolReader(stream.payload)
-        (h, w), (zh, zw) = latent_sizes(stream.height, stream.width, shared.stride)
+        (h, w), (zh, zw) = shared.grid.sizes(stream.height, stream.width)
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
             where = _numbers(mask & shared.conditional.is_coded(scale))
@@ -129,24 +130,50 @@ class LatentCoder:
         return self.context(phi, code)
 
 
-class Bitstream(LatentCoder):
-    """Writes and reads the streams of a model.
+class Coding(NamedTuple):
+    """What a model gives to its `Bitstream`."""
 
-    h_s, the context and the tables are converted to exact arithmetic once, at the start: build a new Bitstream when
+    hyper_synthesis: nn.Module  # both as `LatentCoder` takes them
+    context: nn.Module
+    shared: Tables
+    sender: Callable[[Tensor], tuple[Tensor, Tensor]]  # image (1, 3, H, W) in [-1, 1] -> y, z of its padded form
+
+
+@singledispatch
+def coding(model: CompressionModel, fast: bool) -> Coding:
+    """How a kind of model is coded: a package with a model of its own registers a function for its class here.
+
+    With `fast` the sender computes in bfloat16; a function whose model cannot raises UserError.
+    """
+    raise TypeError(f"no coding is registered for {type(model).__name__}")
+
+
+@coding.register
+def _aeic_coding(model: AEIC, fast: bool) -> Coding:
+    codec = model.codec
+    shared = Tables.of(codec.grid, codec.config.skip_threshold, codec.prior)
+    return Coding(HyperSynthesis(codec.h_s), Context(codec.context), shared, Sender(codec, fast))
+
+
+class Bitstream(LatentCoder):
+    """Writes and reads the streams of a model of any kind.
+
+    Its h_s, context and tables are converted to exact arithmetic once, at the start: build a new Bitstream when
     the weights have changed. Works on the CPU, one image at a time.
 
-    Raises UserError for a model whose weights are not finite.
+    Args:
+        model: any model that has a `coding`.
+        fast: whether the sender computes in bfloat16; the receiver of a file needs not know.
+
+    Raises UserError for a model whose weights are not finite, or with `fast` for one that has no such form.
     """
 
-    def __init__(self, model: AEIC, fast: bool = False) -> None:
+    def __init__(self, model: CompressionModel, fast: bool = False) -> None:
         for name, tensor in model.state_dict().items():
             if not tensor.isfinite().all():
                 raise UserError(f"{name} is not finite: the model has diverged; use an earlier checkpoint")
-        codec = model.codec
-        shared = Tables.of(codec)
-        hyper_synthesis, context = HyperSynthesis(codec.h_s), Context(codec.context)
+        hyper_synthesis, context, shared, self.sender = coding(model, fast)
         super().__init__(hyper_synthesis, context, shared, fingerprint([hyper_synthesis, context, model], shared))
-        self.sender = Sender(codec, fast)
 
     def encode(self, x: Tensor) -> bytes:
         """The file of one image (1, 3, H, W) in [-1, 1], 1 to 8192 pixels a side."""
@@ -177,16 +204,15 @@ def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:
 
 
 @torch.inference_mode()
-def reconstruct(model: AEIC, decoded: Decoded, fast: bool = False) -> Tensor:
+def reconstruct(model: CompressionModel, decoded: Decoded, fast: bool = False) -> Tensor:
     """The picture of decoded latents, uint8 (3, H, W). Floating point: machines may differ in single levels.
 
     With `fast` the networks run in bfloat16: two to ten times as quick where the processor has it.
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        l_T, l_res = model.codec.synthesise(decoded.y_hat.to(device))
-        x_hat = model.decoder(l_T, l_res).x_hat[0, :, : decoded.height, : decoded.width]
-    return to_uint8(x_hat).cpu()
+        x_hat = model.reconstruct(decoded.y_hat.to(device))
+    return to_uint8(x_hat[0, :, : decoded.height, : decoded.width]).cpu()
 
 
 def _numbers(mask: Tensor) -> Tensor:

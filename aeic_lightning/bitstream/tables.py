@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.codec import LatentCodec
+from aeic_lightning.models.codec import LatentGrid
 from aeic_lightning.models.codec.entropy import SCALE_FLOOR, FactorizedPrior, GaussianConditional
 
 PRECISION = 24  # bits of a probability, that of constriction's default range coder
@@ -122,7 +122,7 @@ def prior_tables(prior: FactorizedPrior) -> list[Table]:
 class Tables:
     """All integers and settings that the two sides share beside the networks."""
 
-    stride: int  # of y
+    grid: LatentGrid
     skip_threshold: float | None
     medians: torch.Tensor  # float32 (1, M/2, 1, 1), multiples of 1/64
     bounds: torch.Tensor  # float32 (63,), between the scale levels
@@ -130,14 +130,14 @@ class Tables:
     y_tables: list[Table]
 
     @classmethod
-    def of(cls, codec: LatentCodec) -> "Tables":
+    def of(cls, grid: LatentGrid, skip_threshold: float | None, prior: FactorizedPrior) -> "Tables":
         """The tables of a codec whose prior's quantiles are up to date."""
         return cls(
-            codec.stride,
-            codec.config.skip_threshold,
-            torch.from_numpy(medians(codec.prior)).reshape(1, -1, 1, 1),
+            grid,
+            skip_threshold,
+            torch.from_numpy(medians(prior)).reshape(1, -1, 1, 1),
             level_bounds(),
-            prior_tables(codec.prior),
+            prior_tables(prior),
             gaussian_tables(),
         )
 
@@ -153,7 +153,9 @@ class Tables:
     def to_dict(self) -> dict:
         """Plain numbers, for JSON."""
         return {
-            "stride": self.stride,
+            "stride": self.grid.stride,
+            "multiple": self.grid.multiple,
+            "z_stride": self.grid.z_stride,
             "skip_threshold": self.skip_threshold,
             "precision": PRECISION,
             "medians_times_64": (self.medians.flatten() * MEDIAN_STEPS).int().tolist(),
@@ -166,7 +168,7 @@ class Tables:
     def from_dict(cls, values: dict) -> "Tables":
         """What `to_dict` gave."""
         return cls(
-            values["stride"],
+            LatentGrid(values["stride"], values["multiple"], values["z_stride"]),
             values["skip_threshold"],
             torch.tensor(values["medians_times_64"]).reshape(1, -1, 1, 1) / MEDIAN_STEPS,
             (torch.tensor(values["level_bounds_times_2_to_20"]).double() / 2**20).float(),
@@ -175,5 +177,8 @@ class Tables:
         )
 
     def to_bytes(self) -> bytes:
-        """For the fingerprint."""
-        return json.dumps(self.to_dict(), sort_keys=True).encode()
+        """For the fingerprint, which was made before `multiple` and `z_stride` were numbers of their own."""
+        values = self.to_dict()
+        values["stride"] = values.pop("multiple") // 2
+        del values["z_stride"]
+        return json.dumps(values, sort_keys=True).encode()

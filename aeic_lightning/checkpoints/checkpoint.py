@@ -1,12 +1,16 @@
 """Checkpoints of this project: reading them safely, and saying in one line what does not fit.
 
-A checkpoint is Lightning's file with one entry more, `model_config`: the sizes of the codec and the decoder. Every
+A checkpoint is Lightning's file with one entry more, `model_config`: the sizes of the model. Every
 reading is `weights_only=True`, so that nothing in a file can run. Where the decoder has a pretrained base, a checkpoint
 holds only what is trained over it, and the fingerprints of that base: `model_config["base"]`.
 """
 
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import torch
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
@@ -42,12 +47,10 @@ def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = Fal
 
 
 def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecConfig, DecoderConfig]:
-    """The sizes that a checkpoint was trained with."""
+    """The sizes that an AEIC was trained with. Raises UserError for the checkpoint of another kind of model."""
     config = checkpoint["model_config"]
-    if "analysis" in config:
-        raise UserError(
-            f"{path} is a compress-and-classify model, not an AEIC; compress, decompress and classify take it"
-        )
+    if other := other_kind(config):
+        raise UserError(f"{path} is a {other.name} model, not an AEIC; compress, decompress and evaluate take it")
     try:
         return from_dict(CodecConfig, config["codec"]), from_dict(DecoderConfig, config["decoder"])
     except (KeyError, TypeError) as error:
@@ -68,10 +71,69 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     return cls(**{name: convert(kinds.get(name), value) for name, value in values.items()})
 
 
-def load_model(
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model beside AEIC, in a package of its own: the rest works without it, and imports it by name alone.
+
+    The package has two modules: `checkpoint`, whose `build_model(model_config)` makes the model, and `released`, whose
+    `recognises(contents)` and `convert(contents)` read the files of its authors.
+    """
+
+    name: str
+    package: str
+
+    def module(self, name: str) -> ModuleType:
+        return import_module(f"{self.package}.{name}")
+
+    @property
+    def is_installed(self) -> bool:
+        return find_spec(self.package) is not None
+
+
+CLASSIFICATION = Kind("compress-and-classify", "aeic_lightning.classification")
+
+# By the entry of `model_config` that only this kind has. "analysis" is how it was spelled first.
+OTHER_KINDS = {"classification": CLASSIFICATION, "analysis": CLASSIFICATION}
+
+
+def other_kind(model_config: dict[str, Any]) -> Kind | None:
+    """The kind of model, if it is no AEIC. An AEIC with a classification head is an AEIC."""
+    return next((kind for key, kind in OTHER_KINDS.items() if key in model_config), None)
+
+
+def installed_kinds() -> Iterator[Kind]:
+    """The kinds beside AEIC whose packages are there."""
+    return (kind for kind in dict.fromkeys(OTHER_KINDS.values()) if kind.is_installed)
+
+
+def load_model(path: str | Path, role: str = "checkpoint", receiver: bool = True) -> CompressionModel:
+    """The trained model of a checkpoint of any kind in evaluation mode, its prior's tails solved anew.
+
+    Args:
+        path: the checkpoint.
+        role: its part in the messages.
+        receiver: see `load_aeic`; the other kinds are always whole.
+    """
+    checkpoint = read_checkpoint(path, role)
+    kind = other_kind(checkpoint["model_config"])
+    if kind is None:
+        return _load_aeic(checkpoint, path, role, receiver)
+    if not kind.is_installed:
+        raise UserError(f"{role}: {path} is a {kind.name} model; {kind.package}, which reads it, is not installed")
+    try:
+        model = kind.module("checkpoint").build_model(checkpoint["model_config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{role}: {path} holds no {kind.name} model of this version ({error}); use the version that wrote it"
+        ) from error
+    _fill(model, checkpoint, path, role)
+    return model.eval()
+
+
+def load_aeic(
     path: str | Path, role: str = "checkpoint", receiver: bool = True, base: PretrainedConfig | None = None
 ) -> AEIC:
-    """The trained model in evaluation mode, its prior's tails solved anew.
+    """As `load_model`, for what works with an AEIC alone. Raises UserError for another kind of model.
 
     Args:
         path: the checkpoint.
@@ -80,7 +142,12 @@ def load_model(
             needs no more.
         base: where the base weights lie, instead of where they lay in training; they must be the same ones.
     """
-    checkpoint = read_checkpoint(path, role)
+    return _load_aeic(read_checkpoint(path, role), path, role, receiver, base)
+
+
+def _load_aeic(
+    checkpoint: dict[str, Any], path: str | Path, role: str, receiver: bool, base: PretrainedConfig | None = None
+) -> AEIC:
     codec, decoder = model_configs(checkpoint, path)
     if base and decoder.pretrained:
         decoder.pretrained = replace(decoder.pretrained, unet=base.unet, vae=base.vae)
@@ -88,9 +155,13 @@ def load_model(
     if receiver:
         model.decoder.load_base()
         check_base(model, checkpoint, path, role)
-    load_strictly(model, with_prefix(checkpoint, "model."), path, role)
-    solve_prior(model.codec.prior, checkpoint)
+    _fill(model, checkpoint, path, role)
     return model.eval()
+
+
+def _fill(model: CompressionModel, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
+    load_strictly(model, with_prefix(checkpoint, "model."), path, role)
+    solve_prior(model.prior, checkpoint)
 
 
 def solve_prior(prior: FactorizedPrior, checkpoint: dict[str, Any]) -> None:

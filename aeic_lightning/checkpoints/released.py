@@ -1,8 +1,8 @@
 """Import of the released checkpoints into this project's format.
 
 One of AEIC (https://github.com/LuizScarlet/AEIC) is a pickle of two state dicts: `state_dict_codec`, and
-`state_dict_unet` with LoRA, conv_in and conv_out alone. One of compress-and-classify is recognised by its parameter
-names (`aeic_lightning.classification.released`). Both are read with `weights_only=True`.
+`state_dict_unet` with LoRA, conv_in and conv_out alone. The other kinds of models (`checkpoint.OTHER_KINDS`) recognise
+their own files. All are read with `weights_only=True`.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aeic_lightning.checkpoints.checkpoint import installed_kinds
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
@@ -163,22 +164,21 @@ def import_released(
         base: where AEIC's base weights lie, if not where the defaults look.
         candidates: the AEIC models that it may be.
 
-    Returns its name, and whether the base was at hand (compress-and-classify has none and needs none): its fingerprint
-    is then recorded, and another one refused. Raises UserError, with what did not match, for any other file.
+    Returns its name, and whether the base was available (only AEIC needs one): its digest is then recorded, and
+    another one refused. Raises UserError, with what did not match, for any other file.
     """
-    from aeic_lightning.classification import released as analysis
-
     path, out = Path(path), Path(out)
     contents = read_pickle(path)
-    halves = None if analysis.is_analysis(contents) else _halves(contents, path)
+    other = next((kind for kind in installed_kinds() if kind.module("released").recognises(contents)), None)
+    halves = None if other else _halves(contents, path)
     try:
-        if halves is None:
-            name, (config, state) = "compress-and-classify", analysis.convert(contents)
+        if other:
+            name, (config, state) = other.name, other.module("released").convert(contents)
         else:
             name, state = convert(halves, candidates)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if halves is not None:
+    if not other:
         config = _config(*candidates[name], base)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -198,7 +198,7 @@ def import_released(
         os.replace(beside, out)
     finally:
         beside.unlink(missing_ok=True)
-    return name, halves is None or config["base"] is not None
+    return name, other is not None or config["base"] is not None
 
 
 def _config(codec: CodecConfig, decoder: DecoderConfig, base: PretrainedConfig | None) -> dict[str, Any]:

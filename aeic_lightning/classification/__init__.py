@@ -1,5 +1,9 @@
-"""Compress and classify from the same bytes (Bai et al., AAAI 2022)."""
+"""Compress and classify from the same bytes (Bai et al., AAAI 2022).
 
+Nothing outside of this package imports it but its own commands: AEIC works where it is deleted.
+"""
+
+import aeic_lightning.classification.stream  # noqa: F401 (registers how the model is coded)
 from aeic_lightning.classification.loss import ClassificationLossConfig
 from aeic_lightning.classification.model import (
     ClassificationConfig,

@@ -6,25 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.stream import Decoded
+from aeic_lightning.bitstream.stream import Bitstream, Decoded, reconstruct
 from aeic_lightning.checkpoints.checkpoint import (
+    CLASSIFICATION,
     from_dict,
+    load_aeic,
     load_model,
     load_strictly,
+    other_kind,
     read_checkpoint,
-    solve_prior,
     with_prefix,
 )
-from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel, PictureClassifier
-from aeic_lightning.classification.stream import Streams
+from aeic_lightning.classification.model import KEY, ClassificationConfig, ClassificationModel, PictureClassifier
 from aeic_lightning.classification.transformer import LatentTransformer, TransformerConfig
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.base import CompressionModel
 
 
 class Classifier:
-    """Reads streams and names the classes of what they hold.
+    """Names the classes of what streams hold.
 
     Args:
         model: what writes and reads the streams.
@@ -33,19 +34,19 @@ class Classifier:
         class_names: by number.
     """
 
-    def __init__(self, model: ClassificationModel | AEIC, head: nn.Module, reads: str, class_names: list[str]) -> None:
+    def __init__(self, model: CompressionModel, head: nn.Module, reads: str, class_names: list[str]) -> None:
         self.model = model.eval()
         self.head = head.eval()
         self.reads = reads
         self.class_names = class_names
-        self.streams = Streams(model)
+        self.bitstream = Bitstream(model)
 
     @torch.inference_mode()
     def logits(self, decoded: Decoded) -> Tensor:
         """Logits (classes,) of a stream's latents; a picture is made only for a head that reads pictures."""
         if self.reads == "y_hat":
             return self.head(decoded.y_hat)[0]
-        return self.head(from_uint8(self.streams.picture(decoded))[None])[0]
+        return self.head(from_uint8(reconstruct(self.model, decoded))[None])[0]
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -55,53 +56,28 @@ def load_classifier(path: str | Path) -> Classifier:
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint["model_config"]
-    if "analysis" in config:
-        model = _analysis_model(checkpoint, path, "checkpoint")
-        head, reads, sizes = model.transformer, "y_hat", config["analysis"]["transformer"]
-    elif "head" in config:
-        reads, sizes = config["head"]["reads"], config["head"]["transformer"]
+    if "head" in config:
+        reads, classes = config["head"]["reads"], config["head"]["transformer"]["classes"]
         # Latents are classified without the decoder, so its base weights are not read.
-        model = load_model(path, receiver=reads == "x_hat")
+        model = load_aeic(path, receiver=reads == "x_hat")
         head = load_head(checkpoint, path)
+    elif other_kind(config) is CLASSIFICATION:
+        model = load_model(path)
+        head, reads, classes = model.transformer, "y_hat", model.sizes.transformer.classes
     else:
         raise UserError(f"{path} has no classifier; train one with a system of aeic_lightning.classification")
     # A released model of other classes than ImageNet's comes without names.
-    names = config.get("class_names") or [str(i) for i in range(sizes["classes"])]
+    names = config.get("class_names") or [str(i) for i in range(classes)]
     return Classifier(model, head, reads, names)
 
 
-def load_streams(path: str | Path, fast: bool = False, receiver: bool = True) -> Streams:
-    """What writes and reads the files of a checkpoint of either kind, with or without a classifier.
+def build_model(model_config: dict[str, Any]) -> ClassificationModel:
+    """The compress-and-classify model of these sizes, for `checkpoints.checkpoint.load_model`.
 
-    With `fast` an AEIC's encoder and decoder compute in bfloat16; without `receiver` its pretrained base is not read,
-    and it writes the same files but makes no picture. Raises UserError for a compress-and-classify model
-    with `fast`: it has one way only.
+    Raises KeyError or TypeError for sizes that this version does not know.
     """
-    checkpoint = read_checkpoint(path)
-    if "analysis" in checkpoint["model_config"]:
-        if fast:
-            raise UserError(f"{path} is a compress-and-classify model, which has no fast form; leave out --fast")
-        return Streams(_analysis_model(checkpoint, path, "checkpoint"))
-    return Streams(load_model(path, receiver=receiver), fast)
-
-
-def load_analysis(path: str | Path, role: str = "checkpoint") -> ClassificationModel:
-    """The compress-and-classify model of a checkpoint, in evaluation mode, its prior's tails solved anew."""
-    return _analysis_model(read_checkpoint(path, role), path, role)
-
-
-def _analysis_model(checkpoint: dict[str, Any], path: str | Path, role: str) -> ClassificationModel:
-    try:
-        config = from_dict(ClassificationConfig, checkpoint["model_config"]["analysis"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{role}: {path} holds no compress-and-classify model of this version ({error}); "
-            "train one with experiments/classification"
-        ) from error
-    model = ClassificationModel(config)
-    load_strictly(model, with_prefix(checkpoint, "model."), path, role)
-    solve_prior(model.codec.prior, checkpoint)
-    return model.eval()
+    key = KEY if KEY in model_config else "analysis"  # as it was spelled first
+    return ClassificationModel(from_dict(ClassificationConfig, model_config[key]))
 
 
 def build_head(reads: str, channels: int, config: TransformerConfig, widths: list[int]) -> nn.Module:

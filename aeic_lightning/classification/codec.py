@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aeic_lightning.models.codec import LatentGrid
 from aeic_lightning.models.codec.entropy import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
 
 STRIDE = 16  # of y: four halvings, a vision transformer's patch
@@ -33,6 +34,8 @@ class MeanScaleCodec(nn.Module):
         widths: channels of g_a after each of its four stride-2 convolutions; the last is M.
         hyper_width: channels of z.
     """
+
+    grid = LatentGrid(STRIDE, STRIDE, z_stride=2)
 
     def __init__(self, widths: Sequence[int], hyper_width: int) -> None:
         super().__init__()
@@ -56,11 +59,6 @@ class MeanScaleCodec(nn.Module):
         nn.init.ones_(self.h_s[-1].bias[:channels])
         self.prior = FactorizedPrior(hyper_width)
         self.conditional = GaussianConditional(skip_threshold=None)
-
-    def latent_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
-        h, w = -(-height // STRIDE), -(-width // STRIDE)
-        return (h, w), (-(-h // 2), -(-w // 2))
 
     def hyper_decode(self, z_hat: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """z_hat (B, N, ceil(h/2), ceil(w/2)) -> mean and raw scale (before any floor), each (B, M, h, w).

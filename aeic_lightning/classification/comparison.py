@@ -12,6 +12,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from aeic_lightning.bitstream.stream import reconstruct
 from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
@@ -78,12 +79,11 @@ def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any
     classifier = load_classifier(path)
     if classifier.class_names != data.class_names:
         raise UserError(f"{path} was trained on other classes than its config.yaml names")
-    streams = classifier.streams
     rows = []
     for batch in data.test_dataloader():
         for x, name, label in zip(batch["image"], batch["name"], batch["label"].tolist(), strict=True):
-            file = streams.write(x[None])
-            decoded = streams.read(file)
+            file = classifier.bitstream.encode(x[None])
+            decoded = classifier.bitstream.decode(file)
             order = classifier.logits(decoded).argsort(descending=True).tolist()
             height, width = x.shape[1:]
             row = {
@@ -93,7 +93,7 @@ def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any
                 "crc32": zlib.crc32(to_uint8(x).numpy()),
                 "bytes": len(file),
                 "bpp": bits_per_pixel(8 * len(file), height, width),
-                "psnr": psnr(streams.picture(decoded)[None], to_uint8(x)[None]).item(),
+                "psnr": psnr(reconstruct(classifier.model, decoded)[None], to_uint8(x)[None]).item(),
                 "top1": float(order[0] == label),
             }
             if len(order) > 5:

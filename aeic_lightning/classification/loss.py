@@ -46,7 +46,7 @@ class ClassificationLossConfig:
         """Raise UserError for weights that mean nothing."""
         values = (self.rate, self.alpha, self.beta, self.label_smoothing, self.mixup, self.distillation)
         if min(values) < 0 or self.temperature <= 0 or self.label_smoothing >= 1:
-            raise UserError("analysis loss: no weight may be negative, label_smoothing is below 1, temperature above 0")
+            raise UserError("loss: no weight may be negative, label_smoothing is below 1, temperature above 0")
 
 
 class AnalysisLoss(NamedTuple):

@@ -17,7 +17,11 @@ from aeic_lightning.classification.codec import STRIDE, CodedLatents, MeanScaleC
 from aeic_lightning.classification.transformer import FeatureAggregation, LatentTransformer, TransformerConfig
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import reflect_pad
+from aeic_lightning.models.codec.entropy import FactorizedPrior
+
+KEY = "classification"  # of the sizes in a checkpoint's model_config
 
 
 @dataclass
@@ -42,14 +46,14 @@ class ClassificationConfig:
         """Raise UserError where the sizes do not fit together."""
         if len(self.encoder_widths) != 4 or len(self.decoder_widths) != 3:
             raise UserError(
-                f"analysis: {len(self.encoder_widths)} encoder_widths and {len(self.decoder_widths)} decoder_widths; "
+                f"sizes: {len(self.encoder_widths)} encoder_widths and {len(self.decoder_widths)} decoder_widths; "
                 f"stride {STRIDE} needs four and three"
             )
         if min(*self.encoder_widths, *self.decoder_widths, self.hyper_width) < 1 or self.encoder_widths[-1] % 2:
-            raise UserError("analysis: widths start at 1, and the last of encoder_widths must be even")
+            raise UserError("sizes: widths start at 1, and the last of encoder_widths must be even")
         if any(not 1 <= block <= self.transformer.depth for block in self.aggregate):
             raise UserError(
-                f"analysis: aggregate {self.aggregate} names a block that is not among the transformer's "
+                f"sizes: aggregate {self.aggregate} names a block that is not among the transformer's "
                 f"{self.transformer.depth}; they are counted from 1"
             )
 
@@ -79,8 +83,10 @@ class Normalisation(nn.Module):
         return 2 * (x * self.std + self.mean) - 1
 
 
-class ClassificationModel(nn.Module):
+class ClassificationModel(CompressionModel):
     """The whole system. Images of any size are padded by reflection to multiples of 16, as the latent codec does."""
+
+    generative = False
 
     def __init__(self, config: ClassificationConfig) -> None:
         super().__init__()
@@ -94,8 +100,14 @@ class ClassificationModel(nn.Module):
 
     @property
     def config(self) -> dict:
-        """The sizes as plain values, which a checkpoint carries."""
-        return {"analysis": asdict(self.sizes)}
+        return {KEY: asdict(self.sizes)}
+
+    @property
+    def prior(self) -> FactorizedPrior:
+        return self.codec.prior
+
+    def estimate_bits(self, x: Tensor) -> Tensor:
+        return self.codec(self.prepare(x)).bits
 
     def prepare(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> padded to multiples of 16 and normalised: what g_a takes."""

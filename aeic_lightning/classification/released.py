@@ -8,7 +8,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel
+from aeic_lightning.classification.model import KEY, ClassificationConfig, ClassificationModel
 from aeic_lightning.classification.transformer import TransformerConfig
 from aeic_lightning.errors import UserError
 
@@ -33,7 +33,7 @@ NAMES = {
 _BUFFERS = re.compile(r".*\.(bound|target|scale_bound|scale_table|_quantized_cdf|_offset|_cdf_length)")
 
 
-def is_analysis(contents: Any) -> bool:
+def recognises(contents: Any) -> bool:
     """Whether the contents of a file are those of a released compress-and-classify model, by the names."""
     names = {"patch_embed.proj.0.weight", "chans_embed.weight", "head_rec.proj.0.weight"}
     return isinstance(contents, dict) and names <= set(_plain(contents))
@@ -74,7 +74,7 @@ def convert(contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]
                 f"the file holds {name} as {list(renamed[name].shape)}, but its other shapes make it "
                 f"{list(own[name].shape)}"
             )
-    model_config: dict[str, Any] = {"analysis": asdict(config)}
+    model_config: dict[str, Any] = {KEY: asdict(config)}
     if config.transformer.classes == IMAGENET:
         words = ImageNetInfo()
         model_config["class_names"] = [words.index_to_description(i) for i in range(IMAGENET)]

@@ -1,4 +1,4 @@
-"""Streams of the compress-and-classify model: the `.aeic` container and range coder of `aeic_lightning.bitstream`.
+"""How the compress-and-classify model is coded by `aeic_lightning.bitstream`, in the same container.
 
 The hyperprior's h_s runs in the exact arithmetic of `aeic_lightning.bitstream.exact`, so a stream decodes to the same
 latents on every machine. Its convolutions of 3x3 and 5x5 become matrix products of patches; a transposed one is the
@@ -11,16 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import MEAN_LIMIT, MEAN_STEPS, Linear, from_tokens, to_tokens
 from aeic_lightning.bitstream.rows import by_rows
-from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder, fingerprint, reconstruct
-from aeic_lightning.bitstream.tables import Tables, gaussian_tables, level_bounds, medians, prior_tables
-from aeic_lightning.classification.codec import STRIDE
+from aeic_lightning.bitstream.stream import Coding, coding
+from aeic_lightning.bitstream.tables import Tables
 from aeic_lightning.classification.model import ClassificationModel
 from aeic_lightning.errors import UserError
-from aeic_lightning.images import to_uint8
-from aeic_lightning.models.aeic import AEIC
 
 
 class ExactConv(nn.Module):
@@ -68,99 +64,31 @@ class ExactHyperSynthesis(nn.Module):
         return from_tokens(self.layers(to_tokens(z_hat)))
 
 
-def one_step(parameters: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """What `QuadtreeContext.forward` is to AEIC: all of y in a single step, from h_s's scales and means alone."""
-    scale, mean = parameters.chunk(2, dim=1)
-    mean = (mean * MEAN_STEPS).round_().clamp_(-MEAN_LIMIT, MEAN_LIMIT).div_(MEAN_STEPS)
-    return code(mean, scale, torch.ones_like(mean, dtype=torch.bool))
+class OneStep(nn.Module):
+    """What `QuadtreeContext` is to AEIC: all of y in a single step, from h_s's scales and means alone."""
+
+    def forward(self, parameters: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        scale, mean = parameters.chunk(2, dim=1)
+        mean = (mean * MEAN_STEPS).round_().clamp_(-MEAN_LIMIT, MEAN_LIMIT).div_(MEAN_STEPS)
+        return code(mean, scale, torch.ones_like(mean, dtype=torch.bool))
 
 
-class ClassificationBitstream(LatentCoder):
-    """Writes and reads the streams of a compress-and-classify model, on the CPU, one image at a time.
-
-    Build a new one when the weights have changed. Raises UserError for a model whose weights are not finite.
-    """
-
-    def __init__(self, model: ClassificationModel) -> None:
-        for name, tensor in model.state_dict().items():
-            if not tensor.isfinite().all():
-                raise UserError(f"{name} is not finite: the model has diverged; use an earlier checkpoint")
-        self.model = model
-        prior = model.codec.prior
-        shared = Tables(
-            stride=STRIDE // 2,  # see `decode`
-            skip_threshold=model.codec.conditional.skip_threshold,
-            medians=torch.from_numpy(medians(prior)).reshape(1, -1, 1, 1),
-            bounds=level_bounds(),
-            z_tables=prior_tables(prior),
-            y_tables=gaussian_tables(),
-        )
-        hyper_synthesis = ExactHyperSynthesis(model.codec.h_s)
-        super().__init__(hyper_synthesis, one_step, shared, fingerprint([hyper_synthesis, model], shared))
+@coding.register
+def _coding(model: ClassificationModel, fast: bool) -> Coding:
+    if fast:
+        raise UserError("a compress-and-classify model has no fast form; leave out --fast")
+    codec = model.codec
 
     @torch.inference_mode()
-    def encode(self, x: Tensor) -> bytes:
-        """The file of one image (1, 3, H, W) in [-1, 1], 1 to 8192 pixels a side."""
-        return self.encode_fully(x).data
+    def sender(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = codec.g_a(model.prepare(x))
+        return y, codec.h_a(y)
 
-    @torch.inference_mode()
-    def encode_fully(self, x: Tensor) -> Encoded:
-        """The file of one image, and the latents and rates behind it."""
-        codec = self.model.codec
-        y = codec.g_a(self.model.prepare(x))
-        return self.encode_latents(y, codec.h_a(y), *x.shape[2:])
-
-    def decode(self, data: bytes) -> Decoded:
-        """The latents of a file, the same on every machine. Raises UserError as `LatentCoder.decode` does."""
-        stream = container.unpack(data, self.fingerprint)
-        (h, w), _ = self.model.codec.latent_sizes(stream.height, stream.width)
-
-        def hyper_synthesis(z_hat: Tensor) -> Tensor:
-            return self.hyper_synthesis(z_hat)[..., :h, :w]
-
-        # The coder's z is four times as coarse as y, ours twice. It is told of a y twice as fine, which has our z, and
-        # gets means and scales that are cropped to our y already.
-        return LatentCoder(hyper_synthesis, self.context, self.shared, self.fingerprint).decode(data)
+    shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior)
+    return Coding(ExactHyperSynthesis(codec.h_s), OneStep(), shared, sender)
 
 
 def _with_weight(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2])
     conv.weight.data, conv.bias.data = weight.contiguous(), bias.detach()
     return conv
-
-
-class Streams:
-    """Files of a model of either kind: what `compress`, `decompress` and `classify` need of it.
-
-    Args:
-        model: a compress-and-classify model or an AEIC.
-        fast: bfloat16 for an AEIC's encoder and decoder; the latents of a file stay what they are.
-    """
-
-    def __init__(self, model: ClassificationModel | AEIC, fast: bool = False) -> None:
-        self.model = model
-        self.fast = fast
-        self.bitstream = (
-            ClassificationBitstream(model) if isinstance(model, ClassificationModel) else Bitstream(model, fast)
-        )
-
-    @property
-    def generative(self) -> bool:
-        """Whether the pictures are made by a decoder that invents details."""
-        return isinstance(self.model, AEIC)
-
-    def write(self, x: Tensor) -> bytes:
-        """The file of one image (1, 3, H, W) in [-1, 1]."""
-        return self.bitstream.encode(x)
-
-    def read(self, data: bytes) -> Decoded:
-        """The latents of a file. Raises UserError as `Bitstream.decode` does."""
-        return self.bitstream.decode(data)
-
-    @torch.inference_mode()
-    def picture(self, decoded: Decoded) -> Tensor:
-        """The picture of decoded latents, uint8 (3, H, W). Floating point: machines may differ in single levels."""
-        if not isinstance(self.model, ClassificationModel):
-            return reconstruct(self.model, decoded, self.fast)
-        x_hat = self.model.reconstruct(decoded.y_hat)[0, :, : decoded.height, : decoded.width]
-        return to_uint8(x_hat)

@@ -81,7 +81,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
     converges to, so one optimizer is enough.
 
     Args:
-        analysis: sizes of the model.
+        sizes: sizes of the model.
         loss: weights of the terms, mixup, label smoothing.
         optimization: optimizer and learning rates.
         init_from: checkpoint of step 1, of the same sizes.
@@ -92,7 +92,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
 
     def __init__(
         self,
-        analysis: ClassificationConfig,
+        sizes: ClassificationConfig,
         loss: ClassificationLossConfig,
         optimization: ClassificationOptimization,
         init_from: str | None = None,
@@ -107,13 +107,13 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
                 f"distillation: loss.distillation is {loss.distillation} and the teacher is "
                 f"{'given' if teacher else 'missing'}; give both or neither"
             )
-        self.model = ClassificationModel(analysis)
+        self.model = ClassificationModel(sizes)
         self.loss = loss
         self.optimization = optimization
         self.init_from = init_from
         self.write_streams = write_streams and self.quantise
         self.labels = labels or {}
-        classes = analysis.transformer.classes
+        classes = sizes.transformer.classes
         self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
         self.targets = SoftTargets(classes, loss.mixup, loss.label_smoothing)
         self.guard = Guard(self, optimization.on_nonfinite)

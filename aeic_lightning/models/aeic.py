@@ -4,9 +4,11 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
+from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
 
 
@@ -34,8 +36,10 @@ def decoder_taps(l_0: Tensor, hidden: list[Tensor]) -> dict[str, Tensor]:
     return {"l_0": l_0} | {f"h_{n}": h for n, h in enumerate(hidden)}
 
 
-class AEIC(nn.Module):
+class AEIC(CompressionModel):
     """x -> codec -> l_T, l_res -> decoder -> x_hat."""
+
+    generative = True
 
     def __init__(self, codec: CodecConfig, decoder: DecoderConfig) -> None:
         super().__init__()
@@ -47,6 +51,17 @@ class AEIC(nn.Module):
         """The sizes as plain values, which a checkpoint carries, and which base weights it was trained on, if any."""
         config = {"codec": asdict(self.codec.config), "decoder": asdict(self.decoder.config)}
         return config | {"base": self.decoder.base_fingerprints}
+
+    @property
+    def prior(self) -> FactorizedPrior:
+        return self.codec.prior
+
+    def estimate_bits(self, x: Tensor) -> Tensor:
+        output = self.codec(x)
+        return output.bits_y + output.bits_z
+
+    def reconstruct(self, y_hat: Tensor) -> Tensor:
+        return self.decoder(*self.codec.synthesise(y_hat)).x_hat
 
     def forward(self, x: Tensor) -> AEICOutput:
         """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.

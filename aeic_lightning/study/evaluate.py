@@ -27,7 +27,6 @@ from aeic_lightning.files import file_name
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
-from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.backbones import find_weights, full_precision
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.results import (
@@ -212,7 +211,7 @@ class Checkpoint:
         checkpoint = read_checkpoint(path)
         self.step = checkpoint.get("global_step")
         self.sizes = checkpoint["model_config"]
-        self.receiver: AEIC = load_model(path).to(self.device)
+        self.receiver = load_model(path).to(self.device)
         # A model of its own, since the coder must stay on the CPU.
         self.sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
         self.bitstream = Bitstream(self.sender)
@@ -233,11 +232,11 @@ class Checkpoint:
             x_hat = reconstruct(self.receiver, self.bitstream.decode(data))
             decoded = time.perf_counter()
             with full_precision(image):
-                output = self.sender.codec(image)
+                bits_estimate = float(self.sender.estimate_bits(image))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         times = {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
-        return Sample(name, x, x_hat, len(data), float(output.bits_y + output.bits_z), times)
+        return Sample(name, x, x_hat, len(data), bits_estimate, times)
 
     def describe(self) -> dict[str, Any]:
         """Name, labels, costs and step, from the run folder that the checkpoint lies in, else from the checkpoint."""

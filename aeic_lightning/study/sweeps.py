@@ -48,6 +48,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ LABELS = "model.init_args.labels."
 RECORD = "finished"  # file in a run folder that says the run is complete
 SETTINGS = "sweep.json"  # file in a run folder with the resolved config that the sweep started it with
 LOG = "log.txt"  # file in a run folder with all that the run has said
+COMPARISONS = {
+    "quality": "aeic_lightning.study.comparison.compare_runs",
+    "accuracy": "aeic_lightning.classification.comparison.compare_accuracy",
+}
+"""What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
 REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "executor", "compare", "report"}
@@ -209,8 +215,8 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
             if not _labelled(sweep.runs, labels):
                 raise UserError(f"{file}: report: no run has the labels {labels}")
     by = sweep.compare.get("by", "quality")
-    if by not in ("quality", "accuracy"):
-        raise UserError(f"{file}: compare by {by}; it is by quality or by accuracy")
+    if by not in COMPARISONS:
+        raise UserError(f"{file}: compare by {by}; it is by {' or by '.join(COMPARISONS)}")
 
 
 # ---------------------------------------------------------------------- running
@@ -407,14 +413,8 @@ def _finish(sweep: Sweep) -> None:
         _report(sweep)
     if names := sweep.compare.get("runs"):
         folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
-        if sweep.compare.get("by", "quality") == "accuracy":
-            from aeic_lightning.classification.comparison import compare_accuracy
-
-            compare_accuracy(folders, out)
-        else:
-            from aeic_lightning.study.comparison import compare_runs
-
-            compare_runs(folders, out)
+        module, function = COMPARISONS[sweep.compare.get("by", "quality")].rsplit(".", 1)
+        getattr(import_module(module), function)(folders, out)
 
 
 def _report(sweep: Sweep) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aeic_lightning.checkpoints.checkpoint import load_model, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.checkpoint import load_aeic, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
 from aeic_lightning.models.aeic import AEIC, AEICOutput, codec_taps, decoder_taps
@@ -49,7 +49,7 @@ class DistillationSystem(StudentSystem):
         self.beta1, self.beta2 = beta1, beta2
         pairs = [pair for pair in pairs if (beta1 if pair.side == "encoder" else beta2)]
         ours = self.model.decoder
-        self.teacher = Frozen(load_model(teacher, "teacher", base=ours.config.pretrained))
+        self.teacher = Frozen(load_aeic(teacher, "teacher", base=ours.config.pretrained))
         theirs = self.teacher.net
         if share_base and ours.config.pretrained and theirs.decoder.config.pretrained:
             # After the teacher was frozen as a whole: from now on its base has a part that is trained.

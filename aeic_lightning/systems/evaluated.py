@@ -6,7 +6,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from aeic_lightning.classification.stream import Streams
+from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.models.backbones import full_precision
 
 
@@ -18,7 +18,7 @@ class EvaluatedSystem(lightning.LightningModule):
     """
 
     write_streams = True
-    _streams: Streams | None = None
+    _bitstream: Bitstream | None = None
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the callbacks compute figures from, but for the bytes."""
@@ -43,17 +43,17 @@ class EvaluatedSystem(lightning.LightningModule):
         """
         if not self.write_streams:
             return None
-        if self._streams is None:
+        if self._bitstream is None:
             with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
-                self._streams = Streams(self.model)
+                self._bitstream = Bitstream(self.model)
         with full_precision(x):
-            return [len(self._streams.write(image[None])) for image in x]
+            return [self._bitstream.file_size(image[None]) for image in x]
 
     def on_validation_epoch_start(self) -> None:
-        self._streams = None  # the weights have changed
+        self._bitstream = None  # the weights have changed
 
     def on_test_epoch_start(self) -> None:
-        self._streams = None
+        self._bitstream = None
 
     def on_validation_epoch_end(self) -> None:
         # Lightning would put the number of batches on the x axis.

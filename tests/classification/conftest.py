@@ -6,7 +6,7 @@ from aeic_lightning.classification import ClassificationConfig, TransformerConfi
 
 
 @pytest.fixture
-def analysis_config() -> ClassificationConfig:
+def sizes() -> ClassificationConfig:
     """Five blocks of which the decoder reads two, and a 4 x 4 grid of latents."""
     return ClassificationConfig(
         encoder_widths=[8, 8, 8, 12],

@@ -9,9 +9,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms.functional import pil_to_tensor
 
-from aeic_lightning.classification.checkpoint import load_classifier, load_streams
+from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.comparison import compare_accuracy
-from aeic_lightning.classification.stream import Streams
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
 from aeic_lightning.images import from_uint8, save_png, to_uint8
@@ -66,7 +67,7 @@ def test_the_table_is_of_files(runs, tmp_path, capsys):
     for name in ("step2_q1", "head_frozen"):
         classifier = load_classifier(root / name / "checkpoints" / "last.ckpt")
         for x, image in zip(batch["image"], found[name].images, strict=True):
-            file = Streams(classifier.model).write(x[None])
+            file = classifier.bitstream.encode(x[None])
             assert image["bytes"] == len(file)
             assert image["bpp"] == 8 * len(file) / 64**2
         # The run folder says the same of its files.
@@ -95,18 +96,17 @@ def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
     for name in ("step2_q2", "head_joint", "head_pictures"):
         checkpoint = root / name / "checkpoints" / "last.ckpt"
         classifier = load_classifier(checkpoint)
-        streams = classifier.streams
         folder = tmp_path / name
         folder.mkdir()
         expected = []
         for i, x in enumerate(batch["image"][:2]):
-            file = streams.write(x[None])
+            file = classifier.bitstream.encode(x[None])
             (folder / f"{i}.aeic").write_bytes(file)
-            y_hat = streams.read(file).y_hat
+            decoded = classifier.bitstream.decode(file)
             with torch.no_grad():
-                features = y_hat
+                features = decoded.y_hat
                 if classifier.reads == "x_hat":
-                    features = from_uint8(streams.picture(streams.read(file))[None])
+                    features = from_uint8(reconstruct(classifier.model, decoded)[None])
                 expected.append(classifier.head(features)[0].softmax(0))
         capsys.readouterr()
         assert main(["classify", str(folder), "--checkpoint", str(checkpoint), "--top", "3", "--json"]) == 0
@@ -134,9 +134,9 @@ def test_compress_classify_and_decompress_share_the_file(runs, tmp_path, capsys,
     out = tmp_path / "decoded"
     assert main(["decompress", str(tmp_path / "photo.aeic"), "--checkpoint", checkpoint, "-o", str(out)]) == 0
 
-    streams = load_streams(checkpoint)
+    model = load_model(checkpoint)
     with Image.open(out / "photo.png") as picture:
-        assert torch.equal(pil_to_tensor(picture), streams.picture(streams.read(data)))
+        assert torch.equal(pil_to_tensor(picture), reconstruct(model, Bitstream(model).decode(data)))
         assert ("Comment" in picture.text) == (name == "head_joint")  # the diffusion decoder's notice
     code = main(["compress", str(tmp_path), "--checkpoint", checkpoint, "-o", str(tmp_path / "fast"), "--fast"])
     assert code == (2 if name == "step2_q2" else 0)
@@ -146,18 +146,19 @@ def test_the_frozen_codecs_files_are_read_by_both_of_its_heads(runs, tmp_path):
     root, _ = runs
     one, other = (load_classifier(root / name / "checkpoints/last.ckpt") for name in ("head_frozen", "head_pictures"))
     x = torch.rand(1, 3, 64, 64) * 2 - 1
-    file = one.streams.write(x)
-    assert torch.equal(other.streams.read(file).y_hat, one.streams.read(file).y_hat)
+    file = one.bitstream.encode(x)
+    assert torch.equal(other.bitstream.decode(file).y_hat, one.bitstream.decode(file).y_hat)
 
 
 @pytest.mark.parametrize("name", ["step2_q3", "codec"])
 def test_the_picture_of_a_stream_is_the_models(runs, name):
     root, _ = runs
-    streams = load_streams(root / name / "checkpoints" / "last.ckpt")
+    model = load_model(root / name / "checkpoints" / "last.ckpt")
+    bitstream = Bitstream(model)
     x = torch.rand(1, 3, 50, 70) * 2 - 1
-    picture = streams.picture(streams.read(streams.write(x)))
+    picture = reconstruct(model, bitstream.decode(bitstream.encode(x)))
     with torch.no_grad():
-        expected = to_uint8(streams.model(x).x_hat)
+        expected = to_uint8(model(x).x_hat)
     assert picture.shape == (3, 50, 70)
     assert psnr(picture[None], expected).item() > 30
 

@@ -62,5 +62,5 @@ def test_experiments_have_the_papers_weights(file, alpha, beta, rate):
 
 def test_meaningless_weights_are_refused():
     for wrong in ({"alpha": -1.0}, {"temperature": 0.0}, {"label_smoothing": 1.0}):
-        with pytest.raises(UserError, match="analysis loss"):
+        with pytest.raises(UserError, match="loss:"):
             ClassificationLossConfig(**wrong).check()

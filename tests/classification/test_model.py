@@ -17,8 +17,8 @@ def picture(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 112), (16, 16), (50, 33), (7, 90)])
-def test_any_size_comes_back_at_its_size(analysis_config, height, width):
-    model = ClassificationModel(analysis_config).eval()
+def test_any_size_comes_back_at_its_size(sizes, height, width):
+    model = ClassificationModel(sizes).eval()
     with torch.no_grad():
         output = model(picture(2, 3, height, width))
     assert output.x_hat.shape == (2, 3, height, width)
@@ -27,8 +27,8 @@ def test_any_size_comes_back_at_its_size(analysis_config, height, width):
     assert output.latents.y_hat.shape == (2, 12, -(-height // 16), -(-width // 16))
 
 
-def test_position_embedding_is_resampled_bicubically(analysis_config):
-    transformer = LatentTransformer(12, analysis_config.transformer)
+def test_position_embedding_is_resampled_bicubically(sizes):
+    transformer = LatentTransformer(12, sizes.transformer)
     y_hat = torch.zeros(1, 12, 3, 9)
     with torch.no_grad():
         transformer.embed.bias.zero_()
@@ -43,8 +43,8 @@ def test_position_embedding_is_resampled_bicubically(analysis_config):
     torch.testing.assert_close(found[:, 0], (transformer.cls_token + transformer.pos_embed[:, :1])[:, 0])
 
 
-def test_classes_and_picture_come_from_the_decoded_latents(analysis_config):
-    model = ClassificationModel(analysis_config).eval()
+def test_classes_and_picture_come_from_the_decoded_latents(sizes):
+    model = ClassificationModel(sizes).eval()
     with torch.no_grad():
         output = model(picture(2, 3, 64, 64))
         assert (output.latents.y - output.latents.y_hat).abs().max() > 0.1
@@ -53,8 +53,8 @@ def test_classes_and_picture_come_from_the_decoded_latents(analysis_config):
         assert not torch.allclose(model.classify(output.latents.y), output.logits)
 
 
-def test_the_decoder_runs_only_the_blocks_it_reads(analysis_config):
-    model = ClassificationModel(analysis_config).eval()
+def test_the_decoder_runs_only_the_blocks_it_reads(sizes):
+    model = ClassificationModel(sizes).eval()
     y_hat = torch.randn(1, 12, 4, 4)
     with torch.no_grad():
         model.transformer.blocks[3].mlp.fc2.bias.fill_(torch.nan)  # the fourth: beyond aggregate [1, 3]
@@ -66,8 +66,8 @@ def test_the_decoder_runs_only_the_blocks_it_reads(analysis_config):
         assert not torch.allclose(model.reconstruct(y_hat), before)
 
 
-def test_quantised_latents_are_whole_steps_from_the_mean(analysis_config):
-    codec = ClassificationModel(analysis_config).eval().codec
+def test_quantised_latents_are_whole_steps_from_the_mean(sizes):
+    codec = ClassificationModel(sizes).eval().codec
     with torch.no_grad():
         latents = codec(picture(1, 3, 64, 80))
         z_hat = codec.prior.quantise(codec.h_a(latents.y))
@@ -78,8 +78,8 @@ def test_quantised_latents_are_whole_steps_from_the_mean(analysis_config):
     assert scale.shape == mean.shape == latents.y.shape
 
 
-def test_without_quantisation_the_latents_pass_and_cost_32_bits_each(analysis_config):
-    model = ClassificationModel(analysis_config)
+def test_without_quantisation_the_latents_pass_and_cost_32_bits_each(sizes):
+    model = ClassificationModel(sizes)
     output = model(picture(2, 3, 64, 64), quantise=False)
     assert output.latents.y_hat is output.latents.y
     assert output.bits_estimate.tolist() == [32 * 12 * 16] * 2
@@ -88,9 +88,9 @@ def test_without_quantisation_the_latents_pass_and_cost_32_bits_each(analysis_co
     assert model.codec.h_a[0].weight.grad is None
 
 
-def test_training_rate_of_noise_is_near_the_rate_of_rounding(analysis_config):
+def test_training_rate_of_noise_is_near_the_rate_of_rounding(sizes):
     # Wide distributions: then noise and rounding cost the same on average.
-    codec = ClassificationModel(analysis_config).codec
+    codec = ClassificationModel(sizes).codec
     with torch.no_grad():
         codec.h_s[-1].bias[:12] = 8.0
         codec.g_a[-1].weight.mul_(8)
@@ -100,8 +100,8 @@ def test_training_rate_of_noise_is_near_the_rate_of_rounding(analysis_config):
     assert abs(trained / evaluated - 1) < 0.02
 
 
-def test_every_part_is_trained_by_the_quantised_pass(analysis_config):
-    model = ClassificationModel(analysis_config)
+def test_every_part_is_trained_by_the_quantised_pass(sizes):
+    model = ClassificationModel(sizes)
     output = model(picture(2, 3, 64, 64))
     (output.logits.square().sum() + output.x_hat.square().mean() + output.bits_estimate.mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from aeic_lightning.bitstream.exact import exact_mode, from_tokens, to_tokens
+from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.classification import ClassificationModel
-from aeic_lightning.classification.stream import ClassificationBitstream, ExactConv, ExactHyperSynthesis
+from aeic_lightning.classification.stream import ExactConv, ExactHyperSynthesis
 from aeic_lightning.errors import UserError
 
 
 @pytest.fixture
-def model(analysis_config) -> ClassificationModel:
-    model = ClassificationModel(analysis_config).eval()
+def model(sizes) -> ClassificationModel:
+    model = ClassificationModel(sizes).eval()
     with torch.no_grad():
         # Means and scales that differ from place to place, densities that are not symmetric.
         for p in [*model.codec.h_s.parameters(), *model.codec.prior.parameters()]:
@@ -58,9 +59,9 @@ def test_exact_hyper_synthesis_does_not_depend_on_threads_or_layout(model):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (16, 16), (50, 90), (48, 112)])
 def test_a_stream_decodes_to_the_senders_latents(model, height, width):
-    stream = ClassificationBitstream(model)
+    stream = Bitstream(model)
     encoded = stream.encode_fully(picture(height, width))
-    decoded = ClassificationBitstream(model).decode(encoded.data)
+    decoded = Bitstream(model).decode(encoded.data)
     assert torch.equal(decoded.y_hat, encoded.y_hat)
     assert torch.equal(decoded.z_hat, encoded.z_hat)
     assert (decoded.height, decoded.width) == (height, width)
@@ -73,14 +74,14 @@ def test_the_file_takes_what_the_estimate_says(model):
         # Wide enough that no value sits on the floor of the likelihood.
         model.codec.h_s[-1].bias[:12] = 3.0
         output = model(x)
-    data = ClassificationBitstream(model).encode(x)
+    data = Bitstream(model).encode(x)
     # Exact arithmetic of 8-bit weights, 64 scale levels, a header of 13 bytes: 4 % for all of it.
     assert abs(8 * (len(data) - 13) / output.bits_estimate.item() - 1) < 0.04
 
 
-def test_another_model_and_a_damaged_file_are_refused(model, analysis_config):
-    data = ClassificationBitstream(model).encode(picture(64, 64))
+def test_another_model_and_a_damaged_file_are_refused(model, sizes):
+    data = Bitstream(model).encode(picture(64, 64))
     with pytest.raises(UserError, match="another checkpoint"):
-        ClassificationBitstream(ClassificationModel(analysis_config).eval()).decode(data)
+        Bitstream(ClassificationModel(sizes).eval()).decode(data)
     with pytest.raises(UserError, match="damaged"):
-        ClassificationBitstream(model).decode(data[:-1])
+        Bitstream(model).decode(data[:-1])

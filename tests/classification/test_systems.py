@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from sklearn.metrics import top_k_accuracy_score
 from timm.data import resolve_model_data_config
 
+from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.classification import ClassificationConfig, ClassificationLossConfig, TransformerConfig
 from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.head import AEICClassificationSystem
 from aeic_lightning.classification.loss import logits_distance, rate_distortion_accuracy
-from aeic_lightning.classification.stream import ClassificationBitstream
 from aeic_lightning.classification.system import ClassificationOptimization, ClassificationSystem, TeacherConfig
 from aeic_lightning.classification.targets import SoftTargets
 from aeic_lightning.classification.teacher import LogitsTeacher
@@ -45,7 +45,7 @@ def digits() -> SampleDigits:
     return SampleDigits(batch_size=8, samples_per_epoch=64, eval_batch_size=100)
 
 
-def analysis_system(loss=STEP1, **kwargs) -> ClassificationSystem:
+def classification_system(loss=STEP1, **kwargs) -> ClassificationSystem:
     return ClassificationSystem(
         SIZES, loss, kwargs.pop("optimization", ClassificationOptimization(learning_rate=2e-3)), **kwargs
     )
@@ -64,10 +64,10 @@ def train(trainer, system, data, steps: int, tmp_path, name: str, **kwargs) -> s
 
 
 def test_step_2_goes_on_from_step_1_and_its_checkpoint_classifies(trainer, digits, tmp_path):
-    first = analysis_system()
+    first = classification_system()
     path = train(trainer, first, digits, 4, tmp_path, "step1")
 
-    second = analysis_system(STEP2, init_from=path)
+    second = classification_system(STEP2, init_from=path)
     begun = {}
 
     class Start(AccuracyMetrics):
@@ -89,14 +89,14 @@ def test_step_2_goes_on_from_step_1_and_its_checkpoint_classifies(trainer, digit
 
 
 def test_step_1_leaves_the_entropy_model_alone_and_step_2_solves_its_quantiles(trainer, digits, tmp_path):
-    system = analysis_system()
+    system = classification_system()
     before = copy.deepcopy(system.model.codec.state_dict())
     train(trainer, system, digits, 2, tmp_path, "a")
     after = system.model.codec.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if not name.startswith("g_a.")}
 
-    system = analysis_system(STEP2)
+    system = classification_system(STEP2)
     train(trainer, system, digits, 3, tmp_path, "b")
     prior = system.model.codec.prior
     cumulative = torch.sigmoid(prior.logits(prior.quantiles.detach()))
@@ -113,7 +113,7 @@ def test_training_lowers_the_loss_on_other_images(trainer, digits, tmp_path):
         ).total.item()
 
     digits.setup("fit")
-    system = analysis_system(STEP2)
+    system = classification_system(STEP2)
     before = total(system)
     train(trainer, system.train(), digits, 40, tmp_path, "a")
     assert total(system) < 0.85 * before
@@ -127,7 +127,7 @@ def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    train(trainer, analysis_system(optimization=config), digits, 11, tmp_path, "a", callbacks=[Watch()])
+    train(trainer, classification_system(optimization=config), digits, 11, tmp_path, "a", callbacks=[Watch()])
     expected = [1e-2 * i / 3 for i in (1, 2, 3)]
     expected += [1e-3 + 9e-3 * (1 + np.cos(np.pi * i / 8)) / 2 for i in range(8)]
     assert rates == pytest.approx(expected)
@@ -136,7 +136,7 @@ def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
 def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path):
     def fresh() -> ClassificationSystem:
         torch.manual_seed(1)
-        return analysis_system()  # mixup included
+        return classification_system()  # mixup included
 
     class Half(lightning.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -152,7 +152,7 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path
 
 
 def test_the_weight_of_the_rate_rises_over_its_warm_up(trainer, digits, tmp_path):
-    system = analysis_system(STEP2, optimization=ClassificationOptimization(rate_warmup_steps=4))
+    system = classification_system(STEP2, optimization=ClassificationOptimization(rate_warmup_steps=4))
     train(trainer, system, digits, 2, tmp_path, "a")
     logged = {}
     system.log_dict = logged.update
@@ -164,7 +164,9 @@ def test_the_weight_of_the_rate_rises_over_its_warm_up(trainer, digits, tmp_path
 
 
 def test_the_prior_may_have_a_learning_rate_of_its_own():
-    system = analysis_system(optimization=ClassificationOptimization(learning_rate=1e-3, prior_learning_rate=1e-2))
+    system = classification_system(
+        optimization=ClassificationOptimization(learning_rate=1e-3, prior_learning_rate=1e-2)
+    )
     system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
     groups = system.configure_optimizers()["optimizer"].param_groups
     names = {id(p): name for name, p in system.model.named_parameters()}
@@ -175,7 +177,7 @@ def test_the_prior_may_have_a_learning_rate_of_its_own():
 
 
 def test_decay_leaves_out_what_timm_leaves_out():
-    system = analysis_system()
+    system = classification_system()
     system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
     groups = system.configure_optimizers()["optimizer"].param_groups
     names = {id(p): name for name, p in system.model.named_parameters()}
@@ -247,7 +249,7 @@ def test_distillation_adds_the_distance_of_the_logits(teacher, trainer, digits, 
     loss = ClassificationLossConfig(
         distillation=2.0, temperature=2.0, mixup=0.0, label_smoothing=0.0, alpha=0.0, beta=0.0
     )
-    system = analysis_system(loss, teacher=teacher)
+    system = classification_system(loss, teacher=teacher)
     path = train(trainer, system, digits, 1, tmp_path, "a")
     assert not [name for name in torch.load(path, weights_only=True)["state_dict"] if "teacher" in name]
     batch = {name: value[:4] for name, value in next(iter(digits.val_dataloader())).items()}
@@ -264,9 +266,9 @@ def test_distillation_adds_the_distance_of_the_logits(teacher, trainer, digits, 
 
 def test_teacher_errors(teacher, tmp_path):
     with pytest.raises(UserError, match="give both or neither"):
-        analysis_system(teacher=teacher)
+        classification_system(teacher=teacher)
     with pytest.raises(UserError, match="give both or neither"):
-        analysis_system(ClassificationLossConfig(distillation=1.0))
+        classification_system(ClassificationLossConfig(distillation=1.0))
     with pytest.raises(UserError, match="timm has no model"):
         LogitsTeacher("vit_huge_pencil", teacher.weights, 10)
     with pytest.raises(UserError, match="does not hold vit_tiny_patch16_224 with 7 classes"):
@@ -360,14 +362,14 @@ def test_another_number_of_classes_stops_the_run(trainer, digits, loader):
     with pytest.raises(UserError, match="10 classes, the transformer 7"):
         trainer(1).fit(system, digits)
     with pytest.raises(UserError, match="no classes"):
-        trainer(1).fit(analysis_system(), loader(4))
+        trainer(1).fit(classification_system(), loader(4))
 
 
 # ---------------------------------------------------------------------------------------------------- accuracy
 
 
 def test_accuracy_is_scikit_learns(trainer, digits):
-    system = analysis_system(STEP2)
+    system = classification_system(STEP2)
     torch.nn.init.normal_(system.model.transformer.head.weight)
     metrics = AccuracyMetrics()
     one = trainer(1, callbacks=[metrics])
@@ -387,10 +389,10 @@ def test_accuracy_is_scikit_learns(trainer, digits):
     (batch, *_) = digits.val_dataloader()
     sizes = {row["name"]: row["bytes"] for row in metrics.rows}
     for name, x in list(zip(batch["name"], batch["image"], strict=True))[:3]:
-        assert sizes[name] == len(ClassificationBitstream(system.model).encode(x[None]))
+        assert sizes[name] == len(Bitstream(system.model).encode(x[None]))
 
 
 def test_step_1_has_no_files(trainer, digits):
     metrics = AccuracyMetrics()
-    trainer(1, callbacks=[metrics], limit_val_batches=1).validate(analysis_system(STEP1), digits, verbose=False)
+    trainer(1, callbacks=[metrics], limit_val_batches=1).validate(classification_system(STEP1), digits, verbose=False)
     assert "bpp" not in metrics.means

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from recorded import read_keys
 from reference_weights import fill, fill_prior, image
 
+from aeic_lightning.bitstream.stream import reconstruct
+from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.classification import ClassificationConfig, ClassificationModel
-from aeic_lightning.classification.checkpoint import load_analysis, load_classifier
-from aeic_lightning.classification.released import convert, is_analysis
+from aeic_lightning.classification.checkpoint import load_classifier
+from aeic_lightning.classification.released import convert, recognises
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 
@@ -24,7 +26,7 @@ FILTERS = (1, 3, 3, 3, 3, 1)
 
 @pytest.fixture(scope="module")
 def shapes() -> dict[str, tuple[int, ...]]:
-    return read_keys("keys_analysis.tsv")
+    return read_keys("keys_classification.tsv")
 
 
 def old_spelling(name: str) -> str:
@@ -61,7 +63,7 @@ def imported(released, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def model(imported) -> ClassificationModel:
-    return load_analysis(imported)
+    return load_model(imported)
 
 
 def reference_forward(w: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -157,11 +159,11 @@ def test_imported_checkpoint_compresses_classifies_and_decodes(imported, model):
     classifier = load_classifier(imported)
     assert classifier.class_names[0] == "tench, Tinca tinca"  # timm's words for ImageNet's first class
     x = torch.from_numpy(image(96, 128))  # not the size that the position embedding was made for
-    decoded = classifier.streams.read(classifier.streams.write(x))
+    decoded = classifier.bitstream.decode(classifier.bitstream.encode(x))
     assert decoded.y_hat.shape == (1, 192, 6, 8)
     with torch.no_grad():
         torch.testing.assert_close(classifier.logits(decoded), model.classify(decoded.y_hat)[0])
-    assert classifier.streams.picture(decoded).shape == (3, 96, 128)
+    assert reconstruct(model, decoded).shape == (3, 96, 128)
 
 
 def test_old_names_of_the_prior_give_the_same_checkpoint(released):
@@ -192,7 +194,7 @@ def test_other_files_are_refused(released, tmp_path, capsys, change, message):
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert not (tmp_path / "ours.ckpt").exists()
-    assert not is_analysis({"g_a.0.weight": torch.zeros(1)})
+    assert not recognises({"g_a.0.weight": torch.zeros(1)})
 
 
 def test_a_file_of_other_sizes_says_so(released):

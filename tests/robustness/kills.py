@@ -125,8 +125,8 @@ class Kill(Callback):
 def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = None) -> list[str]:
     """The command of one run of a stage, small."""
     experiment = ROOT / "experiments" / STAGES[stage].config
-    analysis = STAGES[stage].config.startswith("classification")
-    quality = "accuracy.AccuracyMetrics" if analysis and stage != "codec" else "quality.QualityMetrics"
+    classifies = STAGES[stage].config.startswith("classification")
+    quality = "accuracy.AccuracyMetrics" if classifies and stage != "codec" else "quality.QualityMetrics"
     callbacks = [
         f"{{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {{every_n_steps: {SAVE_EVERY}}}}}",
         f"{{class_path: callbacks.{quality}, init_args: {{lpips: [], dists: []}}}}",
@@ -141,7 +141,7 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
         callbacks.append(f"{{class_path: tests.robustness.kills.Kill, init_args: {{at: {kill[0]}, step: {kill[1]}}}}}")
     data = (
         ["--vars.batch_size=2", "--data.init_args.eval_batch_size=140"]  # three batches of 400 digits
-        if analysis
+        if classifies
         else ["--data.init_args.batch_size=2", "--data.init_args.val_max_size=[96,128]"]
     )
     if stage == "adversary":

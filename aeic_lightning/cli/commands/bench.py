@@ -151,10 +151,10 @@ def compare(repeats: int, what: str, candidates: dict) -> None:
 
 def build(args: argparse.Namespace, decoder: bool):
     """The checkpoint's model, or AEIC-SE with random weights; without `decoder`, one too small to matter."""
-    from aeic_lightning.checkpoints.checkpoint import load_model
+    from aeic_lightning.checkpoints.checkpoint import load_aeic
 
     if args.checkpoint:
-        return load_model(args.checkpoint)
+        return load_aeic(args.checkpoint)
 
     from aeic_lightning.models.aeic import AEIC
     from aeic_lightning.models.codec import CodecConfig

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     for path in paths:
         try:
             data = path.read_bytes()
-            logits = classifier.logits(classifier.streams.read(data))
+            logits = classifier.logits(classifier.bitstream.decode(data))
         except (UserError, OSError) as error:
             failed += 1
             print(f"error: {path}: {error}", file=sys.stderr)

@@ -32,17 +32,18 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     import torch
 
-    from aeic_lightning.classification.checkpoint import load_streams
+    from aeic_lightning.bitstream.stream import Bitstream
+    from aeic_lightning.checkpoints.checkpoint import load_model
     from aeic_lightning.files import write_whole
     from aeic_lightning.images import from_uint8, read_image
 
-    streams = load_streams(args.checkpoint, args.fast, receiver=False)
+    bitstream = Bitstream(load_model(args.checkpoint, receiver=False), args.fast)
     written = pixels = failed = 0
     for number, job in enumerate(jobs, 1):
         try:
             image = torch.from_numpy(read_image(job.source)).permute(2, 0, 1)
             height, width = image.shape[1:]
-            data = streams.write(from_uint8(image)[None])
+            data = bitstream.encode(from_uint8(image)[None])
         except UserError as error:
             failed += 1
             print(f"error: {job.source}: {error}", file=sys.stderr)

@@ -26,15 +26,18 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     jobs = plan(args.streams, args.output, ".png", find_streams, args.force)
 
-    from aeic_lightning.classification.checkpoint import load_streams
+    from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+    from aeic_lightning.checkpoints.checkpoint import load_model
 
-    streams = load_streams(args.checkpoint, args.fast)
-    notice = NOTICE if streams.generative else None
+    model = load_model(args.checkpoint)
+    bitstream = Bitstream(model, args.fast)
+    notice = NOTICE if model.generative else None
     failed = 0
     for number, job in enumerate(jobs, 1):
         try:
-            decoded = streams.read(read_stream(job.source))
-            write_png(job.target, streams.picture(decoded), streams.bitstream.fingerprint.hex()[:16], notice)
+            decoded = bitstream.decode(read_stream(job.source))
+            picture = reconstruct(model, decoded, args.fast)
+            write_png(job.target, picture, bitstream.fingerprint.hex()[:16], notice)
         except UserError as error:
             failed += 1
             print(f"error: {job.source}: {error}", file=sys.stderr)

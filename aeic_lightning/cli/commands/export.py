@@ -30,9 +30,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     import tempfile
 
     from aeic_lightning.bitstream.export import export
-    from aeic_lightning.checkpoints.checkpoint import load_model
+    from aeic_lightning.checkpoints.checkpoint import load_aeic
 
-    model = load_model(args.checkpoint)
+    model = load_aeic(args.checkpoint)
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:

@@ -1,5 +1,5 @@
 """The latent codec: transforms, entropy models, context, taps."""
 
-from aeic_lightning.models.codec.latent_codec import CodecConfig, CodecOutput, LatentCodec, reflect_pad
+from aeic_lightning.models.codec.latent_codec import CodecConfig, CodecOutput, LatentCodec, LatentGrid, reflect_pad
 
-__all__ = ["CodecConfig", "CodecOutput", "LatentCodec", "reflect_pad"]
+__all__ = ["CodecConfig", "CodecOutput", "LatentCodec", "LatentGrid", "reflect_pad"]

@@ -96,6 +96,26 @@ class CodecOutput(NamedTuple):
     bits_z: Tensor  # (B,), likelihood estimate
 
 
+@dataclass(frozen=True)
+class LatentGrid:
+    """Where the positions of y and z lie on an image.
+
+    Args:
+        stride: pixels from one position of y to the next.
+        multiple: images are padded to multiples of so many pixels, of which `stride` is a divisor.
+        z_stride: positions of y for each position of z, along each side.
+    """
+
+    stride: int
+    multiple: int
+    z_stride: int
+
+    def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
+        h, w = (-(-side // self.multiple) * self.multiple // self.stride for side in (height, width))
+        return (h, w), (-(-h // self.z_stride), -(-w // self.z_stride))
+
+
 class LatentCodec(nn.Module):
     """Sender and receiver halves of the codec around one entropy model.
 
@@ -131,11 +151,16 @@ class LatentCodec(nn.Module):
 
     def pad(self, x: Tensor) -> Tensor:
         """Pad at the right and bottom by reflection to multiples of twice the stride of y."""
-        return reflect_pad(x, 2 * self.stride)
+        return reflect_pad(x, self.grid.multiple)
+
+    @property
+    def grid(self) -> LatentGrid:
+        """Where y and z lie on an image."""
+        return LatentGrid(self.stride, 2 * self.stride, 4)
 
     def latent_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
-        return latent_sizes(height, width, self.stride)
+        return self.grid.sizes(height, width)
 
     def hyper_encode(self, y: Tensor) -> Tensor:
         """y (B, M, h, w) -> z."""
@@ -180,12 +205,6 @@ class LatentCodec(nn.Module):
         y_hat = self.context(phi, code)
         l_T, l_res = self.synthesise(y_hat)
         return CodecOutput(y, z, phi, y_hat, l_T, l_res, bits_y, bits_z)
-
-
-def latent_sizes(height: int, width: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of y and of z for an image of `height` x `width` pixels, y having this stride."""
-    h, w = (-(-side // (2 * stride)) * 2 for side in (height, width))
-    return (h, w), (-(-h // 4), -(-w // 4))
 
 
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:

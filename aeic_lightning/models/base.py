@@ -1,0 +1,34 @@
+"""What every kind of compression model tells of itself to whoever codes, evaluates or stores it."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from aeic_lightning.models.codec.entropy import FactorizedPrior
+
+
+class CompressionModel(nn.Module):
+    """A model whose images go through a stream of y and z.
+
+    How its streams are coded is registered with `aeic_lightning.bitstream.stream.coding`.
+    """
+
+    generative: ClassVar[bool]  # whether its pictures have details that no stream holds
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sizes as plain values, which a checkpoint carries as `model_config`."""
+        raise NotImplementedError
+
+    @property
+    def prior(self) -> FactorizedPrior:
+        """The density of z."""
+        raise NotImplementedError
+
+    def estimate_bits(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> likelihood bits of y and z (B,), padding included."""
+        raise NotImplementedError
+
+    def reconstruct(self, y_hat: Tensor) -> Tensor:
+        """Decoded latents (B, M, h, w) -> pictures of the padded size, in [-1, 1] but not clamped."""
+        raise NotImplementedError

@@ -1,0 +1,85 @@
+"""AEIC without the package of compress-and-classify, which may be deleted."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aeic_lightning.images import read_image
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "data"
+BELOW = ("models", "bitstream", "checkpoints", "systems", "study", "metrics", "losses", "config")
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory) -> Path:
+    """A copy of the package that lacks `classification/`."""
+    folder = tmp_path_factory.mktemp("without")
+    ignored = shutil.ignore_patterns("classification", "__pycache__")
+    shutil.copytree(ROOT / "aeic_lightning", folder / "aeic_lightning", ignore=ignored)
+    return folder
+
+
+# An editable installation finds what a copy lacks in the checkout.
+ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
+
+
+def run(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ALONE + code, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return run(folder, "from aeic_lightning.cli import main; sys.exit(main(sys.argv[1:]))", *words)
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return torch.from_numpy(read_image(path)).int()
+
+
+def test_a_photo_goes_to_a_file_and_back(without):
+    model = ("--checkpoint", str(GOLDEN / "aeic.ckpt"))
+    done = run_command(without, "compress", str(GOLDEN / "original.png"), *model, "-o", "streams")
+    assert done.returncode == 0, done.stderr
+    done = run_command(without, "decompress", str(GOLDEN / "aeic.aeic"), "streams", *model, "-o", "pictures")
+    assert done.returncode == 0, done.stderr
+    expected = pixels(GOLDEN / "aeic.png")
+    assert (pixels(without / "pictures" / "aeic.png") - expected).abs().max() <= 1
+    assert pixels(without / "pictures" / "original.png").shape == expected.shape
+
+
+def test_a_model_of_the_missing_kind_is_refused_in_one_line(without):
+    words = ("decompress", str(GOLDEN / "classification.aeic"), "--checkpoint", str(GOLDEN / "classification.ckpt"))
+    done = run_command(without, *words, "-o", "refused")
+    assert done.returncode == 2
+    assert "compress-and-classify model; aeic_lightning.classification, which reads it, is not installed" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_other_module_can_be_imported(without):
+    paths = [path for part in BELOW for path in sorted((without / "aeic_lightning" / part).rglob("*.py"))]
+    names = [".".join(path.relative_to(without).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    assert len(names) > 40
+    done = run(without, "\n".join(f"import {name}" for name in names))
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_names_it_in_an_import():
+    """Those inside of functions too."""
+    for part in BELOW:
+        for path in (ROOT / "aeic_lightning" / part).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                elif isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                else:
+                    continue
+                assert not any(name.startswith("aeic_lightning.classification") for name in names), path
