@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aeic_lightning.cli import main
-from aeic_lightning.study.sweeps import RECORD, read_sweep, run_sweep
+from aeic_lightning.study.runner import run_sweep
+from aeic_lightning.study.sweep_file import RECORD, read_sweep
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "experiments" / "tiny"

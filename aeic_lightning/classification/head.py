@@ -59,7 +59,7 @@ class AEICClassificationSystem(CompressionSystem):
         label_smoothing: float = 0.1,
         picture_widths: list[int] = [128, 128, 128, 192],  # noqa: B006 (never changed; LightningCLI shows it)
         write_streams: bool = True,
-        labels: dict[str, int | float | str] | None = None,
+        labels: dict[str, str | int | float] | None = None,
     ) -> None:
         checkpoint = read_checkpoint(init_from, "init_from")
         super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from, write_streams, labels)

@@ -98,7 +98,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         init_from: str | None = None,
         teacher: TeacherConfig | None = None,
         write_streams: bool = True,
-        labels: dict[str, int | float | str] | None = None,
+        labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__()
         loss.check()

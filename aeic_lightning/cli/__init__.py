@@ -12,6 +12,7 @@ from importlib import import_module
 
 from aeic_lightning import __version__
 from aeic_lightning.errors import RunError, UserError
+from aeic_lightning.parent_process import follow_parent
 
 # Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
 COMMANDS = {
@@ -43,6 +44,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
+    follow_parent()
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="aeic_lightning",

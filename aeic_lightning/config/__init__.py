@@ -152,3 +152,39 @@ def parse_overrides(words: list[str]) -> list[str]:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         overrides.append(f"{key}={value}")
     return overrides
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` that is read as exactly this value, with its type: the text "007" is quoted, a bare 7 is a number."""
+    if isinstance(value, str) and _reads_as_itself(value):
+        return f"{key}={value}"
+    return f"{key}={as_yaml([value], default_flow_style=True)[1:-2]}"
+
+
+def as_yaml(value: Any, default_flow_style: bool | None = False) -> str:
+    """YAML that every reader takes for these values, with their types."""
+    return yaml.dump(
+        value, Dumper=_QuotingDumper, default_flow_style=default_flow_style, width=float("inf"), sort_keys=False
+    )
+
+
+def _reads_as_itself(text: str) -> bool:
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"x={text}"]), resolve=False) == {"x": text}
+    except (OmegaConfBaseException, yaml.YAMLError):
+        return False
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """Quotes more texts than PyYAML does: OmegaConf and jsonargparse read some as numbers that it does not, as 1e3."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None if _reads_as_itself(text) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_QuotingDumper.add_representer(str, _represent_text)

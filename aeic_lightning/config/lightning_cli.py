@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning
 import torch
-import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_dumper
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aeic_lightning import __version__
+from aeic_lightning.config import as_yaml
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
@@ -86,6 +86,8 @@ class _CLI(LightningCLI):
             raise user_error(error) from error
 
 
+set_dumper("yaml", as_yaml)  # jsonargparse's own writes "1e3" without quotes, and reads it back as a number
+
 OPTIONS: dict[str, Any] = {
     "model_class": lightning.LightningModule,
     "datamodule_class": lightning.LightningDataModule,
@@ -124,5 +126,5 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
 
 def _write_temporary(config: dict[str, Any]) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(config, file)
+        file.write(as_yaml(config))
     return file.name

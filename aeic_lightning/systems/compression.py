@@ -95,7 +95,7 @@ class CompressionSystem(GuardedSystem, EvaluatedSystem):
         optimization: OptimizationConfig,
         init_from: str | None = None,
         write_streams: bool = True,
-        labels: dict[str, int | float | str] | None = None,
+        labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__()
         optimization.check()

@@ -18,7 +18,7 @@ from aeic_lightning.config import load_config
 from aeic_lightning.images import from_uint8, save_png, to_uint8
 from aeic_lightning.metrics.pixels import psnr
 from aeic_lightning.study.results import read_result, read_results
-from aeic_lightning.study.sweeps import read_sweep
+from aeic_lightning.study.sweep_file import read_sweep
 from datamodules.labelled import SampleDigits
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aeic_lightning.cli import main
+from aeic_lightning.config import as_override, load_config
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.sweeps import LOG, RECORD, SETTINGS, Job, Run, read_sweep, run_sweep
+from aeic_lightning.study.executors import ClusterRun, LocalRun
+from aeic_lightning.study.runner import run_sweep
+from aeic_lightning.study.sweep_file import LOG, RECORD, SETTINGS, Run, read_sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +69,7 @@ def test_a_grid_becomes_a_run_for_each_point(tmp_path):
     common = {"vars.root": f"{tmp_path}/runs", "vars.name": "depth=2_arm=short", "data.crop": 128, "data.flip": False}
     labels = {"model.init_args.labels.depth": 2, "model.init_args.labels.arm": "short"}
     # An axis' own settings come after the entry's.
-    assert last.settings == common | {"vars.depth": "2", "vars.steps": "2", "vars.from": "base"} | labels
+    assert last.settings == common | {"vars.depth": 2, "vars.steps": 2, "vars.from": "base"} | labels
 
 
 def test_a_failure_stops_what_needs_it_but_not_the_rest(tmp_path, capfd, monkeypatch):
@@ -106,24 +112,101 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_run(tmp_path, capfd):
     (run,) = read_sweep(file, []).runs
     run.folder.mkdir(parents=True)
     (run.folder / SETTINGS).write_text(json.dumps(run.resolved()))
+    changed = ["sweep", "--config", str(file), "--dry-run", "--set.vars.steps=2"]
+    assert main(changed) == 0, "nothing was trained, so the settings may be corrected"
+    (run.folder / "checkpoints").mkdir()
+    (run.folder / "checkpoints" / "last.ckpt").touch()
     assert main(["sweep", "--config", str(file), "--dry-run"]) == 0
-    assert main(["sweep", "--config", str(file), "--dry-run", "--set.vars.steps=2"]) == 2
+    assert main(changed) == 2
     assert "was begun with trainer.max_steps = 1, the sweep now says 2" in capfd.readouterr().err
 
 
-def test_a_job_waits_for_the_run_that_a_killed_sweep_left_going(tmp_path):
+def test_a_run_waits_for_what_a_killed_sweep_left_going(tmp_path):
     """It then finds the run finished, and does not start it a second time."""
     run = Run("a", tmp_path / "none.yaml", tmp_path / "a")
     run.folder.mkdir()
     with (run.folder / ".lock").open("w") as lock, ThreadPoolExecutor() as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = pool.submit(Job(run))
+        local = LocalRun(run)
+        waiting = pool.submit(ClusterRun(run))
         with pytest.raises(TimeoutError):
             waiting.result(timeout=0.5)
+        assert not local.done()
         (run.folder / RECORD).touch()
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert waiting.result(timeout=10) is None
+        assert local.done()
+        assert local.result() is None
     assert not (run.folder / LOG).read_text()
+
+
+# ---------------------------------------------------------------------- values
+
+PITFALLS = [
+    None, "null", "~", "007", 7, "7", "1e3", 1000.0, "on", True, "true", "x # y", "1:30", "2020-01-01", "", " x",
+    "a: b", "[1]", [1, "1"], {"k": "no"}, "'", '"', "\\", "a\nb", "\x07", "ü 😀", 1e-07, float("inf"), -0.0, "=", "---",
+]  # fmt: skip
+
+
+def same(a, b):
+    return type(a) is type(b) and repr(a) == repr(b)
+
+
+@pytest.mark.parametrize("value", PITFALLS, ids=repr)
+def test_a_value_reaches_the_run_as_the_file_has_it(tmp_path, value):
+    (tmp_path / "a.yaml").write_text("vars: {x: 0}\nx: ${vars.x}\nlisted: []")
+    entry = {
+        "name": "run{number}",
+        "config": "a.yaml",
+        "set": {"vars.x": "{value}", "listed": ["{value}"], "own": value},
+    }
+    entry["grid"] = {"number": [1], "value": [value]}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.dump({"root": str(tmp_path), "runs": [entry]}, Dumper=Quoting))
+    (run,) = read_sweep(file, []).runs
+    config = run.resolved()
+    assert same(config["x"], value)
+    assert same(config["own"], value)
+    assert same(config["listed"], [value])
+    label = config["model"]["init_args"]["labels"]["value"]
+    assert same(label, value) if type(value) in (int, float, str) else isinstance(label, str)
+
+
+class Quoting(yaml.SafeDumper):
+    """Texts in quotes, so that the test's file says what it means to every reader of YAML."""
+
+
+Quoting.add_representer(str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner, min_size=1), max_leaves=5
+)
+
+
+@given(VALUES)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_override_is_read_as_what_was_written(tmp_path, value):
+    if "${" in repr(value):
+        return  # an interpolation, which the run resolves
+    (tmp_path / "a.yaml").write_text("x: 0")
+    assert same(load_config([tmp_path / "a.yaml"], [as_override("x", value)])["x"], value)
+
+
+def test_labels_of_a_run_keep_their_types(tmp_path, capfd):
+    """Through LightningCLI too, which reads a text as YAML where a setting may be a number."""
+    labels = {"a": "007", "b": "1e3", "c": "on", "d": "x # y", "e": "1:30", "f": 7, "g": 0.5, "h": "null", "i": "7"}
+    entry = {"name": "a", "config": str(ROOT / "experiments/tiny/teacher_stage1.yaml"), "labels": labels}
+    (tmp_path / "sweep.yaml").write_text(yaml.dump({"root": str(tmp_path), "runs": [entry]}, Dumper=Quoting))
+    (run,) = read_sweep(tmp_path / "sweep.yaml", []).runs
+    with pytest.raises(SystemExit) as stop:
+        main([*run.command[3:], "--print_config"])
+    assert stop.value.code == 0
+    arrived = yaml.safe_load(capfd.readouterr().out)["model"]["init_args"]["labels"]
+    assert {k: repr(v) for k, v in arrived.items()} == {k: repr(v) for k, v in labels.items()}
+
+
+# ---------------------------------------------------------------------- killed and started again
 
 
 def figures(root: Path) -> dict[str, dict]:

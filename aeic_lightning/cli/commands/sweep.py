@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Run what is missing; 1 if a run failed."""
     from aeic_lightning.config import parse_overrides
-    from aeic_lightning.study.sweeps import read_sweep, run_sweep
+    from aeic_lightning.study.runner import run_sweep
+    from aeic_lightning.study.sweep_file import read_sweep
 
     return run_sweep(read_sweep(args.config, parse_overrides(extra)), args.dry_run)

@@ -1,0 +1,245 @@
+"""Running a sweep: up to `workers` runs at a time, each after those it needs, then the comparison.
+
+Ctrl-C, SIGTERM and SIGHUP end the runs of this machine as Ctrl-C ends a `fit`: they save a checkpoint, and the sweep
+waits for that. A second signal kills them. If the sweep itself is killed, its runs notice, save and end. Runs on a
+cluster are taken off its queue by a signal, and stay in it when the sweep is killed.
+
+Whatever was stopped goes on from its last checkpoint when the sweep is started again. The number of threads of a run
+stays the same, and so do the results.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import write_whole
+from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
+from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep, flat
+
+ROOT_LOCK = ".sweep.lock"  # file in the root of a sweep, locked while a sweep is running there
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL = 0.2  # seconds
+
+
+def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
+    """Run what is missing, then compare and report; returns the exit code."""
+    settings = {run.name: run.resolved() for run in sweep.runs}
+    for run in sweep.runs:
+        check_unchanged(run, settings[run.name])
+    if dry_run:
+        for run in sweep.runs:
+            print(f"{'done   ' if run.done else 'missing'} {run.name}: {shlex.join(run.command)}")
+        print(f"{sum(run.done for run in sweep.runs)} of {len(sweep.runs)} runs done")
+        return 0
+    began = time.monotonic()
+    with only_sweep(sweep.root):
+        failed = _run_missing(sweep, settings)
+        if failed:
+            print(f"{len(failed)} of {len(sweep.runs)} runs are missing:")
+            for name, why in failed.items():
+                print(f"  {name}: {why.strip().splitlines()[-1] if why.strip() else 'it was killed'}")
+            print("start the sweep again to fill the gaps")
+            return 1
+        from aeic_lightning.study.sweep_report import finish
+
+        finish(sweep)
+    print(f"all {len(sweep.runs)} runs done in {time.monotonic() - began:.0f} s")
+    print(f"curves: {sys.executable} -m tensorboard.main --logdir {sweep.root}")
+    return 0
+
+
+def check_unchanged(run: Run, settings: dict[str, Any]) -> None:
+    """Raise UserError for a run that has trained with other settings: it would be taken for what it is not.
+
+    A run without a checkpoint begins anew, so its settings may be corrected.
+    """
+    record = run.folder / SETTINGS
+    if not record.is_file() or not run.has_trained:
+        return
+    before, now = flat(json.loads(record.read_text())), flat(json.loads(json.dumps(settings)))
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{run.folder} was begun with {key} = {before.get(key)}, the sweep now says {now.get(key)}; "
+                "remove the folder, or give the sweep another root (--vars.root=DIR)"
+            )
+
+
+@contextlib.contextmanager
+def only_sweep(root: Path) -> Iterator[None]:
+    """Hold the lock of a sweep's root. Raises UserError, which names the other process, if a sweep is running there.
+
+    The system releases the lock when the process ends, in whatever way.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ROOT_LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            other = lock.read().strip() or "another process"
+            raise UserError(
+                f"a sweep is running in {root} already ({other}); wait for it, stop it, or give this one another root "
+                "(--vars.root=DIR)"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+
+
+# ---------------------------------------------------------------------- the sweep
+
+
+class Signals:
+    """Counts the signals to stop, instead of being ended by them. One that is ignored (nohup) stays ignored."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received.append(number)
+
+    def __exit__(self, *reason: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def _run_missing(sweep: Sweep, settings: dict[str, Any]) -> dict[str, str]:
+    """Run all that is not done, up to `workers` at a time; returns why runs failed, by name.
+
+    Whatever ends it, signals and errors, ends the local runs first.
+    """
+    for run in sweep.runs:
+        if run.done:
+            print(f"{run.name}: done before", flush=True)
+    failed: dict[str, str] = {}
+    running: dict[str, tuple[Run, Started, Tail]] = {}
+    executor = LocalExecutor(sweep) if sweep.cluster == "local" else ClusterExecutor(sweep)
+    with Signals() as signals:
+        try:
+            _loop(sweep, settings, executor, signals, running, failed)
+        finally:
+            _end(sweep, executor, signals, running)
+    if signals.received:
+        if signals.received[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signals.received[0])
+    return failed
+
+
+def _loop(
+    sweep: Sweep,
+    settings: dict[str, Any],
+    executor: LocalExecutor | ClusterExecutor,
+    signals: Signals,
+    running: dict[str, tuple[Run, Started, "Tail"]],
+    failed: dict[str, str],
+) -> None:
+    began = time.monotonic()
+    waiting = [run for run in sweep.runs if not run.done]
+    while (waiting or running) and not signals.received:
+        for run in list(waiting):
+            blocked = [need for need in run.needs if need in failed]
+            if blocked:
+                waiting.remove(run)
+                failed[run.name] = f"not started, since {blocked[0]} failed"
+                print(f"{run.name}: {failed[run.name]}", flush=True)
+        unfinished = {*running, *(run.name for run in waiting)}
+        ready = [run for run in waiting if not unfinished.intersection(run.needs)]
+        for run in ready[: sweep.workers - len(running)]:
+            waiting.remove(run)
+            number = f"{len(sweep.runs) - len(waiting) - len(running)}/{len(sweep.runs)}"
+            print(f"{run.name}: {run.config}  (run {number}, {time.monotonic() - began:.0f} s so far)", flush=True)
+            write_whole(run.folder / SETTINGS, json.dumps(settings[run.name], indent=1) + "\n")
+            tail = Tail(run)
+            running[run.name] = run, executor.submit(run), tail
+        time.sleep(POLL)
+        for name, (run, started, tail) in list(running.items()):
+            over = started.done()
+            tail.show()
+            if over:
+                del running[name]
+                executor.release(started)
+                if error := _outcome(run, started):
+                    failed[name] = error
+                    print(f"{name}: failed; its log is {run.folder / LOG}\n{error}", flush=True)
+
+
+def _outcome(run: Run, started: Started) -> str | None:
+    """None for a run that is done, else the reason."""
+    try:
+        error = started.result()
+    except Exception as exception:  # submitit's own, for a job that was killed or never began
+        error = f"{type(exception).__name__}: {str(exception).strip().splitlines()[-1]}"
+    if run.done:
+        return None
+    return error or "it was killed"
+
+
+def _end(
+    sweep: Sweep,
+    executor: LocalExecutor | ClusterExecutor,
+    signals: Signals,
+    running: dict[str, tuple[Run, Started, "Tail"]],
+) -> None:
+    """End what is still running, with its checkpoint; at once after a second signal."""
+    if not running:
+        return
+    executor.stop()
+    _say(f"stopping: {', '.join(running)} save their checkpoints and end; a second signal ends them at once")
+    killed = False
+    while sweep.cluster == "local" and not all(started.done() for _, started, _ in running.values()):
+        if len(signals.received) > 1 and not killed:
+            executor.kill()
+            killed = True
+        time.sleep(POLL)
+        for _, _, tail in running.values():
+            with contextlib.suppress(OSError):
+                tail.show()
+    for _, started, tail in running.values():
+        started.result() if sweep.cluster == "local" else None  # one that ended well in the meantime is done
+        with contextlib.suppress(OSError):
+            tail.show()
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr, flush=True)
+
+
+class Tail:
+    """Shows what is added to a run's log."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path = run.folder / LOG
+        self.position = self.path.stat().st_size if self.path.is_file() else 0
+
+    def show(self) -> None:
+        """Print the whole lines that are new."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as log:
+            log.seek(self.position)
+            lines = log.read().split(b"\n")
+        self.position += sum(len(line) + 1 for line in lines[:-1])
+        for line in lines[:-1]:
+            print(f"  {self.run.name}: {line.decode(errors='replace')}", flush=True)

@@ -1,0 +1,255 @@
+"""Sweep files: a grid of experiments, each after those it needs. `study.runner` runs them.
+
+A sweep file:
+
+    vars: {root: runs/mine}
+    root: ${vars.root}
+    cluster: local                  # or slurm
+    workers: 2                      # runs at a time
+    threads: 1                      # CPU threads of a run; by default the cores are divided among the workers
+    gpus: 1                         # GPUs of a run on this machine, if it has any (default 1)
+    set: {data.init_args.batch_size: 4}                              # settings of every run
+    executor: {slurm_partition: gpu, gpus_per_node: 1, timeout_min: 720}     # for slurm: arguments of submitit
+    runs:
+      - {name: teacher, config: teacher.yaml}                        # relative to the sweep file
+      - name: depth={depth}_arm={arm}_lambda={lambda}                # one run for each point of the grid
+        grid: {depth: [1, 2], arm: [none, enc], lambda: [1, 2]}
+        config: student_{arm}.yaml
+        needs: [teacher]
+        set: {vars.depth: "{depth}", vars.lambda: "{lambda}"}        # settings, as on the command line
+    compare: {runs: [teacher, "depth={depth}..."], out: results/mine}     # by: accuracy, for classifying runs
+    report:
+      {out: results/mine, title: ..., select: {stage: 2}, metrics: [psnr], files: [anchors.json],
+       against: [{reference: {arm: teacher}}, {reference: {arm: none}, within: [depth]}]}
+
+An axis of a grid is a list of values, or a mapping from a value's name to settings: `arm: {short: {vars.steps: 50}}`.
+`{axis}` in name, config, needs, set and labels stands for its value. Every run gets `vars.root` and `vars.name`, so
+that its folder is root/name, then its own settings, then its point of the grid and `labels` as
+`model.init_args.labels`, by which TensorBoard and the report tell runs apart.
+
+A run gets each value with the type that it has in the file: null, 7 and "007" arrive as null, 7 and "007". `"{axis}"`
+alone is the axis's value with its type; `{axis}` inside a longer text is the value as YAML writes it.
+
+`report` writes, of the runs whose labels are as in `select`: results.json and .csv, a table of BD-rates (bd_rate.json
+and .md), and index.html, which also shows the result `files`. Each entry of `against` compares all other curves with
+the curves that have the labels of `reference`, or only those that agree with it in the labels `within`.
+
+A run is done when its folder holds the file `finished`.
+"""
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aeic_lightning.config import as_override, load_config
+from aeic_lightning.errors import UserError
+
+LABELS = "model.init_args.labels."
+RECORD = "finished"  # file in a run folder that says the run is complete
+SETTINGS = "sweep.json"  # file in a run folder with the resolved config that the sweep started it with
+LOG = "log.txt"  # file in a run folder with all that the run has said
+COMPARISONS = {
+    "quality": "aeic_lightning.study.comparison.compare_runs",
+    "accuracy": "aeic_lightning.classification.comparison.compare_accuracy",
+}
+"""What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
+REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files"}
+ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads", "gpus"}
+SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment of a sweep: a point of a grid."""
+
+    name: str
+    config: Path
+    folder: Path
+    needs: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    gpus: int = 1
+
+    @property
+    def done(self) -> bool:
+        """Whether it ran to its end."""
+        return (self.folder / RECORD).is_file()
+
+    @property
+    def command(self) -> list[str]:
+        """What to run: a new run, or the rest of an interrupted one."""
+        words = [sys.executable, "-m", "aeic_lightning", "fit", "--config", str(self.config)]
+        words += [f"--{override}" for override in self.overrides]
+        if (self.folder / "checkpoints" / "last.ckpt").is_file():
+            words += ["--ckpt_path", "last"]
+        return words
+
+    @property
+    def overrides(self) -> list[str]:
+        """Its settings as `load_config` reads them, each value with its type."""
+        return [as_override(name, value) for name, value in self.settings.items()]
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether there is something to go on from: a checkpoint, or the finished run."""
+        return self.done or any((self.folder / "checkpoints").glob("*.ckpt"))
+
+    def resolved(self) -> dict[str, Any]:
+        """Its whole config. Raises UserError where it has no sense."""
+        return load_config([self.config], self.overrides)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs, in an order in which they can be done, and what is made of them in the end."""
+
+    runs: list[Run]
+    root: Path
+    cluster: str = "local"
+    workers: int = 1
+    executor: dict[str, Any] = field(default_factory=dict)
+    compare: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_sweep(file: Path, overrides: list[str]) -> Sweep:
+    """Read and check a sweep file. Raises UserError for runs that cannot be put in an order."""
+    raw = load_config([file], [*overrides])
+    _only(raw, SWEEP_KEYS, f"{file}: a sweep")
+    if not raw.get("runs"):
+        raise UserError(f"{file} lists no runs; see experiments/sweeps/demo.yaml")
+    workers = _count(raw, "workers", 1, file)
+    threads = _count(raw, "threads", max(1, (os.cpu_count() or 1) // workers), file)
+    gpus = _count(raw, "gpus", 1, file)
+    folder = Path(raw.get("root", "runs"))
+    runs: list[Run] = []
+    for entry in raw["runs"]:
+        _only(entry, ENTRY_KEYS, f"{file}: a run", needed=("name", "config"))
+        for point, chosen in _points(entry, file):
+            name = as_text(_fill(entry["name"], point, file))
+            if name in {run.name for run in runs}:
+                raise UserError(f"{file}: two runs are called {name}; name each axis of its grid in the name")
+            if "/" in name or name.startswith("."):
+                raise UserError(f"{file}: a run is called {name}; its name is a folder's, without slashes")
+            needs = [as_text(_fill(need, point, file)) for need in entry.get("needs") or []]
+            missing = [need for need in needs if need not in {run.name for run in runs}]
+            if missing:
+                raise UserError(f"{file}: {name} needs {missing[0]}, which must be listed before it")
+            labels = point | {k: _fill(v, point, file) for k, v in (entry.get("labels") or {}).items()}
+            settings = {"vars.root": str(folder), "vars.name": name} | flat(raw.get("set") or {})
+            settings |= {key: _fill(value, point, file) for key, value in flat(chosen).items()}
+            settings |= {LABELS + axis: as_label(value) for axis, value in labels.items()}
+            config = file.parent / as_text(_fill(entry["config"], point, file))
+            counts = {key: _count(entry, key, own, file) for key, own in (("threads", threads), ("gpus", gpus))}
+            runs.append(Run(name, config, folder / name, needs, settings, **counts))
+    sweep = Sweep(
+        runs, folder, raw.get("cluster", "local"), workers, raw.get("executor") or {}, raw.get("compare") or {},
+        raw.get("report") or {},
+    )  # fmt: skip
+    _check_ends(sweep, file)
+    return sweep
+
+
+def _points(entry: dict[str, Any], file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each point of an entry's grid, and the settings that hold there."""
+    grid = entry.get("grid") or {}
+    for axis, values in grid.items():
+        if not isinstance(values, list | dict) or not values:
+            raise UserError(f"{file}: grid axis {axis} is {values!r}; it is a list of values")
+    for point in itertools.product(*(list(values) for values in grid.values())):
+        named = dict(zip(grid, point, strict=True))
+        settings = dict(entry.get("set") or {})
+        for axis, value in named.items():
+            if isinstance(grid[axis], dict):
+                settings |= grid[axis][value] or {}
+        yield named, settings
+
+
+def _fill(template: Any, point: dict[str, Any], file: Path) -> Any:
+    """Put the point's values in the place of {axis}; a template that is nothing else takes the value's type too."""
+    if isinstance(template, list):
+        return [_fill(item, point, file) for item in template]
+    if isinstance(template, dict):
+        return {key: _fill(item, point, file) for key, item in template.items()}
+    if not isinstance(template, str):
+        return template
+
+    def value(match: re.Match) -> Any:
+        if match[1] not in point:
+            raise UserError(f"{file}: {template!r} names {match[0]}, but the grid has {', '.join(point) or 'no axes'}")
+        return point[match[1]]
+
+    if whole := re.fullmatch(r"\{(\w+)\}", template):
+        return value(whole)
+    return re.sub(r"\{(\w+)\}", lambda match: as_text(value(match)), template)
+
+
+def as_text(value: Any) -> str:
+    """A value inside of a longer text: a text as it is, anything else as YAML writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def as_label(value: Any) -> int | float | str:
+    """A value as a label, which is a number or a word: null, true and lists become words."""
+    return value if isinstance(value, int | float | str) and not isinstance(value, bool) else as_text(value)
+
+
+def _only(entry: Any, known: set[str], what: str, needed: tuple[str, ...] = ()) -> None:
+    if not isinstance(entry, dict) or set(entry) - known or not set(needed) <= set(entry):
+        got = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)
+        raise UserError(f"{what} has {', '.join(sorted(known))}; got {got}")
+
+
+def _count(entry: dict[str, Any], name: str, default: int, file: Path) -> int:
+    value = entry.get(name, default)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{file}: {name} is {value}; it is a whole number from 1 on")
+    return value
+
+
+def labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
+    """The runs that have all these labels."""
+    wanted = {LABELS + label: as_label(value) for label, value in labels.items()}
+    return [run for run in runs if agree(run.settings, wanted)]
+
+
+def agree(labels: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether `labels` has all that is `wanted`, numbers and words compared as they are written."""
+    return all(str(labels.get(label)) == str(value) for label, value in wanted.items())
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `a.b` -> value. A list, and an empty mapping, is one value."""
+    if isinstance(value, dict) and (value or not prefix):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    return {prefix: value}
+
+
+def _check_ends(sweep: Sweep, file: Path) -> None:
+    if sweep.cluster not in ("local", "slurm"):
+        raise UserError(f"{file}: cluster is {sweep.cluster}; it is local or slurm")
+    names = {run.name for run in sweep.runs}
+    for name in sweep.compare.get("runs") or []:
+        if name not in names:
+            raise UserError(f"{file}: compare names {name}, which is no run of the sweep")
+    if sweep.report:
+        _only(sweep.report, REPORT_KEYS, f"{file}: report", needed=("out", "against"))
+        wanted = [sweep.report.get("select") or {}]
+        for entry in sweep.report["against"]:
+            _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
+            wanted.append(wanted[0] | entry["reference"])
+        for labels in wanted:
+            if not labelled(sweep.runs, labels):
+                raise UserError(f"{file}: report: no run has the labels {labels}")
+    by = sweep.compare.get("by", "quality")
+    if by not in COMPARISONS:
+        raise UserError(f"{file}: compare by {by}; it is by {' or by '.join(COMPARISONS)}")

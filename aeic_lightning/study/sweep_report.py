@@ -1,0 +1,57 @@
+"""What a sweep makes of its finished runs: results, BD-rates and the page, and the comparison."""
+
+from importlib import import_module
+from pathlib import Path
+
+from aeic_lightning.provenance import command_line
+from aeic_lightning.study.sweep_file import COMPARISONS, LABELS, Sweep, agree, labelled
+
+
+def finish(sweep: Sweep) -> None:
+    """Write what the sweep file asks for under `report` and `compare`."""
+    if sweep.report:
+        _report(sweep)
+    if names := sweep.compare.get("runs"):
+        folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
+        module, function = COMPARISONS[sweep.compare.get("by", "quality")].rsplit(".", 1)
+        getattr(import_module(module), function)(folders, out)
+
+
+def _report(sweep: Sweep) -> None:
+    from aeic_lightning.files import write_whole
+    from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
+    from aeic_lightning.study.report.page import write_report
+    from aeic_lightning.study.results import (
+        RATE_LABELS,
+        curves,
+        distinct_names,
+        read_results,
+        write_json,
+        write_results,
+    )
+
+    wanted, out = sweep.report, Path(sweep.report["out"])
+    select = wanted.get("select") or {}
+    runs = labelled(sweep.runs, select)
+    results = read_results(run.folder for run in runs)
+    write_results(out / "results.json", results)
+    # The sweep's own labels tell curves apart: the others (widths, beta1, ...) follow from them.
+    given = dict.fromkeys(key.removeprefix(LABELS) for run in runs for key in run.settings if key.startswith(LABELS))
+    every = curves(results, [label for label in given if label not in ("seed", *RATE_LABELS, *select)])
+    names_of = dict(zip(map(id, every), distinct_names(every), strict=True))
+    rows = []
+    for entry in wanted["against"]:
+        for reference in (c for c in every if agree(c.labels, entry["reference"])):
+            within = {label: reference.labels.get(label) for label in entry.get("within") or []}
+            tests = [c for c in every if c is not reference and agree(c.labels, within)]
+            names = [names_of[id(curve)] for curve in (reference, *tests)]
+            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results), names)
+    write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
+    write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
+    print(markdown_table(rows))
+    words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
+    said = write_report(
+        [*(run.folder for run in runs), *map(Path, wanted.get("files") or [])], out / "index.html", words,
+        title=wanted.get("title", "Rate, distortion and perception"), command=command_line(),
+    )  # fmt: skip
+    print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
