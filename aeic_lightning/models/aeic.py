@@ -63,14 +63,16 @@ class AEIC(CompressionModel):
     def reconstruct(self, y_hat: Tensor) -> Tensor:
         return self.decoder(*self.codec.synthesise(y_hat)).x_hat
 
-    def forward(self, x: Tensor) -> AEICOutput:
+    def forward(self, x: Tensor, level: Tensor | float | None = None) -> AEICOutput:
         """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.
+
+        `level` sets the rate of a codec with `rate_levels` (`LatentCodec.levels`).
 
         Under autocast only the decoder computes in low precision: rounding to integers and differences of cumulatives
         need the codec's float32.
         """
         with torch.autocast(x.device.type, enabled=False):
-            codec = self.codec(x.float())
+            codec = self.codec(x.float(), level)
         decoder = self.decoder(codec.l_T, codec.l_res)
         height, width = x.shape[2:]
         return AEICOutput(decoder.x_hat.float()[..., :height, :width], codec.bits_y + codec.bits_z, codec, decoder)

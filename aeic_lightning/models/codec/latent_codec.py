@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import QuadtreeContext
 from aeic_lightning.models.codec.entropy import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
+from aeic_lightning.models.codec.gains import GainUnits
 from aeic_lightning.models.codec.transforms import (
     analysis_transform,
     hyper_analysis,
@@ -41,6 +42,8 @@ class CodecConfig:
         l_T_channels: channels of l_T, the denoiser's input.
         l_res_channels: channels of l_res, the VAE decoder's input.
         skip_threshold: raw scales below it are not coded, the residual is 0 on both sides; None codes every symbol.
+        rate_levels: for one model of many rates: what multiplies lambda at each level, falling, as in [8, 2, 0.5]
+            (`GainUnits`); None for a codec of one rate, as in the paper.
     """
 
     widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192, 256])
@@ -52,6 +55,7 @@ class CodecConfig:
     l_T_channels: int = 320
     l_res_channels: int = 256
     skip_threshold: float | None = 0.08
+    rate_levels: list[float] | None = None
 
     @property
     def depth(self) -> int | str:
@@ -83,7 +87,7 @@ class CodecConfig:
 class CodecOutput(NamedTuple):
     """Every named tensor of one pass, for an image of H x W padded to multiples of twice the stride s of y.
 
-    All but the bits are taps for distillation. Sizes below are those of the padded image.
+    All but the bits and the level are taps for distillation. Sizes below are those of the padded image.
     """
 
     y: Tensor  # (B, M, H/s, W/s), before quantisation
@@ -94,6 +98,7 @@ class CodecOutput(NamedTuple):
     l_res: Tensor  # (B, l_res_channels, H/8, W/8)
     bits_y: Tensor  # (B,), likelihood estimate
     bits_z: Tensor  # (B,), likelihood estimate
+    level: Tensor | None = None  # (B,), rate level of each image; None in a codec of one rate
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class LatentCodec(nn.Module):
         self.h_s = hyper_synthesis(channels)
         self.context = QuadtreeContext(channels, config.context_width, config.context_depth)
         self.conditional = GaussianConditional(config.skip_threshold)
+        self.gains = GainUnits(channels, config.rate_levels) if config.rate_levels else None
         self.g_s = synthesis_transform(
             channels, config.synthesis_widths, config.synthesis_depths, config.l_T_channels + config.l_res_channels
         )
@@ -175,14 +181,42 @@ class LatentCodec(nn.Module):
         """z_hat -> phi, cropped to the `height` x `width` of y."""
         return self.h_s(z_hat)[..., :height, :width]
 
-    def synthesise(self, y_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def levels(self, batch: int, level: Tensor | float | None = None) -> Tensor | None:
+        """The rate level of each image, (B,); None in a codec of one rate.
+
+        Without a `level`, crops in training get one drawn each, and images in evaluation the middle one. Raises
+        UserError for a level where there are none, or outside of 0 to the number of levels less one.
+        """
+        if self.gains is None:
+            if level is not None:
+                raise UserError("this codec has one rate; a level is for a model trained with codec.rate_levels")
+            return None
+        if level is None and self.training:
+            return self.gains.draw(batch)
+        highest = self.gains.levels - 1
+        level = torch.as_tensor(highest / 2 if level is None else level, dtype=torch.float32)
+        if not ((level >= 0) & (level <= highest)).all():
+            raise UserError(f"level {level.tolist()} is outside of 0 to {highest}, the levels of this model")
+        return level.to(self.gains.log_gain.device).expand(batch)
+
+    def scale_y(self, y: Tensor, level: Tensor | None) -> Tensor:
+        """y of g_a in steps of the quantiser: times the gains of `level` (B,)."""
+        return y if self.gains is None else y * self.gains.gain(level)
+
+    def synthesise(self, y_hat: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y_hat -> l_T, l_res."""
+        if self.gains is not None:
+            y_hat = y_hat * self.gains.inverse(level)
         l_T, l_res = self.g_s(y_hat).split([self.config.l_T_channels, self.config.l_res_channels], dim=1)
         return l_T, l_res
 
-    def forward(self, x: Tensor) -> CodecOutput:
-        """Images (B, 3, H, W) in [-1, 1], any size -> all named tensors and the estimated bits of each image."""
-        y = self.g_a(self.pad(x))
+    def forward(self, x: Tensor, level: Tensor | float | None = None) -> CodecOutput:
+        """Images (B, 3, H, W) in [-1, 1], any size -> all named tensors and the estimated bits of each image.
+
+        `level` is the rate level, one or (B,), where the codec has several; see `levels`.
+        """
+        level = self.levels(len(x), level)
+        y = self.scale_y(self.g_a(self.pad(x)), level)
         z = self.hyper_encode(y)
         z_hat = self.prior.quantise(z)
         phi = self.hyper_decode(z_hat, *y.shape[2:])
@@ -203,8 +237,8 @@ class LatentCodec(nn.Module):
             return residual + mean
 
         y_hat = self.context(phi, code)
-        l_T, l_res = self.synthesise(y_hat)
-        return CodecOutput(y, z, phi, y_hat, l_T, l_res, bits_y, bits_z)
+        l_T, l_res = self.synthesise(y_hat, level)
+        return CodecOutput(y, z, phi, y_hat, l_T, l_res, bits_y, bits_z, level)
 
 
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:

@@ -46,19 +46,32 @@ class UNetConfig:
     """Sizes of the U-Net. The defaults are those of Stable Diffusion 2.1 (and SD-Turbo).
 
     Args:
-        widths: channels of each resolution; all but the last have attention.
+        widths: channels of each resolution.
         heads: attention heads of each resolution.
         layers: resnets in a down block (an up block has one more).
         groups: groups of every GroupNorm.
+        attention: whether each resolution has attention; null: all but the last. Its cost grows with the square of the
+            image: small decoders for a CPU leave it to the coarser resolutions. The middle block always has it.
     """
 
     widths: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
     heads: list[int] = field(default_factory=lambda: [5, 10, 20, 20])
     layers: int = 2
     groups: int = 32
+    attention: list[bool] | None = None
+
+    @property
+    def attends(self) -> list[bool]:
+        """Whether each resolution has attention."""
+        return [i + 1 < len(self.widths) for i in range(len(self.widths))] if self.attention is None else self.attention
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
+        if len(self.attends) != len(self.widths):
+            raise UserError(
+                f"decoder: {len(self.widths)} U-Net widths but {len(self.attends)} values of attention; "
+                "give one for each"
+            )
         if len(self.widths) != len(self.heads):
             raise UserError(f"decoder: {len(self.widths)} U-Net widths but {len(self.heads)} heads; give one for each")
         for width, heads in zip(self.widths, self.heads, strict=True):
@@ -102,12 +115,11 @@ class UNetTrunk(ModelMixin):
         self.down_blocks = nn.ModuleList()
         for i, (w_in, w_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
             sizes = {"in_channels": w_in, "out_channels": w_out, "num_layers": config.layers}
-            if i < last:
-                block = CrossAttnDownBlock2D(
-                    **sizes, **common, **attention, num_attention_heads=heads[i], downsample_padding=1
-                )
+            sizes |= {"add_downsample": i < last, "downsample_padding": 1}
+            if config.attends[i]:
+                block = CrossAttnDownBlock2D(**sizes, **common, **attention, num_attention_heads=heads[i])
             else:
-                block = DownBlock2D(**sizes, **common, add_downsample=False)
+                block = DownBlock2D(**sizes, **common)
             self.down_blocks.append(block)
 
         self.mid_block = UNetMidBlock2DCrossAttn(
@@ -123,10 +135,10 @@ class UNetTrunk(ModelMixin):
                 "num_layers": config.layers + 1,
                 "add_upsample": i > 0,
             }
-            if i == last:
-                block = UpBlock2D(**sizes, **common)
-            else:
+            if config.attends[i]:
                 block = CrossAttnUpBlock2D(**sizes, **common, **attention, num_attention_heads=heads[i])
+            else:
+                block = UpBlock2D(**sizes, **common)
             self.up_blocks.append(block)
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
 

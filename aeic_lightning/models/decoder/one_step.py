@@ -20,22 +20,32 @@ class VAEConfig:
     """Sizes of the VAE decoder. The defaults are those of the half-width decoder of the paper.
 
     Args:
-        widths: channels from full resolution (first) to stride 8 (last).
+        widths: channels from full resolution (first) to stride 8 (last); from stride `patch` on.
         layers: resnets in a block, less one.
-        groups: groups of every GroupNorm.
+        groups: groups of every GroupNorm; 0 leaves the norms out, which small decoders that are trained from scratch
+            learn colours faster without.
         attention: whether the middle block, at stride 8, has attention.
+        patch: the last convolution gives so many pixels in each direction at once (1, 2, 4 or 8). The blocks at full
+            resolution, which cost a CPU the most for the least, go.
     """
 
     widths: list[int] = field(default_factory=lambda: [64, 128, 256, 256])
     layers: int = 2
     groups: int = 32
     attention: bool = True
+    patch: int = 1
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
-        if len(self.widths) != 4:
-            raise UserError(f"decoder: the VAE decoder needs 4 widths (strides 1, 2, 4, 8), not {len(self.widths)}")
-        if any(width % self.groups for width in self.widths):
+        if self.patch not in (1, 2, 4, 8):
+            raise UserError(f"decoder: the VAE decoder's patch is 1, 2, 4 or 8 pixels, not {self.patch}")
+        strides = [stride for stride in (1, 2, 4, 8) if stride >= self.patch]
+        if len(self.widths) != len(strides):
+            raise UserError(
+                f"decoder: the VAE decoder needs {len(strides)} widths (strides {', '.join(map(str, strides))}), "
+                f"not {len(self.widths)}"
+            )
+        if self.groups and any(width % self.groups for width in self.widths):
             raise UserError(f"decoder: every VAE width must be a multiple of its {self.groups} groups")
 
 
@@ -84,6 +94,27 @@ class DecoderConfig:
     tiling: TilingConfig | None = None
 
 
+def vae_decoder(in_channels: int, config: VAEConfig) -> Decoder:
+    """latents (B, in_channels, h, w) -> image (B, 3, 8h, 8w): the diffusers library's decoder of these sizes."""
+    decoder = Decoder(
+        in_channels=in_channels,
+        out_channels=3 * config.patch**2,
+        up_block_types=("UpDecoderBlock2D",) * len(config.widths),
+        block_out_channels=tuple(config.widths),
+        layers_per_block=config.layers,
+        norm_num_groups=config.groups or 1,
+        mid_block_add_attention=config.attention,
+    )
+    if config.patch > 1:
+        decoder.conv_out = nn.Sequential(decoder.conv_out, nn.PixelShuffle(config.patch))
+    if not config.groups:
+        for module in list(decoder.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.GroupNorm):
+                    setattr(module, name, nn.Identity())
+    return decoder
+
+
 class DecoderOutput(NamedTuple):
     """x_hat (B, 3, 8h, 8w); l_0 and the hidden states are taps for distillation (none of these in a tiled pass)."""
 
@@ -115,15 +146,7 @@ class OneStepDecoder(nn.Module):
         )
         vae = config.vae
         with torch.device("meta") if base else nullcontext():
-            self.vae = Decoder(
-                in_channels=l_res_channels,
-                out_channels=3,
-                up_block_types=("UpDecoderBlock2D",) * len(vae.widths),
-                block_out_channels=tuple(vae.widths),
-                layers_per_block=vae.layers,
-                norm_num_groups=vae.groups,
-                mid_block_add_attention=vae.attention,
-            )
+            self.vae = vae_decoder(l_res_channels, vae)
         for module in self.vae.modules():
             if type(module).__name__ == "ResnetBlock2D":
                 nn.init.zeros_(module.conv2.weight)
