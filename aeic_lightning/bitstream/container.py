@@ -1,4 +1,4 @@
-"""The `.aeic` file: 11 to 13 bytes of header, then the range coder's bytes. docs/bitstream.md lists the fields."""
+"""The `.aeic` file: 11 to 14 bytes of header, then the range coder's bytes. docs/bitstream.md lists the fields."""
 
 import hashlib
 from typing import NamedTuple
@@ -19,18 +19,22 @@ class Stream(NamedTuple):
     width: int
     check: bytes  # of the decoded latents
     payload: bytes
+    level: int | None = None  # 0..255, position of the rate dial; None for a model of one rate
 
 
 def pack(stream: Stream, fingerprint: bytes) -> bytes:
     """The file of a stream that the model of this fingerprint wrote."""
     check_size(stream.height, stream.width)
     front = bytes([MAGIC + VERSION]) + _varint(stream.height - 1) + _varint(stream.width - 1) + fingerprint[:_MODEL]
-    back = stream.check + stream.payload
+    back = stream.check + (b"" if stream.level is None else bytes([stream.level])) + stream.payload
     return front + _file_check(fingerprint, front, back) + back
 
 
-def unpack(data: bytes, fingerprint: bytes) -> Stream:
-    """The fields of a file. Raises UserError unless this model wrote it and every byte is as it was."""
+def unpack(data: bytes, fingerprint: bytes, has_level: bool = False) -> Stream:
+    """The fields of a file; the files of a model of many rates have a level.
+
+    Raises UserError unless this model wrote it and every byte is as it was.
+    """
     if not data:
         raise UserError("the file is empty; compress the image again")
     if len(data) > LARGEST_FILE:
@@ -49,7 +53,7 @@ def unpack(data: bytes, fingerprint: bytes) -> Stream:
     model_end = at + _MODEL
     file_end = model_end + _FILE
     latents_end = file_end + _LATENTS
-    if latents_end > len(data):
+    if latents_end + has_level > len(data):
         raise UserError("the file ends within its header; it is damaged")
     if height > LARGEST_SIDE or width > LARGEST_SIDE:
         raise UserError(
@@ -62,12 +66,13 @@ def unpack(data: bytes, fingerprint: bytes) -> Stream:
         )
     if data[model_end:file_end] != _file_check(fingerprint, data[:model_end], memoryview(data)[file_end:]):
         raise UserError("the check value of the file is wrong: it is damaged, cut short or longer than it was")
-    return Stream(height, width, data[file_end:latents_end], data[latents_end:])
+    level = data[latents_end] if has_level else None
+    return Stream(height, width, data[file_end:latents_end], data[latents_end + has_level :], level)
 
 
-def overhead(height: int, width: int) -> int:
+def overhead(height: int, width: int, has_level: bool = False) -> int:
     """Bytes before the payload."""
-    return 1 + len(_varint(height - 1)) + len(_varint(width - 1)) + _MODEL + _FILE + _LATENTS
+    return has_level + 1 + len(_varint(height - 1)) + len(_varint(width - 1)) + _MODEL + _FILE + _LATENTS
 
 
 def check_size(height: int, width: int) -> None:

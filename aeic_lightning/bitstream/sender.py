@@ -41,8 +41,8 @@ class Sender:
         self.halo = -(-reach // codec.stride) * codec.stride
 
     @torch.inference_mode()
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Raises UserError if the model gives values that are not finite."""
+    def __call__(self, x: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
+        """`level` is the rate level, for a codec with several. Raises UserError for values that are not finite."""
         x = self.codec.pad(x)
         height, width = x.shape[2:]
         stride = self.codec.stride
@@ -56,6 +56,7 @@ class Sender:
         y = torch.cat(bands, dim=2)
         if not y.isfinite().all():
             raise UserError("g_a gives values that are not finite: the model has diverged; use an earlier checkpoint")
+        y = self.codec.scale_y(y, self.codec.levels(1, level))
         return y, self._hyper_analyse(y)
 
     def _analyse(self, x: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Decoded(NamedTuple):
     width: int
     z_hat: Tensor  # (1, M/2, h/4, w/4) float32
     y_hat: Tensor  # (1, M, h, w) float32
+    level: float | None = None  # rate level, for a model that has several
 
     def integers(self) -> tuple[np.ndarray, np.ndarray]:
         """z_hat in steps of 1/64 and y_hat in steps of 1/256, int32, which hold them exactly."""
@@ -60,15 +61,20 @@ class LatentCoder:
         context: (phi, code) -> y_hat, as `QuadtreeContext.forward`, exact.
         shared: tables and settings.
         fingerprint: SHA-256 of the model.
+        levels: rate levels of the model, which its files then name; 0 for a single rate.
     """
 
     hyper_synthesis: Callable[[Tensor], Tensor]
     context: Callable[[Tensor, Callable[..., Tensor]], Tensor]
     shared: Tables
     fingerprint: bytes
+    levels: int = 0
 
-    def encode_latents(self, y: Tensor, z: Tensor, height: int, width: int) -> Encoded:
-        """The file of y (1, M, h, w) and z (1, M/2, h/4, w/4) of an image of `height` x `width` pixels."""
+    def encode_latents(self, y: Tensor, z: Tensor, height: int, width: int, dial: int | None = None) -> Encoded:
+        """The file of y (1, M, h, w) and z (1, M/2, h/4, w/4) of an image of `height` x `width` pixels.
+
+        `dial` is the byte of the rate level (`dial_position`), for a model of several.
+        """
         container.check_size(height, width)
         y, z = y.float().cpu(), z.float().cpu()
         if not (y.isfinite().all() and z.isfinite().all()):
@@ -90,7 +96,7 @@ class LatentCoder:
             writer.write(symbols.flatten().numpy(), _channels(symbols), shared.z_tables)
             z_hat = symbols + shared.medians
             y_hat = self._y_hat(z_hat, y.shape[2:], code)
-        stream = container.Stream(height, width, _check(z_hat, y_hat), writer.getvalue())
+        stream = container.Stream(height, width, _check(z_hat, y_hat), writer.getvalue(), dial)
         data = container.pack(stream, self.fingerprint)
         return Encoded(data, z_hat, y_hat, writer.bits, count, writer.escaped)
 
@@ -100,7 +106,7 @@ class LatentCoder:
         Raises UserError for a file of another model or version, a damaged one, and whenever the decoded latents are not
         those that the sender had.
         """
-        stream = container.unpack(data, self.fingerprint)
+        stream = container.unpack(data, self.fingerprint, has_level=self.levels > 0)
         shared, reader = self.shared, SymbolReader(stream.payload)
         (h, w), (zh, zw) = shared.grid.sizes(stream.height, stream.width)
 
@@ -123,11 +129,35 @@ class LatentCoder:
             raise UserError(wrong % "the bytes fit no symbols") from error
         if _check(z_hat, y_hat) != stream.check:
             raise UserError(wrong % "their check value differs")
-        return Decoded(stream.height, stream.width, z_hat, y_hat)
+        return Decoded(stream.height, stream.width, z_hat, y_hat, dial_level(stream.level, self.levels))
 
     def _y_hat(self, z_hat: Tensor, size: tuple[int, int], code: Callable[..., Tensor]) -> Tensor:
         phi = self.hyper_synthesis(z_hat)[..., : size[0], : size[1]]
         return self.context(phi, code)
+
+
+DIAL = 255
+"""Highest position of the rate dial, which a file holds in one byte."""
+
+
+def dial_position(level: float | None, levels: int) -> int | None:
+    """The byte of a rate level: the nearest of 256 positions from 0 to `levels` - 1; the middle one for None.
+
+    None for a model of one rate. Raises UserError for a level that the model does not have.
+    """
+    if not levels:
+        if level is not None:
+            raise UserError("this model has one rate and takes no level; train one with codec.rate_levels")
+        return None
+    level = (levels - 1) / 2 if level is None else level
+    if not 0 <= level <= levels - 1:
+        raise UserError(f"level {level:g} is outside of 0 to {levels - 1}, the levels of this model")
+    return round(level * DIAL / (levels - 1))
+
+
+def dial_level(position: int | None, levels: int) -> float | None:
+    """The rate level of a file's byte; None for a model of one rate."""
+    return None if position is None else position * (levels - 1) / DIAL
 
 
 class Coding(NamedTuple):
@@ -136,7 +166,7 @@ class Coding(NamedTuple):
     hyper_synthesis: nn.Module  # both as `LatentCoder` takes them
     context: nn.Module
     shared: Tables
-    sender: Callable[[Tensor], tuple[Tensor, Tensor]]  # image (1, 3, H, W) in [-1, 1] -> y, z of its padded form
+    sender: Callable[[Tensor, float | None], tuple[Tensor, Tensor]]  # see `Sender`
 
 
 @singledispatch
@@ -173,21 +203,27 @@ class Bitstream(LatentCoder):
             if not tensor.isfinite().all():
                 raise UserError(f"{name} is not finite: the model has diverged; use an earlier checkpoint")
         hyper_synthesis, context, shared, self.sender = coding(model, fast)
-        super().__init__(hyper_synthesis, context, shared, fingerprint([hyper_synthesis, context, model], shared))
+        digest = fingerprint([hyper_synthesis, context, model], shared)
+        super().__init__(hyper_synthesis, context, shared, digest, model.rate_levels)
 
-    def encode(self, x: Tensor) -> bytes:
-        """The file of one image (1, 3, H, W) in [-1, 1], 1 to 8192 pixels a side."""
-        return self.encode_fully(x).data
+    def encode(self, x: Tensor, level: float | None = None) -> bytes:
+        """The file of one image (1, 3, H, W) in [-1, 1], 1 to 8192 pixels a side.
 
-    def file_size(self, x: Tensor) -> int:
+        `level` sets the rate of a model with several: 0 (smallest files) to `levels` - 1, in 255 steps; the middle
+        where none is given.
+        """
+        return self.encode_fully(x, level).data
+
+    def file_size(self, x: Tensor, level: float | None = None) -> int:
         """Bytes of the file of one image; `bpp` is 8 times this over its pixels."""
-        return len(self.encode(x))
+        return len(self.encode(x, level))
 
-    def encode_fully(self, x: Tensor) -> Encoded:
+    def encode_fully(self, x: Tensor, level: float | None = None) -> Encoded:
         """The file of one image, and the latents behind it."""
         height, width = x.shape[2:]
         container.check_size(height, width)
-        return self.encode_latents(*self.sender(x), height, width)
+        dial = dial_position(level, self.levels)
+        return self.encode_latents(*self.sender(x, dial_level(dial, self.levels)), height, width, dial)
 
 
 def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:
@@ -211,7 +247,7 @@ def reconstruct(model: CompressionModel, decoded: Decoded, fast: bool = False) -
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        x_hat = model.reconstruct(decoded.y_hat.to(device))
+        x_hat = model.reconstruct(decoded.y_hat.to(device), decoded.level)
     return to_uint8(x_hat[0, :, : decoded.height, : decoded.width]).cpu()
 
 

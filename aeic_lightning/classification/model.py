@@ -117,8 +117,8 @@ class ClassificationModel(CompressionModel):
         """Decoded latents (B, M, h, w) -> logits (B, classes). No picture is made."""
         return self.transformer(y_hat)
 
-    def reconstruct(self, y_hat: Tensor) -> Tensor:
-        """Decoded latents (B, M, h, w) -> picture (B, 3, 16 h, 16 w), in [-1, 1] but not clamped.
+    def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
+        """Decoded latents (B, M, h, w) -> picture (B, 3, 16 h, 16 w), in [-1, 1] but not clamped; there is no level.
 
         Runs only the blocks that the aggregation reads.
         """

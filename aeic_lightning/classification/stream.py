@@ -80,7 +80,7 @@ def _coding(model: ClassificationModel, fast: bool) -> Coding:
     codec = model.codec
 
     @torch.inference_mode()
-    def sender(x: Tensor) -> tuple[Tensor, Tensor]:
+    def sender(x: Tensor, level: float | None) -> tuple[Tensor, Tensor]:  # one rate, hence no level
         y = codec.g_a(model.prepare(x))
         return y, codec.h_a(y)
 

@@ -56,12 +56,16 @@ class AEIC(CompressionModel):
     def prior(self) -> FactorizedPrior:
         return self.codec.prior
 
+    @property
+    def rate_levels(self) -> int:
+        return 0 if self.codec.gains is None else self.codec.gains.levels
+
     def estimate_bits(self, x: Tensor) -> Tensor:
         output = self.codec(x)
         return output.bits_y + output.bits_z
 
-    def reconstruct(self, y_hat: Tensor) -> Tensor:
-        return self.decoder(*self.codec.synthesise(y_hat)).x_hat
+    def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
+        return self.decoder(*self.codec.synthesise(y_hat, self.codec.levels(len(y_hat), level))).x_hat
 
     def forward(self, x: Tensor, level: Tensor | float | None = None) -> AEICOutput:
         """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.

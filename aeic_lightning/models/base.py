@@ -29,6 +29,14 @@ class CompressionModel(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> likelihood bits of y and z (B,), padding included."""
         raise NotImplementedError
 
-    def reconstruct(self, y_hat: Tensor) -> Tensor:
-        """Decoded latents (B, M, h, w) -> pictures of the padded size, in [-1, 1] but not clamped."""
+    @property
+    def rate_levels(self) -> int:
+        """Levels of a model of many rates, which go from 0 (smallest files) to this less one; 0 for a single rate."""
+        return 0
+
+    def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
+        """Decoded latents (B, M, h, w) -> pictures of the padded size, in [-1, 1] but not clamped.
+
+        `level` is the rate level that they were coded at, for a model that has several.
+        """
         raise NotImplementedError

@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 
-STEPS = 255
-"""Positions of the dial, less one: a stream holds the level in one byte."""
-
 
 class GainUnits(nn.Module):
     """The pairs of gain vectors.
@@ -63,16 +60,6 @@ class GainUnits(nn.Module):
     def inverse(self, level: Tensor) -> Tensor:
         """What multiplies y_hat, (B, C, 1, 1), for levels (B,)."""
         return _between(self.log_inverse, level).exp()[..., None, None]
-
-    def to_byte(self, level: float) -> int:
-        """The byte of a level, the nearest of 256 positions. Raises UserError outside of the range."""
-        if not 0 <= level <= self.levels - 1:
-            raise UserError(f"level {level:g} is outside of 0 to {self.levels - 1}, the levels of this model")
-        return round(level * STEPS / (self.levels - 1))
-
-    def from_byte(self, byte: int) -> float:
-        """The level of a stream's byte."""
-        return byte * (self.levels - 1) / STEPS
 
 
 def _between(table: Tensor, level: Tensor) -> Tensor:

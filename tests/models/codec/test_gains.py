@@ -45,14 +45,6 @@ def test_a_batch_holds_every_level_equally_often(gains):
     assert firsts == {0.0, 1.0, 2.0}  # where a batch holds fewer crops than levels, each has its turn
 
 
-def test_a_byte_holds_a_level_to_half_a_step(gains):
-    for level in torch.linspace(0, 2, 33).tolist():
-        assert abs(gains.from_byte(gains.to_byte(level)) - level) <= 1 / 255
-    assert (gains.to_byte(0), gains.to_byte(2)) == (0, 255)
-    with pytest.raises(UserError, match="outside of 0 to 2"):
-        gains.to_byte(2.1)
-
-
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0], [2.0, 0.0]])
 def test_weights_that_make_no_dial_are_refused(weights):
     with pytest.raises(UserError, match="rate_levels"):

@@ -1,0 +1,81 @@
+"""Streams of a model of many rates: the level is one byte of the file, outside of the exact arithmetic."""
+
+import pytest
+import torch
+
+from aeic_lightning.bitstream.container import overhead
+from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.random_model import random_model
+
+LEVELS = [8.0, 2.0, 0.5]
+
+
+def small(rate_levels: list[float] | None) -> AEIC:
+    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+    widths = {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1]}
+    return random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes, **widths, rate_levels=rate_levels))
+
+
+@pytest.fixture(scope="module")
+def model() -> AEIC:
+    return small(LEVELS)
+
+
+@pytest.fixture(scope="module")
+def bitstream(model) -> Bitstream:
+    return Bitstream(model)
+
+
+def picture() -> torch.Tensor:
+    return torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+
+
+def test_every_position_of_the_dial_is_a_level_and_its_byte():
+    assert [dial_position(dial_level(byte, 5), 5) for byte in range(256)] == list(range(256))
+    assert (dial_level(0, 5), dial_level(255, 5)) == (0.0, 4.0)
+    assert dial_position(None, 5) == 128
+    assert dial_position(None, 0) is None
+    with pytest.raises(UserError, match="outside of 0 to 4"):
+        dial_position(4.01, 5)
+    with pytest.raises(UserError, match="one rate"):
+        dial_position(1.0, 0)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.73, 1.0, 2.0, None])
+def test_a_stream_brings_back_its_latents_and_its_level(model, bitstream, level):
+    encoded = bitstream.encode_fully(picture(), level)
+    decoded = bitstream.decode(encoded.data)
+    assert torch.equal(decoded.y_hat, encoded.y_hat)
+    assert decoded.level == pytest.approx(1.0 if level is None else level, abs=1 / 255)
+    with torch.no_grad():
+        expected = model.reconstruct(decoded.y_hat, decoded.level)[0, :, :70, :90]
+    found = reconstruct(model, decoded)
+    assert (found.float() - ((expected.clamp(-1, 1) + 1) * 127.5).round()).abs().max() <= 1
+
+
+def test_files_grow_with_the_level(bitstream):
+    sizes = [bitstream.file_size(picture(), level) for level in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 1.2 * sizes[0]
+
+
+def test_the_level_costs_one_byte_and_a_file_of_one_rate_has_none(model):
+    plain = Bitstream(small(None))
+    data = plain.encode(picture())
+    assert plain.decode(data).level is None
+    assert overhead(70, 90, has_level=True) == overhead(70, 90) + 1
+
+
+def test_a_damaged_level_is_an_error(bitstream):
+    data = bytearray(bitstream.encode(picture(), 1.0))
+    data[overhead(70, 90)] ^= 1
+    with pytest.raises(UserError, match="check value"):
+        bitstream.decode(bytes(data))
+
+
+def test_a_level_that_the_model_lacks_is_an_error(bitstream):
+    with pytest.raises(UserError, match="outside of 0 to 2"):
+        bitstream.encode(picture(), 3.0)
