@@ -1,11 +1,20 @@
-"""Run folders as `fit` leaves them, with figures of our choosing."""
+"""Run folders as `fit` leaves them, with figures of our choosing; and a browser, for the report's page."""
+
+from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture
@@ -38,3 +47,51 @@ def make_run(tmp_path, codec_config, decoder_config):
         return folder
 
     return make
+
+
+# As little as possible beside the page itself: no first-run pages, no updates, no traffic of the browser's own.
+CHROMIUM_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, with a profile of its own. `make setup` installs it; a test without it fails."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no chromium on this machine; install it: apt-get install chromium", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(chromium) -> Iterator[Callable[..., tuple[Page, list[str]]]]:
+    """Open a file in Chromium: (page, what went wrong). A desktop by default; `phone=True` has a finger for a mouse.
+
+    The list holds console messages of errors and warnings, uncaught errors, dialogs, and requests that leave the file.
+    """
+    contexts = []
+
+    def open_(file: Path, phone: bool = False) -> tuple[Page, list[str]]:
+        size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 900}
+        contexts.append(chromium.new_context(viewport=size, has_touch=phone, is_mobile=phone))
+        page = contexts[-1].new_page()
+        problems: list[str] = []
+        page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        inside = ("file:", "data:", "blob:")
+        page.on("request", lambda r: None if r.url.startswith(inside) else problems.append(f"request {r.url}"))
+        page.goto(file.resolve().as_uri())
+        page.wait_for_selector("html[data-drawn=true]", timeout=60_000)
+        return page, problems
+
+    yield open_
+    for context in contexts:
+        context.close()

@@ -1,0 +1,101 @@
+"""What the repository promises about itself: versions, citation, sizes of files, the direction of imports."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import aeic_lightning
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ["aeic_lightning", "callbacks", "datamodules", "benchmarks"]
+SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+
+PRIVATE = {
+    "_ddp_kwargs": "lightning",
+    "_accelerator_connector": "lightning",
+    "_batches_that_stepped": "lightning",
+    "_active_adapter": "peft",
+    "_gradient_checkpointing_func": "diffusers",
+    "_int_mm": "torch",
+    "_cdata": "torch",
+    "_get_file_writer": "torch",
+    "_file_name": "tensorboard",
+}
+"""Names without a promise, and the library that each belongs to."""
+
+
+def imported(file: Path) -> set[str]:
+    """All modules that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_make_installs_versions_that_the_project_allows():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["export"], *extras["dev"]]:
+        wanted = Requirement(text)
+        if wanted.name == PROJECT["name"]:
+            continue
+        version = pinned[canonicalize_name(wanted.name)]
+        assert wanted.specifier.contains(Version(version), prereleases=True), f"{wanted} but {version} in constraints"
+        assert wanted.specifier, f"{wanted.name} has no lower bound"
+
+
+def test_private_names_of_a_library_are_used_within_an_upper_bound():
+    """No version promises to keep them; those of our own objects are read within their class alone."""
+    private = re.compile(r"[\w.\])]+(?<!\bself)(?<!\bcls)(?<!\bother)(?<!super\(\))\.(_[a-z]\w+)")
+    used = {match[1]: path.name for path in SOURCES for match in private.finditer(path.read_text())}
+    assert used, "the pattern finds what it is for"
+    assert not set(used) - set(PRIVATE), f"whose are these? {used}"
+    bounded = {r.name for r in map(Requirement, PROJECT["dependencies"]) if "<" in str(r.specifier)}
+    assert set(PRIVATE.values()) | {"jsonargparse"} <= bounded, "of jsonargparse the texts of messages are read"
+
+
+def test_citation_names_both_papers_and_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] == aeic_lightning.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert {paper["year"]: paper["authors"][0]["family-names"] for paper in citation["references"]} == {
+        2026: "Zhang",
+        2022: "Bai",
+    }
+    assert "arXiv:2512.12229" in citation["references"][0]["identifiers"][0]["value"]
+
+
+@pytest.mark.parametrize("name", ["aeic_lightning", "callbacks", "datamodules"])
+def test_its_types_may_be_used_by_others(name):
+    assert (ROOT / name / "py.typed").is_file()
+
+
+def test_nothing_imports_from_the_tests():
+    helpers = {path.stem for path in (ROOT / "tests").rglob("*.py")} - {"__main__"}
+    for path in SOURCES:
+        names = imported(path)
+        assert not [name for name in names if name.split(".")[0] in {"tests", "scripts"}], path
+        assert not names & helpers, path
+
+
+def test_tests_that_need_no_browser_run_without_playwright(tmp_path):
+    (tmp_path / "playwright.py").write_text("raise ImportError('not installed')\n")
+    words = ["-m", "pytest", "--collect-only", "-q", "tests/study/test_report.py", "tests/study/test_complexity.py"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
