@@ -23,7 +23,7 @@ import timm
 import torch
 
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
-from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.checkpoints.checkpoint import from_dict, load_model
 from aeic_lightning.checkpoints.released import import_released
 from aeic_lightning.classification import (
     ClassificationConfig,
@@ -33,6 +33,7 @@ from aeic_lightning.classification import (
 )
 from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.images import from_uint8
+from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import PretrainedConfig
 from benchmarks.full_size_files import make_files, peak_memory, reset_peak_memory
 
@@ -53,7 +54,7 @@ def write(system: str, folder: Path) -> int:
         import_released(files / "AEIC_SE.pkl", path, base)
         checkpoint = torch.load(path, weights_only=True)
         sizes = TransformerConfig()
-        head = LatentTransformer(checkpoint["model_config"]["codec"]["widths"][-1], sizes)
+        head = LatentTransformer(from_dict(CodecConfig, checkpoint["model_config"]["codec"]).channels, sizes)
         checkpoint["model_config"]["head"] = {"reads": "y_hat", "transformer": asdict(sizes), "picture_widths": []}
         checkpoint["state_dict"] |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
         torch.save(checkpoint, path)

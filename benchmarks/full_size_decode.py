@@ -35,7 +35,7 @@ def decode(case: str, height: int, width: int, files: Path) -> None:
         import_released(files / "AEIC_SE.pkl", Path(folder, "se.ckpt"), base)
         model = load_model(Path(folder, "se.ckpt"))
     model.decoder.config.tiling = CASES[case]
-    y_hat = torch.randn(1, model.codec.config.widths[-1], height // 32, width // 32)
+    y_hat = torch.randn(1, model.codec.channels, height // 32, width // 32)
     reset_peak_memory()
     weights = peak_memory()
     start = time.monotonic(), time.process_time()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, product
 from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
 from aeic_lightning.models.codec.context import QUADTREE, QuadtreeContext
-from aeic_lightning.models.codec.layers import (
+from aeic_lightning.models.layers import (
     Adapter,
     ChannelNorm,
     GatedCNN,

@@ -5,7 +5,7 @@
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
               tables.json, manifest.json
     receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above
-              synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, 32h, 32w) float32
+              synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
     golden/   streams with escaped and skipped symbols, and the latents that they decode to
 
 Either half works without the other. Both carry the fingerprint of the checkpoint, and every file's SHA-256.
@@ -95,17 +95,24 @@ def export(model: AEIC, folder: Path) -> None:
     model = model.cpu().eval()
     bitstream = Bitstream(model)
     codec = model.codec
-    channels, stride = codec.config.widths[-1], codec.stride
+    channels, stride = codec.channels, codec.stride
     send, receive = folder / "send", folder / "receive"
     for half in (send, receive):
         half.mkdir(parents=True, exist_ok=True)
 
     limit = container.LARGEST_SIDE // stride
     rows, columns = Dim("rows", min=1, max=limit // 2), Dim("columns", min=1, max=limit // 2)
-    _export(
-        Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride),), send / "analysis.onnx",
-        {"x": {2: 2 * stride * rows, 3: 2 * stride * columns}}, ["y", "z"],
-    )  # fmt: skip
+    try:
+        _export(
+            Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride),), send / "analysis.onnx",
+            {"x": {2: 2 * stride * rows, 3: 2 * stride * columns}}, ["y", "z"],
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(
+            f"{type(codec.g_a).__name__} cannot be exported to ONNX for images of any size: {reason}; use operations "
+            "that torch.export takes"
+        ) from error
     _export(
         bitstream.hyper_synthesis, (torch.zeros(1, channels // 2, 3, 5),), send / "hyper_synthesis.onnx",
         {"z_hat": {2: Dim("rows", min=1, max=limit // 4), 3: Dim("columns", min=1, max=limit // 4)}}, ["phi"],

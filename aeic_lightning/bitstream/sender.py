@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentCodec
-from aeic_lightning.models.codec.layers import Down, StarBlock
+from aeic_lightning.models.encoders.build import find_reach
+from aeic_lightning.models.layers import Down, StarBlock
 
 CHUNK = 1 << 20  # values at a time in the widest pointwise layer
 NARROW = 32  # a Down of at most so many channels runs as one strided convolution
@@ -20,44 +22,50 @@ BAND_PIXELS = 1 << 22  # images above are analysed in bands of about this many p
 class Sender:
     """x (1, 3, H, W) in [-1, 1] -> y, z of its padded form, both float32.
 
-    Channels last, pointwise layers a few positions at a time, and large images in bands of rows, so that memory does
-    not grow with the height. Each band takes along as many rows around it as g_a looks at, so the bands give what the
-    whole image would, but for the order of additions. With `fast`, g_a runs in bfloat16: y
-    moves by less than the rounding to come.
+    A g_a of Downs and StarBlocks runs in a quick form: channels last, pointwise layers a few positions at a time, with
+    `fast` in bfloat16, which moves y by less than the rounding to come. Any other runs its own forward in float32.
+
+    Large images are taken in bands of rows, so that memory does not grow with the height. Each band takes along as many
+    rows around it as g_a looks at, so the bands give what the whole image would, but for the order of additions. Where
+    g_a looks at the whole image, that is taken in one piece.
     """
 
     def __init__(self, codec: LatentCodec, fast: bool = False) -> None:
         self.codec = codec
-        self.dtype = torch.bfloat16 if fast else torch.float32
-        self.g_a, self.h_a = _quick(codec.g_a, self.dtype), _quick(codec.h_a, torch.float32)
-        # Rows that reach an output: a Down sees 1 more at its input's resolution, a StarBlock 5 at its own.
-        reach, scale = 0, 1
-        for module in codec.g_a:
-            if isinstance(module, StarBlock):
-                reach += 5 * scale
-            else:
-                reach += scale
-                scale *= 2
-        self.halo = -(-reach // codec.stride) * codec.stride
+        self.is_quick = _is_quick(codec.g_a)
+        self.dtype = torch.bfloat16 if fast and self.is_quick else torch.float32
+        self.g_a = _quick(codec.g_a, self.dtype) if self.is_quick else [copy.deepcopy(codec.g_a).float().eval()]
+        self.h_a = _quick(codec.h_a, torch.float32)
+
+    @cached_property
+    def halo(self) -> int | None:
+        """Rows of pixels around a band, a multiple of twice the stride; None where g_a looks at the whole image."""
+        stride = self.codec.stride
+        reach = _reach(self.codec.g_a) if self.is_quick else find_reach(self.g_a[0], stride)
+        return None if reach is None else max(-(-reach // (2 * stride)), 1) * 2 * stride
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
         """`level` is the rate level, for a codec with several. Raises UserError for values that are not finite."""
         x = self.codec.pad(x)
+        whole = x[0, 0].numel() <= BAND_PIXELS or self.halo is None
+        y = self._analyse(x) if whole else self._in_bands(x)
+        if not y.isfinite().all():
+            raise UserError("g_a gives values that are not finite: the model has diverged; use an earlier checkpoint")
+        y = self.codec.scale_y(y, self.codec.levels(1, level))
+        return y, self._hyper_analyse(y)
+
+    def _in_bands(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         stride = self.codec.stride
-        rows = max(BAND_PIXELS // width, self.halo) // stride * stride
+        rows = max(BAND_PIXELS // width, self.halo) // (2 * stride) * 2 * stride
         bands = []
         for top in range(0, height, rows):
             first, last = max(top - self.halo, 0), min(top + rows + self.halo, height)
             y = self._analyse(x[:, :, first:last])
             skip = (top - first) // stride
             bands.append(y[:, :, skip : skip + min(rows, height - top) // stride])
-        y = torch.cat(bands, dim=2)
-        if not y.isfinite().all():
-            raise UserError("g_a gives values that are not finite: the model has diverged; use an earlier checkpoint")
-        y = self.codec.scale_y(y, self.codec.levels(1, level))
-        return y, self._hyper_analyse(y)
+        return torch.cat(bands, dim=2)
 
     def _analyse(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -70,6 +78,21 @@ class Sender:
         for layer in self.h_a:
             z = layer(z)
         return z.contiguous()
+
+
+def _is_quick(g_a: nn.Module) -> bool:
+    """Whether g_a is a plain sequence of Downs and StarBlocks, and of nothing derived from them."""
+    own_forward = type(g_a).forward is not nn.Sequential.forward
+    return not own_forward and all(type(module) in (Down, StarBlock) for module in g_a)
+
+
+def _reach(layers: nn.Sequential) -> int:
+    """Rows of pixels that a row of y sees beyond its own: a Down 1 at its input's resolution, a StarBlock 5."""
+    reach, scale = 0, 1
+    for module in layers:
+        reach += 5 * scale if isinstance(module, StarBlock) else scale
+        scale *= 1 if isinstance(module, StarBlock) else 2
+    return reach
 
 
 def _quick(layers: nn.Sequential, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:

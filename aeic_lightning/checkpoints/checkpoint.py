@@ -1,8 +1,10 @@
 """Checkpoints of this project: reading them safely, and saying in one line what does not fit.
 
 A checkpoint is Lightning's file with one entry more, `model_config`: the sizes of the model. Every
-reading is `weights_only=True`, so that nothing in a file can run. Where the decoder has a pretrained base, a checkpoint
-holds only what is trained over it, and the fingerprints of that base: `model_config["base"]`.
+reading is `weights_only=True`, so that nothing in a file can run. An encoder that is not this package's is in it by its
+class path, which is imported from where Python finds it, and called only if it is a `torch.nn.Module`. Where the
+decoder has a pretrained base, a checkpoint holds only what is trained over it, and the fingerprints of that base:
+`model_config["base"]`.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
+from aeic_lightning.models.encoders.build import encoder_class
 
 
 def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = False) -> dict[str, Any]:
@@ -52,11 +55,17 @@ def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecCo
     if other := other_kind(config):
         raise UserError(f"{path} is a {other.name} model, not an AEIC; compress, decompress and evaluate take it")
     try:
-        return from_dict(CodecConfig, config["codec"]), from_dict(DecoderConfig, config["decoder"])
+        codec, decoder = from_dict(CodecConfig, config["codec"]), from_dict(DecoderConfig, config["decoder"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} has sizes that this version does not know ({error}); use the version that wrote it"
         ) from error
+    if codec.encoder:
+        try:
+            encoder_class(codec.encoder)
+        except UserError as error:
+            raise UserError(f"{path} was trained with an encoder that is not here; {error}") from error
+    return codec, decoder
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from aeic_lightning.classification.transformer import LatentTransformer, Transfo
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.base import CompressionModel
+from aeic_lightning.models.codec import CodecConfig
 
 
 class Classifier:
@@ -92,7 +93,7 @@ def build_head(reads: str, channels: int, config: TransformerConfig, widths: lis
 def load_head(checkpoint: dict[str, Any], path: str | Path) -> nn.Module:
     """The head that was trained on an AEIC codec."""
     own = checkpoint["model_config"]["head"]
-    channels = checkpoint["model_config"]["codec"]["widths"][-1]
+    channels = from_dict(CodecConfig, checkpoint["model_config"]["codec"]).channels
     head = build_head(own["reads"], channels, from_dict(TransformerConfig, own["transformer"]), own["picture_widths"])
     load_strictly(head, with_prefix(checkpoint, "head."), path, "checkpoint (the head)")
     return head

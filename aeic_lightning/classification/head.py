@@ -68,7 +68,7 @@ class AEICClassificationSystem(CompressionSystem):
             raise UserError(
                 "a classifier of pictures is trained on a frozen codec; set train_codec false or read y_hat"
             )
-        self.head = build_head(reads, self.model.codec.config.widths[-1], head, picture_widths)
+        self.head = build_head(reads, self.model.codec.channels, head, picture_widths)
         self.head_config = {"reads": reads, "transformer": asdict(head), "picture_widths": list(picture_widths)}
         self.reads = reads
         self.train_codec = train_codec

@@ -42,7 +42,7 @@ class Pair:
 
 def tap_channels(codec: CodecConfig, decoder: DecoderConfig) -> dict[str, int]:
     """Channels of every tap, by name."""
-    channels = codec.widths[-1]
+    channels = codec.channels
     taps = {"y": channels, "z": channels // 2, "phi": channels, "y_hat": channels}
     taps |= {"l_T": codec.l_T_channels, "l_res": codec.l_res_channels, "l_0": codec.l_res_channels}
     return taps | {f"h_{n}": width for n, width in enumerate(decoder.unet.hidden_channels)}

@@ -40,7 +40,7 @@ def markdown_table(rows: list[Result]) -> str:
     head = ["run", "depth", *metrics, "g_a MACs/px", "encode MACs/px", "encode params"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [row.name, str(row.labels.get("depth", "-"))]
+        cells = [row.name, str(row.labels.get("depth", row.labels.get("encoder", "-")))]
         cells += [_cell(row.figure(name), f".{DIGITS.get(name, 3)}f") for name in metrics]
         macs, parameters = (
             (row.costs or {}).get("encoder_macs_per_pixel", {}),

@@ -26,8 +26,8 @@ PAPER_ENCODE = {"AEIC-ME": (55.91e6, 204.26e3), "AEIC-SE": (16.10e6, 46.02e3)}
 class Cost:
     """One module's share. MACs per pixel of the image are counted at 1024 x 1024.
 
-    A convolution's or a matrix product's multiply-accumulates count, attention included; normalisation, activations
-    and the additions of biases do not.
+    A convolution's or a matrix product's multiply-accumulates count, attention included; normalisation, activations,
+    the additions of biases and recurrent layers do not.
     """
 
     name: str
@@ -43,7 +43,7 @@ def codec_costs(model: AEIC) -> dict[str, Cost]:
     codec = model.codec
     config = codec.config
     side = SIZE // codec.stride
-    channels = config.widths[-1]
+    channels = codec.channels
     inputs = {
         "g_a": (codec.g_a, (3, SIZE, SIZE)),
         "h_a": (codec.h_a, (channels, side, side)),
@@ -97,16 +97,27 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:
-    device = next(module.parameters()).device
-    if device.type != "meta":
-        # Shapes are all that matters: count on a copy without storage.
-        module = _on_meta(module)
+    # Shapes are all that matters: count on a copy without storage, or with any values where an encoder from elsewhere
+    # looks at them.
+    module = _without_values(module)
+    try:
+        return _count(module, shape, "meta")
+    except (NotImplementedError, RuntimeError):
+        return _count(module.to_empty(device="cpu"), shape, "cpu")
+
+
+def _count(module: nn.Module, shape: tuple[int, ...], device: str) -> int:
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module(torch.empty(1, *shape, device="meta"))
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its one operation for a whole layer would not be counted
+    try:
+        with counter, torch.no_grad():
+            module(torch.empty(1, *shape, device=device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
+def _without_values(module: nn.Module) -> nn.Module:
     with torch.device("meta"):
-        return copy.deepcopy(module).to("meta")
+        return copy.deepcopy(module).to("meta").eval()

@@ -24,6 +24,7 @@ import yaml
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
+from aeic_lightning.models.encoders.labels import encoder_labels
 
 FORMAT = "aeic_lightning results 1"
 RATE_LABELS = ("lambda", "quality", "target")
@@ -234,10 +235,7 @@ def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
     settings = model["init_args"]
     codec, loss = settings.get("codec") or {}, settings.get("loss") or {}
     labels: dict[str, Label] = {"role": model["class_path"].rsplit(".", 1)[-1].removesuffix("System").lower()}
-    if depths := codec.get("depths"):
-        labels["depth"] = depths[0] if len(set(depths)) == 1 else "-".join(map(str, depths))
-    if widths := codec.get("widths"):
-        labels["widths"] = "-".join(map(str, widths))
+    labels |= encoder_labels(codec)
     if "rate" in loss:
         labels["lambda"] = loss["rate"]
     labels |= {name: settings[name] for name in ("beta1", "beta2") if name in settings}

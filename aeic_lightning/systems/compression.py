@@ -263,8 +263,7 @@ class CompressionSystem(GuardedSystem, EvaluatedSystem):
         codec, loss = self.model.codec.config, self.loss.config
         return {
             "role": type(self).__name__.removesuffix("System").lower(),
-            "depth": codec.depth,
-            "widths": "-".join(map(str, codec.widths)),
+            **codec.labels,
             "lambda": loss.rate,
             "adversarial": loss.adversarial,
             "beta1": 0.0,

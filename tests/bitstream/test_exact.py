@@ -7,7 +7,7 @@ from aeic_lightning.bitstream import exact
 from aeic_lightning.bitstream.exact import Context, Depthwise, Gelu, HyperSynthesis, Linear, Norm, exact_mode
 from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.models.codec.context import quadtree_mask
-from aeic_lightning.models.codec.layers import ChannelNorm
+from aeic_lightning.models.layers import ChannelNorm
 
 
 def integers(low, high, shape, seed=0):
@@ -74,7 +74,7 @@ def test_one_quarter_of_the_outputs():
 @pytest.mark.parametrize("which", ["small", "AEIC-SE"])
 def test_close_to_the_float_networks(model, se_codec, which):
     codec = model.codec if which == "small" else se_codec
-    channels = codec.config.widths[-1]
+    channels = codec.channels
     z_hat = integers(-6, 6, (1, channels // 2, 2, 3)).float()
     with exact_mode():
         phi, expected = HyperSynthesis(codec.h_s)(z_hat), codec.h_s(z_hat)

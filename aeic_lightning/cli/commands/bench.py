@@ -214,7 +214,7 @@ def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> None:
         (h, w), (zh, zw) = model.codec.latent_sizes(*size)
         z_hat, y_hat = (
             torch.zeros(1, model.codec.prior.channels, zh, zw),
-            torch.zeros(1, model.codec.config.widths[-1], h, w),
+            torch.zeros(1, model.codec.channels, h, w),
         )
         reconstruct(model, Decoded(*size, z_hat, y_hat))
     print(peak_memory())

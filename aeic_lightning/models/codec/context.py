@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning.models.codec.layers import Adapter, ContextLayer
+from aeic_lightning.models.layers import Adapter, ContextLayer
 
 # QUADTREE[step][quarter]: the position, as (row, column) of every 2x2 cell, that the step codes in that quarter of
 # the channels. Each position of each quarter is coded once; within a step the quarters look at four different ones.

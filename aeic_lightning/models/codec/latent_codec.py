@@ -8,7 +8,7 @@ x ──g_a──> y ──────────────(quantise)──�
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,11 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import QuadtreeContext
 from aeic_lightning.models.codec.entropy import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
 from aeic_lightning.models.codec.gains import GainUnits
-from aeic_lightning.models.codec.transforms import (
-    analysis_transform,
-    hyper_analysis,
-    hyper_synthesis,
-    synthesis_transform,
-)
+from aeic_lightning.models.codec.transforms import hyper_analysis, hyper_synthesis, synthesis_transform
+from aeic_lightning.models.encoders.build import build_encoder
+from aeic_lightning.models.encoders.labels import STAR, encoder_labels
+from aeic_lightning.models.encoders.star import StarEncoder
+from aeic_lightning.models.layers import Down, Up
 
 LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
 
@@ -32,9 +31,13 @@ LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
 class CodecConfig:
     """Sizes of the latent codec. The defaults are AEIC-SE's.
 
+    The encoder g_a is a StarEncoder, for which `widths` and `depths` are the short spelling, or any module that
+    `encoder` names. All other sizes follow from its channels M and its stride. h_a, h_s and the context cannot be
+    exchanged: sender and receiver run them in exact arithmetic, which knows their layers (`bitstream/exact.py`).
+
     Args:
-        widths: channels of g_a after each of its stages; each stage halves the resolution, the last is M.
-        depths: StarBlocks in each stage of g_a, the encoder depth of a sweep.
+        widths: channels of StarEncoder after each of its stages; each stage halves the resolution, the last is M.
+        depths: StarBlocks in each stage of StarEncoder, the encoder depth of a sweep.
         context_width: channels inside the context network g_c.
         context_depth: layers of g_c.
         synthesis_widths: channels of g_s after its adapter and each Up.
@@ -44,10 +47,13 @@ class CodecConfig:
         skip_threshold: raw scales below it are not coded, the residual is 0 on both sides; None codes every symbol.
         rate_levels: for one model of many rates: what multiplies lambda at each level, falling, as in [8, 2, 0.5]
             (`GainUnits`); None for a codec of one rate, as in the paper.
+        encoder: another encoder, as {class_path: my_package.MyEncoder, init_args: {...}}; `widths` and `depths` then
+            have no meaning and become None. Image (B, 3, H, W) in [-1, 1] -> y (B, M, H/s, W/s): see
+            docs/howto_encoder.md.
     """
 
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192, 256])
-    depths: list[int] = field(default_factory=lambda: [1, 1, 1, 1, 1])
+    widths: list[int] | None = field(default_factory=lambda: [32, 64, 128, 192, 256])
+    depths: list[int] | None = field(default_factory=lambda: [1, 1, 1, 1, 1])
     context_width: int = 512
     context_depth: int = 3
     synthesis_widths: list[int] = field(default_factory=lambda: [1024, 768, 512])
@@ -56,31 +62,56 @@ class CodecConfig:
     l_res_channels: int = 256
     skip_threshold: float | None = 0.08
     rate_levels: list[float] | None = None
+    encoder: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.encoder, dict):
+            return
+        arguments = self.encoder.get("init_args") or {}
+        if self.encoder.get("class_path") == STAR and set(arguments) == {"widths", "depths"}:
+            self.encoder, self.widths, self.depths = None, arguments["widths"], arguments["depths"]
+        else:
+            self.widths = self.depths = None
 
     @property
-    def depth(self) -> int | str:
-        """The encoder's depth: a number where all stages have the same, so that it sorts; else all, as in 1-1-2-2-2."""
-        return self.depths[0] if len(set(self.depths)) == 1 else "-".join(map(str, self.depths))
+    def labels(self) -> dict[str, int | str]:
+        """What tells this encoder from others: depth and widths, or its class and arguments."""
+        return encoder_labels(vars(self))
+
+    @property
+    def channels(self) -> int:
+        """M, the channels of y. An encoder that is named by class path is built to find out."""
+        return self.widths[-1] if self.encoder is None else build_encoder(self.encoder)[1]
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
-        if len(self.widths) != len(self.depths):
-            raise UserError(
-                f"codec: {len(self.widths)} widths but {len(self.depths)} depths; give one depth for every stage"
-            )
-        if any(width < 8 or width % 4 for width in [*self.widths, self.context_width, *self.synthesis_widths]):
+        widths, depths = self.widths or [], self.depths or []
+        if self.encoder is None and not widths:
+            raise UserError("codec: no widths and no encoder; give widths and depths, or encoder")
+        if len(widths) != len(depths):
+            raise UserError(f"codec: {len(widths)} widths but {len(depths)} depths; give one depth for every stage")
+        if any(width < 8 or width % 4 for width in [*widths, self.context_width, *self.synthesis_widths]):
             raise UserError("codec: every width must be a multiple of 4 and at least 8; change widths in the config")
-        if self.widths[-1] % 8 or self.widths[-1] < 16:
-            raise UserError(
-                f"codec: the last width (M = {self.widths[-1]}) must be a multiple of 8 and at least 16, "
-                "since z has M/2 channels; change widths[-1]"
-            )
         if len(self.synthesis_widths) != len(self.synthesis_depths):
             raise UserError("codec: synthesis_widths and synthesis_depths differ in length; give one depth a width")
-        if len(self.widths) - (len(self.synthesis_widths) - 1) != 3:
+
+    def check_encoder(self, channels: int, stride: int) -> None:
+        """Raise UserError where an encoder of so many channels and this stride does not fit the rest of the codec."""
+        if channels % 8 or channels < 16:
             raise UserError(
-                f"codec: {len(self.widths)} stages of g_a and {len(self.synthesis_widths)} widths of g_s do not end "
-                f"at stride {LATENT_STRIDE}; g_s needs {len(self.widths) - 2} widths"
+                f"codec: the encoder gives {channels} channels, but M must be a multiple of 8 and at least 16, "
+                "since z has M/2 channels; change the encoder's last width"
+            )
+        if stride < LATENT_STRIDE or stride & (stride - 1):
+            raise UserError(
+                f"codec: the encoder's stride is {stride}, but must be {LATENT_STRIDE} times a power of two, since "
+                f"g_s doubles the resolution of y until stride {LATENT_STRIDE}"
+            )
+        needed = (stride // LATENT_STRIDE).bit_length()
+        if len(self.synthesis_widths) != needed:
+            raise UserError(
+                f"codec: an encoder of stride {stride} and {len(self.synthesis_widths)} widths of g_s do not end at "
+                f"stride {LATENT_STRIDE}; g_s needs {needed} widths: change synthesis_widths and synthesis_depths"
             )
 
 
@@ -132,9 +163,13 @@ class LatentCodec(nn.Module):
         super().__init__()
         config.check()
         self.config = config
-        self.stride = 2 ** len(config.widths)
-        channels = config.widths[-1]
-        self.g_a = analysis_transform(config.widths, config.depths)
+        if config.encoder is None:
+            self.g_a = StarEncoder(config.widths, config.depths)
+            channels, stride = self.g_a.channels, self.g_a.stride
+        else:
+            self.g_a, channels, stride = build_encoder(config.encoder)
+        config.check_encoder(channels, stride)
+        self.channels, self.stride = channels, stride  # of y
         self.h_a = hyper_analysis(channels)
         self.prior = FactorizedPrior(channels // 2)
         self.h_s = hyper_synthesis(channels)
@@ -149,11 +184,15 @@ class LatentCodec(nn.Module):
     def _init_weights(self) -> None:
         # Keep the variance through the resampling convolutions. With PyTorch's default each shrinks it threefold, y
         # starts far below 1/2, rounding turns all of it into zeros and training stands still for a long while.
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and (name.endswith(".conv") and module.groups == 1):
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        last_down = [m for m in self.g_a if hasattr(m, "conv")][-1]
-        nn.init.normal_(last_down.conv.weight, std=2 * last_down.conv.weight[0].numel() ** -0.5)
+        # An encoder from elsewhere keeps the weights that it gave itself.
+        star = isinstance(self.g_a, StarEncoder)
+        for part in (self.g_a, self.h_a, self.h_s, self.g_s)[0 if star else 1 :]:
+            for module in part.modules():
+                if isinstance(module, (Down, Up)):
+                    nn.init.normal_(module.conv.weight, std=module.conv.weight[0].numel() ** -0.5)
+        if star:
+            last = [module.conv.weight for module in self.g_a if isinstance(module, Down)][-1]
+            nn.init.normal_(last, std=2 * last[0].numel() ** -0.5)
 
     def pad(self, x: Tensor) -> Tensor:
         """Pad at the right and bottom by reflection to multiples of twice the stride of y."""

@@ -1,22 +1,10 @@
-"""The four transforms of the latent codec. Each is a plain sequence, so the code reads like the paper's table."""
+"""Three transforms of the latent codec, as plain sequences; the fourth, g_a, is in `models/encoders`."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from aeic_lightning.models.codec.layers import Adapter, Down, StarBlock, Up
-
-
-def analysis_transform(widths: Sequence[int], depths: Sequence[int]) -> nn.Sequential:
-    """g_a: image (B, 3, H, W) in [-1, 1] -> y (B, M, H/s, W/s), s = 2 ** len(widths), M = widths[-1].
-
-    Stage i halves the resolution to `widths[i]` channels and refines with `depths[i]` StarBlocks. The depths are
-    what makes the encoder shallow (AEIC-SE: 1 everywhere) or moderate (AEIC-ME: 2).
-    """
-    layers: list[nn.Module] = []
-    for in_channels, width, depth in zip([3, *widths], widths, depths, strict=False):
-        layers += [Down(in_channels, width), *(StarBlock(width) for _ in range(depth))]
-    return nn.Sequential(*layers)
+from aeic_lightning.models.layers import Adapter, Down, StarBlock, Up
 
 
 def hyper_analysis(channels: int, depth: int = 2) -> nn.Sequential:

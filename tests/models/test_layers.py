@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aeic_lightning.models.codec.layers import Pointwise, PointwiseHalves, StarBlock
+from aeic_lightning.models.layers import Pointwise, PointwiseHalves, StarBlock
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -1,4 +1,4 @@
-"""Building blocks of the latent codec. All tensors are (B, C, H, W); every convolution has a bias."""
+"""Building blocks of encoders and of the latent codec. All tensors are (B, C, H, W); every convolution has a bias."""
 
 import torch
 import torch.nn.functional as F
