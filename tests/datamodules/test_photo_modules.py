@@ -332,9 +332,11 @@ def test_a_row_of_nulls_is_skipped_or_named(tmp_path):
 
 
 def test_a_broken_parquet_file_says_why(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
+    datasets.Dataset.from_dict({"image": [RNG.bytes(5000)] * 3}).to_parquet(tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])  # the footer is whole
     module = HuggingFaceImages("parquet", data_files={"train": str(tmp_path / "a.parquet")}, val_split=None)
-    with pytest.raises(UserError, match=r"cannot load split.*caused by .*[Pp]arquet") as caught:
+    with pytest.raises(UserError, match=r"cannot load split.*DatasetGenerationError.*caused by OSError: .*page header") as caught:
         module.setup()
     assert "\n" not in str(caught.value)
 
