@@ -36,6 +36,67 @@ def test_lists_of_an_included_file_are_replaced(files):
     assert load_config([files / "two.yaml"])["rates"] == [[0, 0.1]]
 
 
+LOGGERS = "lightning.pytorch.loggers"
+
+
+@pytest.mark.parametrize(
+    ("later", "logger"),
+    [
+        (
+            f"{{class_path: {LOGGERS}.CSVLogger, init_args: {{flush_logs_every_n_steps: 5}}}}",
+            {"class_path": f"{LOGGERS}.CSVLogger", "init_args": {"save_dir": "x", "flush_logs_every_n_steps": 5}},
+        ),
+        (
+            f"{{class_path: {LOGGERS}.CSVLogger}}",
+            {"class_path": f"{LOGGERS}.CSVLogger", "init_args": {"save_dir": "x"}},
+        ),
+        (
+            "{init_args: {save_dir: y}}",
+            {"class_path": f"{LOGGERS}.TensorBoardLogger", "init_args": {"save_dir": "y", "default_hp_metric": False}},
+        ),
+        ("[{class_path: some.Logger}]", [{"class_path": "some.Logger"}]),
+        ("true", True),
+        ("null", None),
+    ],
+)
+def test_another_class_keeps_no_arguments_that_it_does_not_take(files, later, logger):
+    arguments = "{save_dir: x, default_hp_metric: false}"
+    (files / "one.yaml").write_text(
+        f"trainer: {{logger: {{class_path: {LOGGERS}.TensorBoardLogger, init_args: {arguments}}}}}"
+    )
+    (files / "two.yaml").write_text(f"include: [one.yaml]\ntrainer: {{logger: {later}}}\n")
+    assert load_config([files / "two.yaml"])["trainer"]["logger"] == logger
+    assert load_config([files / "one.yaml"], [f"trainer.logger={later}"])["trainer"]["logger"] == logger
+
+
+def test_a_subclass_keeps_the_arguments_that_it_hands_on(files):
+    (files / "one.yaml").write_text(
+        "data: {class_path: datamodules.SamplePhotos, init_args: {batch_size: 3, cache: true}}"
+    )
+    config = load_config([files / "one.yaml"], ["data.class_path=datamodules.ImageFolder", "data.init_args.val_dir=v"])
+    assert config["data"]["init_args"] == {"batch_size": 3, "cache": True, "val_dir": "v"}
+
+
+def test_an_argument_comes_back_with_a_class_that_takes_it(files):
+    for name, data in {
+        "one": "{class_path: datamodules.ImageFolder, init_args: {train_dir: t, seed: 1}}",
+        "two": "{class_path: datamodules.SamplePhotos, init_args: {seed: 2}}",
+        "three": "{class_path: datamodules.ImageFolder}",
+    }.items():
+        (files / f"{name}.yaml").write_text(f"data: {data}")
+    order = [files / f"{name}.yaml" for name in ("one", "two", "three")]
+    assert load_config(order[:2])["data"] == {"class_path": "datamodules.SamplePhotos", "init_args": {"seed": 2}}
+    assert load_config(order)["data"]["init_args"] == {"train_dir": "t", "seed": 2}
+
+
+def test_an_element_of_a_list_is_changed_by_its_number(files):
+    (files / "one.yaml").write_text("trainer: {callbacks: [{class_path: A, init_args: {n: 1, m: 2}}, {class_path: B}]}")
+    config = load_config([files / "one.yaml"], ["trainer.callbacks.0.init_args.n=7"])
+    assert config["trainer"]["callbacks"] == [{"class_path": "A", "init_args": {"n": 7, "m": 2}}, {"class_path": "B"}]
+    with pytest.raises(UserError, match=r"trainer\.callbacks\.2 is set, but trainer\.callbacks is a list of 2"):
+        load_config([files / "one.yaml"], ["trainer.callbacks.2.init_args.n=7"])
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [("False", False), ("true", True), ("1e-3", 1e-3), ("[1,2]", [1, 2]), ("null", None), ("8", 8), ("text", "text")],

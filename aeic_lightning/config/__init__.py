@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from aeic_lightning.config.layers import merge
 from aeic_lightning.errors import UserError
 
 
@@ -93,7 +94,7 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
 
 def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
     try:
-        merged = OmegaConf.merge(*(layer for _, layer in layers))
+        merged = merge([layer for _, layer in layers])
         _check_vars(merged, set().union(*(_references(layer) for _, layer in layers)), files)
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:

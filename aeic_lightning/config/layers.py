@@ -1,0 +1,89 @@
+"""How a later experiment file changes an earlier one.
+
+Mappings are merged key by key; everything else, lists included, is replaced. Two cases beside:
+
+- a mapping with another `class_path` keeps those `init_args` of the earlier one that the new class takes as well;
+- a mapping with numbers for keys changes elements of a list, as `--trainer.callbacks.1.init_args.every_n_steps=5` does.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from inspect import Parameter, isclass, signature
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from aeic_lightning.errors import UserError
+
+MISSING = "???"  # OmegaConf's mark of a value that a later file must give
+ASIDE = "init_args of another class"  # while merging: what the class does not take, in case that a later one does
+
+
+def merge(layers: Sequence[DictConfig]) -> DictConfig:
+    """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks."""
+    merged: Any = {}
+    for layer in layers:
+        merged = _merge(merged, OmegaConf.to_container(layer, resolve=False), "")
+    return OmegaConf.create(_without_aside(merged))
+
+
+def _without_aside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_aside(inner) for name, inner in value.items() if name != ASIDE}
+    return [_without_aside(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _merge(old: Any, new: Any, key: str) -> Any:
+    if new == MISSING and old is not None:
+        return old
+    if isinstance(old, list) and isinstance(new, dict) and new and all(str(name).isdigit() for name in new):
+        return _with_elements(old, new, key)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    if "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]:
+        old = _with_arguments_of(new["class_path"], old)
+    return old | {
+        name: _merge(old[name], value, f"{key}.{name}".lstrip(".")) if name in old else value
+        for name, value in new.items()
+    }
+
+
+def _with_elements(old: list, new: dict, key: str) -> list:
+    changed = list(old)
+    for name, value in new.items():
+        if int(name) >= len(old):
+            raise UserError(f"{key}.{name} is set, but {key} is a list of {len(old)}, numbered from 0")
+        changed[int(name)] = _merge(old[int(name)], value, f"{key}.{name}")
+    return changed
+
+
+def _with_arguments_of(class_path: str, old: dict) -> dict:
+    """The mapping with those of its arguments that the class takes; the others are set aside."""
+    known, arguments = arguments_of(class_path), old.get("init_args") or {}
+    if known is None or not isinstance(arguments, dict):
+        return old
+    arguments = old.get(ASIDE, {}) | arguments
+    return old | {
+        "init_args": {name: value for name, value in arguments.items() if name in known},
+        ASIDE: {name: value for name, value in arguments.items() if name not in known},
+    }
+
+
+def arguments_of(class_path: str) -> Mapping[str, Parameter] | None:
+    """What a class takes, with what it hands on to its bases; None where that cannot be known (a misspelt class)."""
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if not isclass(kind):
+        return None
+    found: dict[str, Parameter] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = signature(base.__init__).parameters
+        found = {name: p for name, p in parameters.items() if name != "self"} | found
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
