@@ -141,7 +141,7 @@ def _decode(data: bytes, name: str, max_pixels: int, orientation: int | None = N
                 upright = ImageOps.exif_transpose(image)
             else:
                 upright = image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
-            return np.array(_to_rgb(upright, name))
+            return np.array(to_rgb(upright, name))
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise almost any class on malformed data
@@ -176,7 +176,8 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """A PIL image of any mode as RGB; see `read_image`. Raises UserError for values without a known range."""
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion of these modes to 8 bits clips.
         image = _to_8_bit_grey(image, name)

@@ -70,6 +70,18 @@ def unpack(data: bytes, fingerprint: bytes, has_level: bool = False) -> Stream:
     return Stream(height, width, data[file_end:latents_end], data[latents_end + has_level :], level)
 
 
+def model_of(data: bytes) -> bytes:
+    """The first bytes of the fingerprint of the model that wrote a file. Raises UserError where there are none."""
+    try:
+        _, at = _read_varint(data, 1)
+        _, at = _read_varint(data, at)
+    except IndexError:
+        at = len(data)
+    if not data or data[0] != MAGIC + VERSION or len(data) < at + _MODEL:
+        raise UserError(f"it is no .aeic stream of version {VERSION}, or it is damaged")
+    return data[at : at + _MODEL]
+
+
 def overhead(height: int, width: int, has_level: bool = False) -> int:
     """Bytes before the payload."""
     return has_level + 1 + len(_varint(height - 1)) + len(_varint(width - 1)) + _MODEL + _FILE + _LATENTS

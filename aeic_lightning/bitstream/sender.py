@@ -44,14 +44,23 @@ class Sender:
         reach = _reach(self.codec.g_a) if self.is_quick else find_reach(self.g_a[0], stride)
         return None if reach is None else max(-(-reach // (2 * stride)), 1) * 2 * stride
 
-    @torch.inference_mode()
     def __call__(self, x: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
-        """`level` is the rate level, for a codec with several. Raises UserError for values that are not finite."""
+        """y and z of an image at a rate level, for a codec with several."""
+        return self.at_level(self.analyse(x), level)
+
+    @torch.inference_mode()
+    def analyse(self, x: Tensor) -> Tensor:
+        """y of g_a, the same at every rate level. Raises UserError for values that are not finite."""
         x = self.codec.pad(x)
         whole = x[0, 0].numel() <= BAND_PIXELS or self.halo is None
         y = self._analyse(x) if whole else self._in_bands(x)
         if not y.isfinite().all():
             raise UserError("g_a gives values that are not finite: the model has diverged; use an earlier checkpoint")
+        return y
+
+    @torch.inference_mode()
+    def at_level(self, y: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
+        """y in steps of the quantiser, and z, at a rate level."""
         y = self.codec.scale_y(y, self.codec.levels(1, level))
         return y, self._hyper_analyse(y)
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -160,13 +160,25 @@ def dial_level(position: int | None, levels: int) -> float | None:
     return None if position is None else position * (levels - 1) / DIAL
 
 
+class ImageSender(Protocol):
+    """From an image to latents: what need not be the same on both sides."""
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """Image (1, 3, H, W) in [-1, 1] -> y of its padded form, whatever the rate level."""
+        ...
+
+    def at_level(self, y: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
+        """y and z as they are quantised at a rate level; None for a model of one rate."""
+        ...
+
+
 class Coding(NamedTuple):
     """What a model gives to its `Bitstream`."""
 
     hyper_synthesis: nn.Module  # both as `LatentCoder` takes them
     context: nn.Module
     shared: Tables
-    sender: Callable[[Tensor, float | None], tuple[Tensor, Tensor]]  # see `Sender`
+    sender: ImageSender
 
 
 @singledispatch
@@ -220,10 +232,48 @@ class Bitstream(LatentCoder):
 
     def encode_fully(self, x: Tensor, level: float | None = None) -> Encoded:
         """The file of one image, and the latents behind it."""
+        container.check_size(*x.shape[2:])
+        return self._at(dial_position(level, self.levels), self.sender.analyse(x), x)
+
+    def encode_at(
+        self, x: Tensor, *, bpp: float | None = None, max_bytes: int | None = None, level: float | None = None
+    ) -> Encoded:
+        """The best file of one image that is not larger than `bpp` or `max_bytes`, or the one at `level`.
+
+        Files grow with the level, so it is found by bisection over the 256 positions of the dial; g_a runs once.
+        Raises UserError for more than one of the three, and where no level gives so small a file.
+        """
+        if sum(value is not None for value in (bpp, max_bytes, level)) > 1:
+            raise UserError("give one of bpp, max_bytes and level")
         height, width = x.shape[2:]
+        if bpp is not None:
+            if not bpp > 0:
+                raise UserError(f"bpp is {bpp}; a rate is above 0")
+            max_bytes = int(bpp * height * width / 8)
+        if max_bytes is None:
+            return self.encode_fully(x, level)
         container.check_size(height, width)
-        dial = dial_position(level, self.levels)
-        return self.encode_latents(*self.sender(x, dial_level(dial, self.levels)), height, width, dial)
+        y = self.sender.analyse(x)
+        best = self._at(0 if self.levels else None, y, x)
+        if len(best.data) > max_bytes:
+            what = "the smallest file of this model" if self.levels else "this model has one rate, and its file"
+            raise UserError(
+                f"{max_bytes} bytes are too few for {width}x{height} pixels: {what} has {len(best.data)} bytes "
+                f"({8 * len(best.data) / (height * width):.4f} bpp)"
+            )
+        low, high = 0, DIAL + 1 if self.levels else 1  # the file at `low` fits, that at `high` does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            encoded = self._at(middle, y, x)
+            if len(encoded.data) <= max_bytes:
+                low, best = middle, encoded
+            else:
+                high = middle
+        return best
+
+    def _at(self, dial: int | None, y: Tensor, x: Tensor) -> Encoded:
+        latents = self.sender.at_level(y, dial_level(dial, self.levels))
+        return self.encode_latents(*latents, *x.shape[2:], dial)
 
 
 def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:

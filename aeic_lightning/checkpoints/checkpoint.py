@@ -18,6 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from aeic_lightning.checkpoints.weights import locate, missing, read_weights
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
@@ -30,13 +31,17 @@ from aeic_lightning.models.encoders.build import encoder_class
 def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = False) -> dict[str, Any]:
     """The contents of a checkpoint on the CPU; `role` names its part in the messages.
 
+    `path` may also be a folder of weights, or the name of a shipped model (`checkpoints/weights.py`).
+
     With `mmap` the tensors stay in the file until they are used, so that looking at one costs next to nothing.
 
     Raises UserError when it is missing, damaged, or not of this project.
     """
-    path = Path(path)
+    path = locate(path)
+    if path.is_dir():
+        return read_weights(path)
     if not path.is_file():
-        raise UserError(f"{role}: no file {path}; train it first or correct the path")
+        raise UserError(f"{role}: {missing(path)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a damaged or a foreign file

@@ -78,17 +78,26 @@ def _coding(model: ClassificationModel, fast: bool) -> Coding:
     if fast:
         raise UserError("a compress-and-classify model has no fast form; leave out --fast")
     codec = model.codec
-
-    @torch.inference_mode()
-    def sender(x: Tensor, level: float | None) -> tuple[Tensor, Tensor]:  # one rate, hence no level
-        y = codec.g_a(model.prepare(x))
-        return y, codec.h_a(y)
-
     shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior)
-    return Coding(ExactHyperSynthesis(codec.h_s), OneStep(), shared, sender)
+    return Coding(ExactHyperSynthesis(codec.h_s), OneStep(), shared, _Sender(model))
 
 
 def _with_weight(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2])
     conv.weight.data, conv.bias.data = weight.contiguous(), bias.detach()
     return conv
+
+
+class _Sender:
+    """g_a and h_a, the image normalised as the model takes it; there is one rate, hence no level."""
+
+    def __init__(self, model: ClassificationModel) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def analyse(self, x: Tensor) -> Tensor:
+        return self.model.codec.g_a(self.model.prepare(x))
+
+    @torch.inference_mode()
+    def at_level(self, y: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
+        return y, self.model.codec.h_a(y)

@@ -336,7 +336,9 @@ def test_a_broken_parquet_file_says_why(tmp_path):
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])  # the footer is whole
     module = HuggingFaceImages("parquet", data_files={"train": str(tmp_path / "a.parquet")}, val_split=None)
-    with pytest.raises(UserError, match=r"cannot load split.*DatasetGenerationError.*caused by OSError: .*page header") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot load split.*DatasetGenerationError.*caused by OSError: .*page header"
+    ) as caught:
         module.setup()
     assert "\n" not in str(caught.value)
 

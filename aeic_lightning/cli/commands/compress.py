@@ -2,56 +2,120 @@
 
 import argparse
 import sys
+from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 
 EXAMPLE = """
-example:
-  python -m aeic_lightning compress photos/ --checkpoint runs/tiny/student/checkpoints/last.ckpt -o streams/
+examples:
+  python -m aeic_lightning compress photo.jpg -o streams/                      # with the model that ships
+  python -m aeic_lightning compress photos/ -o streams/ --bpp 0.06
+  python -m aeic_lightning compress photo.jpg -o streams/ --bytes 2000
+  python -m aeic_lightning compress photos/ -o streams/ --checkpoint runs/tiny/student/checkpoints/last.ckpt
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sources, checkpoint, target."""
+    """Sources, model, rate, target."""
     parser.epilog = EXAMPLE
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--checkpoint", required=True, help="the model; the receiver needs the same one")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the .aeic files go")
+    add_model_arguments(parser, "the receiver needs the same one (default: the shipped student)")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the .aeic files go")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most so many bits per pixel")
+    rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most so many bytes")
+    rate.add_argument("--level", type=float, help="rate level, from 0 (smallest files); by default the middle one")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="images at a time, one process each")
     parser.add_argument("--fast", action="store_true", help="bfloat16 for g_a: other rounding, same decoder")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, remark: str) -> None:
+    """--model or --checkpoint, and --device."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", metavar="NAME", help=f"a shipped model; {remark}")
+    model.add_argument("--checkpoint", metavar="CKPT", help="a checkpoint of `fit`, or a folder of weights")
+    parser.add_argument("--device", default="cpu", help="where the networks compute: cpu, cuda, cuda:1 ...")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file with its bytes and bits per pixel, then the sums. Exit code 2 if any image failed."""
     refuse_extra(extra)
     from aeic_lightning.bitstream.files import plan
+    from aeic_lightning.checkpoints.weights import locate, missing
     from datamodules.image_folder import find_images
 
-    jobs = plan(args.images, args.output, ".aeic", find_images, args.force)
+    jobs = plan(args.images, args.out, ".aeic", find_images, args.force)
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers}; it is at least 1")
+    if args.bpp is not None and not args.bpp > 0:
+        raise UserError(f"--bpp is {args.bpp:g}; a rate is above 0")
+    if args.checkpoint:
+        name = args.checkpoint
+    else:
+        from aeic_lightning.zoo import DEFAULT
+
+        name = args.model or DEFAULT
+    if not locate(name).exists():
+        raise UserError(f"model: {missing(name)}")
+
+    settings = (str(name), args.device, args.fast, {"bpp": args.bpp, "max_bytes": args.bytes, "level": args.level})
+    written = pixels = failed = 0
+    for number, (job, result) in enumerate(zip(jobs, _results(jobs, settings, args.workers), strict=True), 1):
+        if isinstance(result, str):
+            failed += 1
+            print(f"error: {job.source}: {result}", file=sys.stderr)
+            continue
+        size, height, width = result
+        written, pixels = written + size, pixels + height * width
+        print(f"[{number}/{len(jobs)}] {job.target}  {width}x{height}  {size} bytes  "
+              f"{8 * size / (height * width):.5f} bpp", flush=True)  # fmt: skip
+    if pixels:
+        print(f"{len(jobs) - failed} files, {written} bytes, {8 * written / pixels:.5f} bpp over all pixels")
+    return 2 if failed else 0
+
+
+def _results(jobs: list, settings: tuple, workers: int):
+    """For each job its (bytes, height, width), or what went wrong; in order."""
+    if min(workers, len(jobs)) == 1:
+        _start(*settings)
+        yield from map(_compress, jobs)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), _start, (*settings, workers)) as pool:
+        yield from pool.map(_compress, jobs)
+
+
+_state: dict[str, Any] = {}
+
+
+def _start(name: str, device: str, fast: bool, rate: dict[str, Any], workers: int = 1) -> None:
+    import os
 
     import torch
 
     from aeic_lightning.bitstream.stream import Bitstream
     from aeic_lightning.checkpoints.checkpoint import load_model
+
+    if workers > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    _state["bitstream"] = Bitstream(load_model(name, "model", receiver=False).to(device), fast)
+    _state["rate"] = rate
+
+
+def _compress(job: Any) -> tuple[int, int, int] | str:
+    import torch
+
     from aeic_lightning.files import write_whole
     from aeic_lightning.images import from_uint8, read_image
 
-    bitstream = Bitstream(load_model(args.checkpoint, receiver=False), args.fast)
-    written = pixels = failed = 0
-    for number, job in enumerate(jobs, 1):
-        try:
-            image = torch.from_numpy(read_image(job.source)).permute(2, 0, 1)
-            height, width = image.shape[1:]
-            data = bitstream.encode(from_uint8(image)[None])
-        except UserError as error:
-            failed += 1
-            print(f"error: {job.source}: {error}", file=sys.stderr)
-            continue
-        write_whole(job.target, data)
-        written, pixels = written + len(data), pixels + height * width
-        print(f"[{number}/{len(jobs)}] {job.target}  {width}x{height}  {len(data)} bytes  "
-              f"{8 * len(data) / (height * width):.5f} bpp", flush=True)  # fmt: skip
-    if pixels:
-        print(f"{len(jobs) - failed} files, {written} bytes, {8 * written / pixels:.5f} bpp over all pixels")
-    return 2 if failed else 0
+    try:
+        image = torch.from_numpy(read_image(job.source)).permute(2, 0, 1)
+        data = _state["bitstream"].encode_at(from_uint8(image)[None], **_state["rate"]).data
+    except UserError as error:
+        return str(error)
+    write_whole(job.target, data)
+    return len(data), *image.shape[1:]

@@ -3,8 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.cli.commands.compress import add_model_arguments
 from aeic_lightning.errors import UserError
 
 NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
@@ -13,8 +15,8 @@ NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its deta
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sources, checkpoint, target."""
     parser.add_argument("streams", nargs="+", metavar="FILE", help=".aeic files, or folders of them")
-    parser.add_argument("--checkpoint", required=True, help="the model that wrote them")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where the PNG files go")
+    add_model_arguments(parser, "by default the one that each stream names")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the PNG files go")
     parser.add_argument("--fast", action="store_true", help="bfloat16 for the picture; the latents are the same")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
@@ -24,26 +26,54 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     refuse_extra(extra)
     from aeic_lightning.bitstream.files import find_streams, plan, read_stream
 
-    jobs = plan(args.streams, args.output, ".png", find_streams, args.force)
+    jobs = plan(args.streams, args.out, ".png", find_streams, args.force)
+    name = args.checkpoint or args.model
 
-    from aeic_lightning.bitstream.stream import Bitstream, reconstruct
-    from aeic_lightning.checkpoints.checkpoint import load_model
+    from aeic_lightning.bitstream.stream import reconstruct
 
-    model = load_model(args.checkpoint)
-    bitstream = Bitstream(model, args.fast)
-    notice = NOTICE if model.generative else None
+    opened: dict[str, Any] = {}
     failed = 0
     for number, job in enumerate(jobs, 1):
         try:
-            decoded = bitstream.decode(read_stream(job.source))
+            data = read_stream(job.source)
+            model, bitstream = _open(name or _writer(data), args.device, args.fast, opened)
+            decoded = bitstream.decode(data)
             picture = reconstruct(model, decoded, args.fast)
-            write_png(job.target, picture, bitstream.fingerprint.hex()[:16], notice)
+            write_png(job.target, picture, bitstream.fingerprint.hex()[:16], NOTICE if model.generative else None)
         except UserError as error:
+            if name and not opened:
+                raise  # there is no such model
             failed += 1
             print(f"error: {job.source}: {error}", file=sys.stderr)
             continue
         print(f"[{number}/{len(jobs)}] {job.target}  {decoded.width}x{decoded.height}", flush=True)
     return 2 if failed else 0
+
+
+def _open(name: str, device: str, fast: bool, opened: dict[str, Any]) -> Any:
+    """Model and Bitstream of a name, opened once."""
+    if name not in opened:
+        from aeic_lightning.bitstream.stream import Bitstream
+        from aeic_lightning.checkpoints.checkpoint import load_model
+
+        model = load_model(name, "model")
+        opened[name] = model.to(device), Bitstream(model, fast)
+    return opened[name]
+
+
+def _writer(data: bytes) -> str:
+    """The shipped model that a stream names."""
+    from aeic_lightning.bitstream.container import model_of
+    from aeic_lightning.zoo import models, writer_of
+
+    found = writer_of(model_of(data))
+    if found is None:
+        names = ", ".join(model.name for model in models()) or "none"
+        raise UserError(
+            f"it was written by model {model_of(data).hex()}, which is none of those that ship ({names}); "
+            "give the one that wrote it: --checkpoint CKPT"
+        )
+    return found.name
 
 
 def write_png(path: Path, image, model: str, notice: str | None) -> None:

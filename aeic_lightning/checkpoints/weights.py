@@ -1,0 +1,87 @@
+"""Weights apart from training state: a folder of `config.json` and `model.safetensors`.
+
+The values are float16, and every reader widens them to float32, so what is evaluated is what was stored. The folder is
+what `Codec.save_pretrained` and `export --weights` write, what ships inside of the package (`aeic_lightning.zoo`), and
+what a repository on the Hugging Face Hub holds. Wherever a checkpoint is asked for, such a folder or the name of a
+shipped model will do.
+"""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.files import write_whole
+
+FORMAT = "aeic_lightning weights 1"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name -> folder of the models that this installation carries."""
+    folder = Path(find_spec("aeic_lightning.zoo").submodule_search_locations[0])
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
+
+
+def locate(name: str | Path) -> Path:
+    """The file or folder that `name` stands for: a path, or else the name of a shipped model."""
+    path = Path(name).expanduser()
+    return path if path.exists() else shipped_models().get(str(name), path)
+
+
+def missing(name: str | Path) -> str:
+    """What to say of a checkpoint that is not there."""
+    known = shipped_models()
+    shipped = f", or name a shipped model ({', '.join(known)})" if known else ""
+    return f"no file {name}{did_you_mean(str(name), known)}; train it first or correct the path{shipped}"
+
+
+def write_weights(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Write a model's tensors as float16, and `config` beside them.
+
+    Raises UserError for a value that float16 cannot hold.
+    """
+    folder = Path(folder)
+    half = {}
+    for name, tensor in state.items():
+        half[name] = (
+            tensor.detach().cpu().to(torch.float16 if tensor.is_floating_point() else tensor.dtype).contiguous()
+        )
+        if not half[name].isfinite().all():
+            raise UserError(f"{name} has values beyond float16 (65504); the model has diverged")
+    write_whole(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
+    write_whole(folder / CONFIG, json.dumps({"format": FORMAT} | config, indent=1) + "\n")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `config.json` of a folder of weights. Raises UserError when it is missing, damaged or of something else."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no model: {CONFIG} cannot be read ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} holds no weights of aeic_lightning ({FORMAT}); name a folder that save_pretrained wrote"
+        )
+    return config
+
+
+def read_weights(folder: str | Path) -> dict[str, Any]:
+    """A folder of weights in the form of a checkpoint: `model_config`, `state_dict` (float32), and `card`.
+
+    Raises UserError when a file is missing or damaged.
+    """
+    config = read_config(folder)
+    try:
+        state = load_file(Path(folder) / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: {WEIGHTS} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
+    tensors = {f"model.{name}": t.float() if t.is_floating_point() else t for name, t in state.items()}
+    return config | {"state_dict": tensors}

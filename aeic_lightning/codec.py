@@ -1,0 +1,179 @@
+"""The codec as a Python object: an image in, bytes out, and back.
+
+>>> from PIL import Image
+>>> from aeic_lightning import Codec
+>>> codec = Codec.from_pretrained("small-student")
+>>> data = codec.compress(Image.open("photo.jpg"), bpp=0.06)
+>>> codec.decompress(data).save("photo.png")
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from PIL import Image
+from torch import Tensor
+
+from aeic_lightning import __version__
+from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.checkpoints.weights import CONFIG, WEIGHTS, locate, missing, read_config, write_weights
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import write_whole
+from aeic_lightning.images import from_uint8, to_rgb
+from aeic_lightning.models.base import CompressionModel
+
+ImageLike = Union[Image.Image, np.ndarray, Tensor]  # noqa: UP007 (shown as it is in the documentation)
+
+
+class Codec(
+    ModelHubMixin,
+    library_name="aeic_lightning",
+    tags=["image-compression", "learned-image-compression"],
+    license="other",
+):
+    """Compresses images to `.aeic` streams and back.
+
+    Args:
+        model: a trained model; see `from_pretrained`.
+        fast: bfloat16 for the networks that the two sides do not share; streams stay readable by everyone.
+        card: what a reader of the weights should know: command, data, figures.
+    """
+
+    def __init__(self, model: CompressionModel, fast: bool = False, card: dict[str, Any] | None = None) -> None:
+        self.model = model.eval()
+        self.fast = fast
+        self.card = card or {}
+        self.bitstream = Bitstream(model, fast)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str = "cpu", fast: bool = False, revision: str | None = None, **hub: Any
+    ) -> "Codec":
+        """Load a model.
+
+        Args:
+            name: the name of a shipped model (`aeic_lightning.zoo`), a folder that `save_pretrained` wrote, a
+                checkpoint of `fit`, or a repository on the Hugging Face Hub, OWNER/NAME. Only the last is ever fetched.
+            device: where the decoder computes. What both sides share is computed on the CPU in any case.
+            fast: see `Codec`.
+            revision: branch, tag or commit of a repository.
+            **hub: `token`, `cache_dir`, `local_files_only`, `force_download` of `huggingface_hub`.
+
+        Raises UserError when there is no such model or it is damaged.
+        """
+        path = locate(name)
+        if not path.exists():
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+                raise UserError(missing(name))
+            path = Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS], **hub))
+        card = read_config(path).get("card") if path.is_dir() else None
+        return cls(load_model(path, "model").to(device), fast, card)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights, tables and arithmetic, hexadecimal: streams decode with the same fingerprint alone."""
+        return self.bitstream.fingerprint.hex()
+
+    @property
+    def levels(self) -> int:
+        """Rate levels of the model: a level is a number from 0 to this less one. 0 for a model of one rate."""
+        return self.model.rate_levels
+
+    def compress(
+        self,
+        image: ImageLike,
+        *,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+        level: float | None = None,
+    ) -> bytes:
+        """The stream of one image of 1 to 8192 pixels a side.
+
+        Args:
+            image: a PIL image of any mode; a numpy array (H, W, 3) or (H, W); or a torch tensor (3, H, W). Arrays and
+                tensors are uint8, or floating point in [0, 1].
+            bpp: bits per pixel that the file must not exceed; the best picture within is taken.
+            max_bytes: the same in bytes.
+            level: rate level, from 0 (smallest files) to `levels` - 1.
+
+        Without any of the three the middle level is taken. Raises UserError for more than one of them, for a size that
+        the model cannot reach, and for an image that is none.
+        """
+        return self.bitstream.encode_at(as_tensor(image), bpp=bpp, max_bytes=max_bytes, level=level).data
+
+    def decompress(self, data: bytes) -> Image.Image:
+        """The picture of a stream, RGB. Raises UserError for a damaged stream, or one of another model."""
+        return Image.fromarray(self.decompress_array(data))
+
+    def decompress_array(self, data: bytes) -> np.ndarray:
+        """As `decompress`: uint8 (H, W, 3)."""
+        picture = reconstruct(self.model, self.bitstream.decode(data), self.fast)
+        return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {
+            "model_config": self.model.config,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "aeic_lightning": __version__,
+            "card": self.card,
+        }
+        write_weights(save_directory, config, self.model.state_dict())
+        # The fingerprint of what was written, whose values are rounded.
+        stored = type(self).from_pretrained(save_directory)
+        write_weights(save_directory, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict())
+        if not (save_directory / "README.md").exists():
+            write_whole(save_directory / "README.md", model_card(save_directory.name, config, stored.fingerprint))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> "_Card":
+        """The card that `save_pretrained` has written already."""
+        return _Card()
+
+
+class _Card:
+    def save(self, path: Path) -> None:
+        """Nothing: `README.md` is there."""
+
+
+def as_tensor(image: ImageLike) -> Tensor:
+    """An image of any of the accepted kinds as float32 (1, 3, H, W) in [-1, 1]. Raises UserError for anything else."""
+    if isinstance(image, Image.Image):
+        image = np.array(to_rgb(image))
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        if image.dim() == 4 and len(image) == 1:
+            image = image[0]
+        if image.dim() != 3 or image.shape[0] not in (1, 3):
+            raise UserError(f"an image tensor is (3, H, W), not {tuple(image.shape)}")
+        image = image.permute(1, 2, 0).numpy()
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image is a PIL image, a numpy array or a torch tensor, not {type(image).__name__}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise UserError(f"an image array is (H, W, 3) or (H, W), not {image.shape}")
+    if np.issubdtype(image.dtype, np.floating):
+        if not (image.size and image.min() >= 0 and image.max() <= 1):  # also refuses NaN
+            raise UserError("a floating-point image lies in [0, 1]; scale it, or give uint8")
+        image = np.rint(image * 255).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise UserError(f"an image is uint8 or floating point in [0, 1], not {image.dtype}")
+    image = np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
+    return from_uint8(torch.from_numpy(image).permute(2, 0, 1)[None])
+
+
+def model_card(name: str, config: dict[str, Any], fingerprint: str) -> str:
+    """A model card in Markdown: what is known of the weights, and how to use them."""
+    lines = [f"# {name}", "", f"An image codec of `aeic_lightning` {config['aeic_lightning']}.", ""]
+    lines += [f"- {config['parameters']:,} parameters, 16-bit values", f"- fingerprint `{fingerprint[:16]}`"]
+    for key, value in config["card"].items():
+        if isinstance(value, list):
+            lines += ["", f"## {key[0].upper()}{key[1:]}", "", *(f"- {item}" for item in value)]
+        else:
+            lines.append(f"- {key}: {value}")
+    lines += ["", "## Use", "", "    from aeic_lightning import Codec", f'    codec = Codec.from_pretrained("{name}")']
+    lines += ["    data = codec.compress(image, bpp=0.06)", "    picture = codec.decompress(data)", ""]
+    return "\n".join(lines)

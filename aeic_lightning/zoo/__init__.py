@@ -1,0 +1,64 @@
+"""Trained models that ship inside of the package.
+
+    >>> from aeic_lightning import zoo
+    >>> codec = zoo.load("small-student")        # the same as Codec.from_pretrained("small-student")
+
+Each is a folder here, with `config.json` (sizes, training command, figures), `model.safetensors` (16-bit values) and
+a model card, `README.md`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aeic_lightning.checkpoints.weights import WEIGHTS, read_config, shipped_models
+from aeic_lightning.codec import Codec
+from aeic_lightning.errors import UserError, did_you_mean
+
+DEFAULT = "small-student"
+"""What `compress` takes where no model is named."""
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One model of the package.
+
+    Attributes:
+        name: what `load` takes.
+        folder: where it lies.
+        bytes: size of its weights on disk.
+        parameters: how many numbers they are.
+        fingerprint: SHA-256, hexadecimal, which its streams name by their first two bytes.
+        card: command, code version, data and figures.
+    """
+
+    name: str
+    folder: Path
+    bytes: int
+    parameters: int
+    fingerprint: str
+    card: dict[str, Any]
+
+
+def models() -> list[Shipped]:
+    """The models of this installation, by name."""
+    return [_read(name, folder) for name, folder in shipped_models().items()]
+
+
+def load(name: str = DEFAULT, device: str = "cpu", fast: bool = False) -> Codec:
+    """A shipped model, ready to compress and decompress. Raises UserError for an unknown name."""
+    known = shipped_models()
+    if name not in known:
+        raise UserError(f"no shipped model {name!r}{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}")
+    return Codec.from_pretrained(known[name], device=device, fast=fast)
+
+
+def writer_of(model_id: bytes) -> Shipped | None:
+    """The shipped model whose streams have these two bytes in their header; None if there is none."""
+    return next((model for model in models() if bytes.fromhex(model.fingerprint)[: len(model_id)] == model_id), None)
+
+
+def _read(name: str, folder: Path) -> Shipped:
+    config = read_config(folder)
+    size = (folder / WEIGHTS).stat().st_size
+    return Shipped(name, folder, size, config["parameters"], config["fingerprint"], config.get("card", {}))

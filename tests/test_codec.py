@@ -1,0 +1,212 @@
+"""The codec as a Python object, and weights as folders."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aeic_lightning import Codec
+from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
+from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.random_model import random_model, save
+from aeic_lightning.zoo import models, writer_of
+
+SIZES = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+WIDTHS = {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1]}
+
+
+def small(rate_levels=(8.0, 2.0, 0.5)):
+    levels = list(rate_levels) if rate_levels else None
+    return random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **SIZES, **WIDTHS, rate_levels=levels))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    card = {"command": "python -m aeic_lightning fit ...", "not good for": ["text", "medical images"]}
+    Codec(small(), card=card).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(folder):
+    return Codec.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    values = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((140, 100), Image.Resampling.BICUBIC)
+
+
+def test_a_photo_comes_back_in_its_size(codec, photo):
+    picture = codec.decompress(codec.compress(photo))
+    assert picture.mode == "RGB"
+    assert picture.size == photo.size
+
+
+def test_every_kind_of_image_gives_the_same_bytes(codec, photo):
+    expected = codec.compress(photo, level=1.0)
+    array = np.asarray(photo)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for image in (array, tensor, tensor[None], tensor.float() / 255, array.astype(np.float64) / 255):
+        assert codec.compress(image, level=1.0) == expected
+    grey = photo.convert("L")
+    assert codec.compress(grey, level=1.0) == codec.compress(np.asarray(grey), level=1.0)
+    transparent = photo.convert("RGBA")
+    assert codec.compress(transparent, level=1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("photo.jpg", "PIL image"),
+        (np.zeros((3, 8, 8), np.uint8), "H, W, 3"),
+        (np.full((8, 8, 3), 2.0), r"\[0, 1\]"),
+        (np.full((8, 8, 3), np.nan), r"\[0, 1\]"),
+        (np.zeros((8, 8, 3), np.int32), "uint8"),
+        (torch.zeros(8, 8, 3), "3, H, W"),
+    ],
+)
+def test_what_is_no_image_is_refused(codec, image, message):
+    with pytest.raises(UserError, match=message):
+        codec.compress(image)
+
+
+def test_a_size_is_kept_and_used(codec, photo):
+    sizes = [len(codec.compress(photo, level=level)) for level in (0.0, 2.0)]
+    target = sum(sizes) // 2
+    data = codec.compress(photo, max_bytes=target)
+    assert len(data) <= target
+    assert len(data) > target - (sizes[1] - sizes[0]) / 8  # the dial has 256 positions
+    assert codec.compress(photo, bpp=8 * target / (140 * 100)) == data
+    assert len(codec.compress(photo, max_bytes=10**6)) == sizes[1]
+
+
+def test_a_size_that_cannot_be_reached_is_said_with_the_smallest_one(codec, photo):
+    smallest = len(codec.compress(photo, level=0.0))
+    with pytest.raises(UserError, match=f"{smallest} bytes"):
+        codec.compress(photo, max_bytes=smallest - 1)
+    with pytest.raises(UserError, match="one of"):
+        codec.compress(photo, max_bytes=100, level=1.0)
+
+
+def test_a_model_of_one_rate_takes_a_size_that_its_file_has(photo):
+    codec = Codec(small(None))
+    data = codec.compress(photo)
+    assert codec.levels == 0
+    assert codec.compress(photo, max_bytes=len(data)) == data
+    with pytest.raises(UserError, match="one rate"):
+        codec.compress(photo, max_bytes=len(data) - 1)
+
+
+def test_stored_values_are_what_is_used(folder, codec, photo, tmp_path):
+    again = Codec.from_pretrained(folder)
+    again.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["fingerprint"] == codec.fingerprint
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    for name, tensor in codec.model.state_dict().items():
+        if "quantiles" not in name:
+            assert torch.equal(tensor, tensor.half().float()), name
+    card = (folder / "README.md").read_text()
+    assert "fit" in card
+    assert "medical images" in card
+
+
+def test_a_checkpoint_of_fit_is_read_as_it_is(tmp_path, photo):
+    model = small()
+    save(model, tmp_path / "last.ckpt")
+    codec = Codec.from_pretrained(tmp_path / "last.ckpt")
+    assert codec.decompress_array(codec.compress(photo)).shape == (100, 140, 3)
+
+
+def test_a_folder_of_weights_stands_wherever_a_checkpoint_does(folder, codec):
+    checkpoint = read_checkpoint(folder, "teacher")
+    assert checkpoint["model_config"]["codec"]["rate_levels"] == [8.0, 2.0, 0.5]
+    model = load_model(folder)
+    assert torch.equal(model.codec.gains.log_gain, codec.model.codec.gains.log_gain)
+
+
+@pytest.mark.parametrize("what", ["nothing-like-it", "no/such/folder"])
+def test_a_model_that_is_not_there_is_one_line(what):
+    with pytest.raises(UserError, match="no file"):
+        Codec.from_pretrained(what)
+
+
+def test_damaged_weights_are_one_line(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
+    with pytest.raises(UserError, match="cannot be read"):
+        Codec.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no weights of aeic_lightning"):
+        Codec.from_pretrained(tmp_path)
+
+
+def test_only_a_repositorys_name_is_ever_fetched(folder, monkeypatch):
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append((name, options["revision"]))
+        return str(folder)
+
+    monkeypatch.setattr("aeic_lightning.codec.snapshot_download", snapshot)
+    Codec.from_pretrained("someone/a-codec", revision="v2")
+    assert asked == [("someone/a-codec", "v2")]
+    with pytest.raises(UserError):
+        Codec.from_pretrained("a-codec")
+    assert len(asked) == 1
+
+
+def test_push_to_hub_uploads_weights_config_and_card(codec, monkeypatch):
+    pushed = {}
+
+    class Api:
+        def __init__(self, *args, **kwargs): ...
+
+        def create_repo(self, repo_id, **kwargs):
+            return type("Url", (), {"repo_id": repo_id})()
+
+        def upload_folder(self, repo_id, folder_path, **kwargs):
+            pushed[repo_id] = sorted(path.name for path in __import__("pathlib").Path(folder_path).iterdir())
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    codec.push_to_hub("someone/a-codec")
+    assert pushed == {"someone/a-codec": ["README.md", "config.json", "model.safetensors"]}
+
+
+def test_the_commands_take_a_size_and_a_folder(folder, photo, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        photo.save(tmp_path / "photos" / f"{name}.png")
+    words = ["--checkpoint", str(folder)]
+    out = str(tmp_path / "streams")
+    assert main(["compress", str(tmp_path / "photos"), "-o", out, "--bytes", "900", "--workers", "2", *words]) == 0
+    files = sorted((tmp_path / "streams").glob("*.aeic"))
+    assert len(files) == 2
+    assert all(file.stat().st_size <= 900 for file in files)
+    assert main(["decompress", out, "-o", str(tmp_path / "out"), *words]) == 0
+    assert Image.open(tmp_path / "out" / "a.png").size == photo.size
+    assert main(["compress", str(tmp_path / "photos"), "-o", out, "--force", "--bytes", "3", *words]) == 2
+    assert "smallest" in capsys.readouterr().err
+
+
+def test_a_stream_of_no_shipped_model_says_so(folder, photo, tmp_path, capsys):
+    data = Codec.from_pretrained(folder).compress(photo)
+    (tmp_path / "a.aeic").write_bytes(data)
+    assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path)]) == 2
+    assert "none of those that ship" in capsys.readouterr().err
+
+
+def test_shipped_models_have_what_their_cards_say():
+    for model in models():
+        codec = Codec.from_pretrained(model.name)
+        assert codec.fingerprint == model.fingerprint
+        assert writer_of(bytes.fromhex(model.fingerprint)[:2]).name == model.name
+        assert model.bytes == (model.folder / "model.safetensors").stat().st_size
+        assert {"command", "data", "figures"} <= set(model.card)
+    assert sum(model.bytes for model in models()) < 40e6
