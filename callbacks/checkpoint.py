@@ -98,7 +98,7 @@ class LastCheckpoint(Checkpoint):
             self._previous = {number: signal.signal(number, self._stop) for number in numbers}
 
     def _stop(self, number: int, frame: Any) -> None:
-        default = {signal.SIGINT: signal.default_int_handler}.get(number, signal.SIG_DFL)
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         if number != signal.SIGUSR1:  # SLURM may repeat it
             signal.signal(number, default)
         self._signal = self._signal or number
@@ -173,7 +173,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or ours is None:
             return
         self._batches_that_stepped = ours["batches_that_stepped"]
-        if Path(trainer.ckpt_path).resolve().is_relative_to(Path(trainer.default_root_dir).resolve()):
+        if Path(str(trainer.ckpt_path)).resolve().is_relative_to(Path(trainer.default_root_dir).resolve()):
             _cut_back(trainer, ours["curves"])
 
 

@@ -44,7 +44,7 @@ class RateDistortionPicture(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = run_folder(trainer)
-        measuring = [callback for callback in trainer.callbacks if isinstance(callback, QualityMetrics)]
+        measuring = [callback for callback in trainer.callbacks if isinstance(callback, QualityMetrics)]  # pyright: ignore[reportAttributeAccessIssue]
         if len(measuring) != 1:
             raise UserError(f"RateDistortionPicture needs one QualityMetrics among the callbacks, not {len(measuring)}")
         self.quality = measuring[0]

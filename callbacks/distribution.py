@@ -1,5 +1,6 @@
 """FID and KID of a validation or test set, on patches (the HiFiC protocol)."""
 
+from functools import cached_property
 from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -55,7 +56,6 @@ class PatchFID(OnEvaluation):
             "kid_subset_size": kid_subset_size,
             "weights": weights,
         }
-        self.patches: PatchDistances | None = None
         self.figures: dict[str, dict[str, float]] = {}  # of the last validation or test that was measured
         self.validations = 0
         self.warned = False
@@ -68,8 +68,12 @@ class PatchFID(OnEvaluation):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self.patches is None:
-            self.patches = PatchDistances(**self.options, cache_dir=self.cache_dir or self.folder)
+        _ = self.patches  # or missing weights would be found after hours
+
+    @cached_property
+    def patches(self) -> PatchDistances:
+        """The network, and the features of the originals. Built when a run is set up."""
+        return PatchDistances(**self.options, cache_dir=self.cache_dir or self.folder)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.due = self.stage == "test" or self.validations % self.every_n_validations == 0

@@ -64,7 +64,7 @@ class ComparisonLayout(Callback):
         writer = tensorboard(trainer)
         if writer is None or self.written:
             return
-        columns = dict(pl_module.hparam_columns()) if hasattr(pl_module, "hparam_columns") else {}
+        columns = dict(getattr(pl_module, "hparam_columns", dict)())
         seed = os.environ.get("PL_GLOBAL_SEED")  # what seed_everything leaves
         columns = SHARED | ({"seed": int(seed)} if seed else {}) | columns
         for name, value in columns.items():

@@ -1,6 +1,7 @@
 """Per-image quality and rate of every validation and test, on 8-bit reconstructions."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 
 from lightning.pytorch import LightningModule, Trainer
@@ -50,14 +51,17 @@ class QualityMetrics(OnEvaluation):
             "lpips": [backbone] if lpips is None else list(lpips),
             "dists": [backbone] if dists is None else list(dists),
         }
-        self.quality: ImageQuality | None = None
         self.rows: list[dict] = []  # one an image, of the last validation or test
         self.means: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self.quality is None:
-            self.quality = ImageQuality(**self.options)
+        _ = self.quality  # or missing weights would be found after hours
+
+    @cached_property
+    def quality(self) -> ImageQuality:
+        """The networks of the metrics. Built when a run is set up."""
+        return ImageQuality(**self.options)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows, self.means = [], {}
@@ -76,7 +80,7 @@ class QualityMetrics(OnEvaluation):
     def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        patches = [c for c in trainer.callbacks if isinstance(c, PatchFID)]
+        patches = [c for c in trainer.callbacks if isinstance(c, PatchFID)]  # pyright: ignore[reportAttributeAccessIssue]
         record = {
             "step": generator_step(trainer, pl_module),
             "metrics": summary_rows(self.rows, DESCRIBED),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -119,7 +119,7 @@ class ImageDataModule(LightningDataModule):
         self.max_zoom_out = max_zoom_out
         self.shuffle_channels = shuffle_channels
         self.val_max_size = val_max_size
-        self.on_error = on_error
+        self.on_error: Literal["raise", "skip"] = on_error
         self.max_pixels = max_pixels
         self.cache = cache
         self.num_workers = num_workers
@@ -160,7 +160,7 @@ class ImageDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
         return CropLoader(
             self._crops,
             sampler,
@@ -182,7 +182,7 @@ class ImageDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self.skipped:
+        if stage == "fit" and self._crops is not None and self.skipped:
             shown = ", ".join(self.skipped[:10]) + (", ..." if len(self.skipped) > 10 else "")
             print(f"{len(self.skipped)} of {len(self._crops)} training images could not be read: {shown}")
 
@@ -213,7 +213,7 @@ class ImageDataModule(LightningDataModule):
                     raise
         return areas
 
-    def _loader_options(self) -> dict[str, bool | int]:
+    def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,

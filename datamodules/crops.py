@@ -10,8 +10,8 @@ is merely the next stretch of the stream, and a resumed run goes on with the nex
 
 import math
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ class ImageSource(Protocol):
 
     def read(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8; raises UserError."""
+        ...
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width), without decoding; raises UserError."""
+        ...
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -78,7 +80,7 @@ class CropSampler(DistributedSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(range(num_images), num_replicas=world_size, rank=rank, seed=seed)
+        super().__init__(cast(Dataset, range(num_images)), num_replicas=world_size, rank=rank, seed=seed)
         self.global_batch_size = batch_size * world_size
         steps = samples_per_epoch // self.global_batch_size
         if steps == 0:
@@ -96,7 +98,7 @@ class CropSampler(DistributedSampler):
         return self.samples_per_epoch // self.num_replicas
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        cycle, order = -1, None
+        cycle, order = -1, np.empty(0, np.int64)
         for sample in range(self.start + self.rank, self.start + self.samples_per_epoch, self.num_replicas):
             if sample // self.num_images != cycle:
                 cycle = sample // self.num_images
@@ -225,7 +227,7 @@ class WholeImages(Dataset):
         max_size: (height, width), of which at most the centre is taken; None keeps the full size.
     """
 
-    def __init__(self, images: ImageSource, max_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, images: ImageSource, max_size: Sequence[int] | None = None) -> None:
         self.images = images
         self.max_size = max_size
 
@@ -242,7 +244,7 @@ class WholeImages(Dataset):
 class ImageLoader(DataLoader):
     """A DataLoader that gives a worker's UserError back as the one line that it was, without the traceback."""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             yield from super().__iter__()
         except UserError as error:
@@ -260,21 +262,22 @@ class CropLoader(ImageLoader):
 
     def __init__(self, dataset: CropDataset, sampler: CropSampler, first_sample: int = 0, **kwargs: Any) -> None:
         super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
+        self._crops, self._order = dataset, sampler
         self.next_sample = first_sample
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.sampler.start = self.next_sample
+        self._order.start = self.next_sample
         for batch in super().__iter__():
-            self.next_sample += self.sampler.global_batch_size
+            self.next_sample += self._order.global_batch_size
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """What the stream depends on. Lightning keeps it in checkpoints; the position is in its batch count."""
         return {
-            "seed": self.sampler.seed,
-            "images": len(self.dataset),
-            "crop_size": self.dataset.crop_size,
-            "global_batch_size": self.sampler.global_batch_size,
+            "seed": self._order.seed,
+            "images": len(self._crops),
+            "crop_size": self._crops.crop_size,
+            "global_batch_size": self._order.global_batch_size,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:

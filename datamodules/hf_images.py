@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import numpy as np
 
 from aeic_lightning.errors import UserError

@@ -57,13 +57,15 @@ class ImageFolder(ImageDataModule):
         self.split_seed = split_seed
 
     def setup(self, stage: str | None = None) -> None:
-        self.train_images = self._folder(self.train_dir, "train_dir")
-        self.val_images = self._folder(self.val_dir, "val_dir")
-        if self.val_count:
-            self._split()
-        self.test_images = self._folder(self.test_dir, "test_dir") or self.val_images
-        for argument, images in (("val_dir", self.val_images), ("test_dir", self.test_images)):
-            self._check_disjoint(argument, images)
+        train = self._folder(self.train_dir, "train_dir")
+        val = self._folder(self.val_dir, "val_dir")
+        if self.val_count and train is not None:
+            train, val = self._split(train)
+        test = self._folder(self.test_dir, "test_dir") or val
+        for argument, images in (("val_dir", val), ("test_dir", test)):
+            if train is not None and images is not None:
+                _check_disjoint(argument, train, images)
+        self.train_images, self.val_images, self.test_images = train, val, test
 
     def _folder(self, folder: str | None, argument: str) -> ImageFiles | None:
         if folder is None:
@@ -76,8 +78,8 @@ class ImageFolder(ImageDataModule):
             raise UserError(f"data.{argument}: no image in {folder} or below it (looked for {', '.join(SUFFIXES)})")
         return ImageFiles(paths, image_names(root, paths), self.max_pixels)
 
-    def _split(self) -> None:
-        images = self.train_images
+    def _split(self, images: ImageFiles) -> tuple[ImageFiles, ImageFiles]:
+        """What is left for training, and what is taken out of it for validation."""
         if self.val_count >= len(images.paths):
             raise UserError(
                 f"data.val_count is {self.val_count}, but {self.train_dir} has only {len(images.paths)} images"
@@ -88,17 +90,16 @@ class ImageFolder(ImageDataModule):
             chosen = sorted(indices)
             return ImageFiles([images.paths[i] for i in chosen], [images.names[i] for i in chosen], self.max_pixels)
 
-        self.val_images, self.train_images = part(order[: self.val_count]), part(order[self.val_count :])
+        return part(order[self.val_count :]), part(order[: self.val_count])
 
-    def _check_disjoint(self, argument: str, images: ImageFiles | None) -> None:
-        if self.train_images is None or images is None:
-            return
-        shared = {path.resolve() for path in self.train_images.paths} & {path.resolve() for path in images.paths}
-        if shared:
-            raise UserError(
-                f"{len(shared)} image(s) are in data.train_dir and in data.{argument}, such as {min(shared)}"
-                "; folders are searched with their subfolders, so keep them apart"
-            )
+
+def _check_disjoint(argument: str, train: ImageFiles, images: ImageFiles) -> None:
+    shared = {path.resolve() for path in train.paths} & {path.resolve() for path in images.paths}
+    if shared:
+        raise UserError(
+            f"{len(shared)} image(s) are in data.train_dir and in data.{argument}, such as {min(shared)}"
+            "; folders are searched with their subfolders, so keep them apart"
+        )
 
 
 def find_images(root: Path) -> list[Path]:

@@ -92,7 +92,7 @@ class LabelledData(ImageDataModule):
             rank=rank,
             world_size=world_size,
         )
-        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
         first = batches * sampler.global_batch_size
         return CropLoader(
             self._crops, sampler, first_sample=first, batch_size=self.batch_size, **self._loader_options()
@@ -133,8 +133,9 @@ class LabelledCrops(CropDataset):
     def _random_crop(self, image: np.ndarray, rng: np.random.Generator, zoom: float = 1.0) -> np.ndarray:
         # `zoom` is always 1: the share of the area does its work.
         height, width = image.shape[:2]
+        least, most = self.scale
         for _ in range(10):
-            area = rng.uniform(*self.scale) * height * width
+            area = rng.uniform(least, most) * height * width
             ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
             w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
             if w <= width and h <= height:
@@ -222,7 +223,7 @@ class DigitImages:
     def __init__(self, first: int, last: int, side: int) -> None:
         from sklearn.datasets import load_digits  # takes a second to import
 
-        digits = load_digits()
+        digits: Any = load_digits()
         self.values = digits.images[first:last]  # 0..16, ink
         self.targets = digits.target[first:last].tolist()
         self.names = [f"digit-{i:04d}" for i in range(first, last)]

@@ -1,6 +1,6 @@
 """Hugging Face data sets with classes."""
 
-from typing import Any
+from typing import Any, cast
 
 import datasets
 
@@ -26,7 +26,7 @@ class LabelledHuggingFace(LabelledData, HuggingFaceImages):
     def __init__(self, label_column: str = "label", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.label_column = label_column
-        self._columns: dict[str, tuple[datasets.Features, list]] = {}
+        self._columns: dict[str | None, tuple[Any, list]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
@@ -35,14 +35,14 @@ class LabelledHuggingFace(LabelledData, HuggingFaceImages):
         used = {part: self._columns[splits[part]] for part, images in parts.items() if images is not None}
         feature, values = next(iter(used.values()))
         if isinstance(feature, datasets.ClassLabel):
-            classes: list = list(range(feature.num_classes))
+            classes: list = list(range(len(feature.names)))
             self.class_names = list(feature.names)
         else:
             classes = sorted(set(values))
             self.class_names = [str(name) for name in classes]
         number = {name: i for i, name in enumerate(classes)}
         for part, (_, column) in used.items():
-            names = parts[part].names
+            names = cast(HuggingFaceRows, parts[part]).names
             bad = next((i for i, value in enumerate(column) if value not in number), None)
             if bad is not None:
                 raise UserError(
@@ -55,7 +55,7 @@ class LabelledHuggingFace(LabelledData, HuggingFaceImages):
         if rows is None:
             return None
         # From the cache that the images were read into.
-        table = datasets.load_dataset(
+        table: Any = datasets.load_dataset(
             self.path, self.name, data_dir=self.data_dir, data_files=self.data_files, split=split,
             revision=self.revision,
         )  # fmt: skip
