@@ -19,16 +19,9 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.images import to_uint8
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
 from aeic_lightning.provenance import command_line
-from aeic_lightning.study.results import (
-    Result,
-    check_same_images,
-    curves,
-    read_result,
-    summary_rows,
-    write_results,
-)
-
-HEAD = ("run", "classifier reads", "bytes a file", "bpp", "top-1", "top-5", "PSNR (dB)")
+from aeic_lightning.study.comparison import markdown_table, mean_bytes
+from aeic_lightning.study.curves import check_same_images, group
+from aeic_lightning.study.results import Result, read_result, summary_rows, write_results
 
 
 def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
@@ -44,7 +37,7 @@ def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
         print(f"[{number}/{len(folders)}] {folder}", flush=True)
         results.append(measure_run(Path(folder)))
     check_same_images(results)
-    table = markdown_table(results)
+    table = markdown_table(group(results), labels=["reads"])
     written = write_results(out / "accuracy.json", results)
     write_whole(out / "accuracy.md", table)
     write_whole(out / "accuracy.png", draw(results))
@@ -117,32 +110,14 @@ def _data(config: dict[str, Any]) -> Any:
     return data
 
 
-def markdown_table(results: Sequence[Result]) -> str:
-    """One row a run; bytes and bpp are those of files, header included."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    for result in results:
-        rate = [f"{_mean_bytes(result):.1f}", f"{result.figure('bpp'):.4f}"] if "bpp" in result.metrics else ["-", "-"]
-        shares = [f"{result.figure(k):.1%}" if k in result.metrics else "-" for k in ("top1", "top5")]
-        cells = [result.name, result.labels["reads"], *rate, *shares, f"{result.figure('psnr'):.2f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    count = len(results[0].images)
-    lines += ["", f"Means over {count} test images, each written to a file, read back, classified and decoded."]
-    return "\n".join(lines) + "\n"
-
-
-def _mean_bytes(result: Result) -> float:
-    return sum(image["bytes"] for image in result.images) / len(result.images)
-
-
 def draw(results: Sequence[Result]) -> bytes:
     """Accuracy and PSNR over the bytes of a file, as PNG: a curve for results that differ in rate alone."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
-    for curve in curves([result for result in results if "bpp" in result.metrics]):
+    for curve in group([result for result in results if "bpp" in result.metrics]):
         points = curve.results
-        name = points[0].name if len(points) == 1 else ", ".join(point.name for point in points)
         for axes, metric in zip(panels, ("top1", "psnr"), strict=True):
-            axes.plot([_mean_bytes(p) for p in points], [p.figure(metric) for p in points], "o-", label=name)
+            axes.plot([mean_bytes(p) for p in points], [p.value(metric) for p in points], "o-", label=curve.name)
     for axes, label in zip(panels, ("top-1 accuracy", "PSNR (dB)"), strict=True):
         axes.set(xlabel="bytes of a file, header included", ylabel=label)
         axes.grid(alpha=0.3)

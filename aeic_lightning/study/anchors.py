@@ -19,8 +19,9 @@ import torch
 from PIL import Image, features
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.study.curves import check_same_images
 from aeic_lightning.study.evaluate import Images, Measurement, Progress, Sample, git
-from aeic_lightning.study.results import Result, check_same_images
+from aeic_lightning.study.results import Result
 from datamodules.base import ImageFiles
 
 

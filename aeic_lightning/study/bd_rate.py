@@ -2,8 +2,8 @@
 
 The logarithm of the rate is interpolated over the quality, and averaged over the qualities that both curves reach
 (Bjontegaard, VCEG-M33, 2001); interpolation and integration are those of the `bjontegaard` package. Negative: the test
-saves bits. The figure is only as good as the overlap of the two curves, so it comes with that and with what the other
-interpolators say, and is refused where too little overlaps.
+saves bits. A BD-rate is only as good as the overlap of the two curves, so it comes with that and with what the other
+interpolators give, and is refused where too little overlaps.
 """
 
 import math
@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.results import RATE_LABELS, Curve, Result, check_same_images, distinct_names
+from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.study.curves import Curve, check_same_images, shared_rate
+from aeic_lightning.study.results import RATE_LABELS, Result
 
 INTERPOLATORS = ("pchip", "akima", "cubic")
 """`cubic` is one polynomial, fitted to all points; it needs four of them."""
 MIN_OVERLAP = 0.5
 MIN_POINTS = 3
-RATES = ("bpp", "bpp_estimate")
-HIGHER_IS_BETTER = ("psnr", "ms_ssim")
-NO_QUALITY = (*RATES, "encode_seconds", "decode_seconds")
 DEFINED = 0.95  # of the resamples must give a BD-rate, or there is no interval
 
 
@@ -133,6 +132,13 @@ def bd_rate(
         )
     usable = [kind for kind in INTERPOLATORS if kind != "cubic" or min(len(q) for _, q in curves) > 3]
     by_interpolator = {kind: _bd_rate(*curves, kind, metric) for kind in usable}
+    senseless = [kind for kind, percent in by_interpolator.items() if not _within_reach(percent, *curves)]
+    for kind in senseless:
+        del by_interpolator[kind]
+    if "pchip" in senseless:
+        raise UserError(f"the curves have no BD-rate in {metric} by pchip: their rates are too far apart or too few")
+    if senseless:
+        notes.append(f"{' and '.join(senseless)} left the range of the measured rates and is not shown")
     interval, over = None, None
     if resamples:
         interval, over, note = _bootstrap(ours, theirs, by_image, metric, resamples, seed)
@@ -154,18 +160,14 @@ def bd_rate(
     )
 
 
-def bd_rates(
-    reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], names: Sequence[str] | None = None, **options: Any
-) -> list[BDRate]:
-    """Every curve against the reference by every metric; one that is refused has its `reason`.
+def bd_rates(reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], **options: Any) -> list[BDRate]:
+    """Every curve against the reference by every metric; one that is refused has its `reason`. Options: see `bd_rate`.
 
-    `names` are of the reference, then of the tests; by default those that tell them apart. Options: see `bd_rate`.
+    This is where all commands get their rows.
     """
     rows = []
-    tests = list(tests)
-    first, *others = names or distinct_names([reference, *tests])
-    for test, name in zip(tests, others, strict=True):
-        names = (first, name)
+    for test in tests:
+        names = (reference.name, test.name)
         for metric in metrics:
             try:
                 rows.append(bd_rate(reference.results, test.results, metric, names=names, **options))
@@ -175,14 +177,14 @@ def bd_rates(
 
 
 def common_metrics(results: Iterable[Result]) -> list[str]:
-    """Figures other than rates and times that every result has, in the order of the first."""
+    """Metrics of quality that every result has, in the order of the first."""
     results = list(results)
     names = dict.fromkeys([*results[0].metrics, *results[0].set_metrics]) if results else {}
 
     def has(result: Result, name: str) -> bool:
         return name in result.metrics or result.set_metrics.get(name, {}).get("value") is not None
 
-    return [name for name in names if name not in NO_QUALITY and all(has(result, name) for result in results)]
+    return [name for name in names if find_metric(name) and all(has(result, name) for result in results)]
 
 
 def markdown_table(rows: Sequence[BDRate]) -> str:
@@ -234,13 +236,13 @@ def to_records(rows: Sequence[BDRate]) -> list[dict[str, Any]]:
 
 
 def _common_rates(sides: Sequence[Sequence[Result]], names: Sequence[str]) -> str:
-    for rates in RATES:
-        if all(result.figure(rates) is not None for side in sides for result in side):
-            return rates
-    raise UserError(
-        f"{names[0]} and {names[1]} have no rate in common: bytes of files (bpp) are not compared with a likelihood "
-        "(bpp_estimate); evaluate both in the same way"
-    )
+    rate = shared_rate([result for side in sides for result in side])
+    if rate is None:
+        raise UserError(
+            f"{names[0]} and {names[1]} have no rate in common: bytes of files (bpp) are not compared with a "
+            "likelihood (bpp_estimate); evaluate both in the same way"
+        )
+    return rate
 
 
 def _images_with(metric: str, rates: str, sides: Sequence[Sequence[Result]]) -> list[str]:
@@ -288,7 +290,7 @@ def _points(results: list[Result], metric: str, rates: str, images: list[str] | 
 
 def _column(result: Result, figure: str, images: list[str] | None) -> list[float]:
     if images is None:
-        values = [result.figure(figure)]
+        values = [result.value(figure)]
     else:
         by_name = {image["name"]: image for image in result.images}
         values = [by_name[name][figure] for name in images]
@@ -305,10 +307,20 @@ def _words(setting: tuple) -> str:
 
 def _not_monotone(points: _Points, metric: str) -> str | None:
     rate, _ = points.curve()
-    steps = np.diff(rate) if metric in HIGHER_IS_BETTER else -np.diff(rate)
-    if (steps > 0).all():
+    known = find_metric(metric)
+    steps = np.diff(rate)
+    if (steps > 0).all() if known and known.higher else (steps < 0).all() if known else len(set(np.sign(steps))) == 1:
         return None
     return f"{points.name} does not get better in {metric} with every step in rate, so the BD-rate depends on its noise"
+
+
+def _within_reach(
+    percent: float, reference: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+) -> bool:
+    """Whether a BD-rate is one that the measured rates could have: their extremes, and as much again for overshoot."""
+    (a, _), (b, _) = reference, test
+    low, high = b.min() / a.max(), b.max() / a.min()
+    return bool(math.isfinite(percent) and low / 2 <= 1 + percent / 100 <= 2 * high)
 
 
 def _overlap(reference: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:

@@ -1,62 +1,101 @@
-"""Runs side by side: a table, the same as JSON, and a picture."""
+"""Runs side by side: a table, the same as JSON, and a picture. The rows are those of the report's table of numbers."""
 
 import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
-from aeic_lightning.study.results import Result, check_same_images, read_result, write_results
-
-METRICS = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0")
-DIGITS = {"bpp": 4, "bpp_estimate": 4, "psnr": 2}
+from aeic_lightning.study import bd_rate
+from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, group, metrics_of
+from aeic_lightning.study.results import Result, read_result, write_results
 
 
 def compare_runs(folders: list[Path], out: Path) -> list[Result]:
-    """Write comparison.md, comparison.json (with .csv) and comparison.png to `out`, print the table, return the rows.
+    """Write comparison.md, comparison.json (with .csv) and comparison.png to `out`, print the table.
+
+    Where there is a reference with enough rates (the teacher, else the first anchor), BD-rates follow the table.
 
     Raises UserError when the runs were not validated on the same images.
     """
-    rows = [read_result(folder) for folder in folders]
-    check_same_images(rows)
-    table = markdown_table(rows)
-    write_results(out / "comparison.json", rows)
-    write_whole(out / "comparison.md", table)
+    results = [read_result(folder) for folder in folders]
+    check_same_images(results)
+    curves = group(results)
+    text = markdown_table(curves)
+    references = [c for c in default_reference(curves) if len(c.settings) >= bd_rate.MIN_POINTS]
+    tests = [c for c in curves if c not in references]
+    if references and tests:
+        rows = bd_rate.bd_rates(references[0], tests, bd_rate.common_metrics(results))
+        text += "\n" + bd_rate.markdown_table(rows)
+    write_results(out / "comparison.json", results)
+    write_whole(out / "comparison.md", text)
     png = io.BytesIO()
-    draw(rows).save(png, "PNG")
+    draw(results).save(png, "PNG")
     write_whole(out / "comparison.png", png.getvalue())
-    print(table)
+    print(text)
     print(f"written: {out}/comparison.md, comparison.json, comparison.csv, comparison.png")
-    return rows
+    return results
 
 
-def markdown_table(rows: list[Result]) -> str:
-    """One row a result; metric names say their backbone; bpp is bytes of files, bpp_estimate a likelihood.
+@dataclass(frozen=True)
+class Row:
+    """One result and the curve that it is on."""
 
-    A figure that is not finite, and a cost that is not known, is a dash.
+    curve: Curve
+    result: Result
+
+
+def result_rows(curves: Sequence[Curve]) -> list[Row]:
+    """One row a result, curve by curve, by rising rate."""
+    return [Row(curve, result) for curve in curves for result in curve.results]
+
+
+def markdown_table(curves: Sequence[Curve], labels: Sequence[str] = ()) -> str:
+    """One row a result: its curve, `labels` that are to be shown, rates, metrics, and costs where they are known.
+
+    Metric names say their backbone; bpp is bytes of files, bpp_estimate a likelihood. A value that is not finite, or
+    was not measured, is a dash.
     """
-    metrics = [name for name in METRICS if all(name in row.metrics for row in rows)]
-    head = ["run", "depth", *metrics, "g_a MACs/px", "encode MACs/px", "encode params"]
+    rows = result_rows(curves)
+    results = [row.result for row in rows]
+    metrics = metrics_of(results)
+    rates = [rate for rate in RATES if any(r.value(rate) is not None for r in results)]
+    files = any(mean_bytes(r) is not None for r in results)
+    costs = any(r.costs for r in results)
+    head = ["run", "curve", *labels, *(["bytes a file"] if files else []), *rates, *(m.name for m in metrics)]
+    head += ["g_a MACs/px", "encode MACs/px", "encode params"] if costs else []
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [row.name, str(row.labels.get("depth", row.labels.get("encoder", "-")))]
-        cells += [_cell(row.figure(name), f".{DIGITS.get(name, 3)}f") for name in metrics]
-        macs, parameters = (
-            (row.costs or {}).get("encoder_macs_per_pixel", {}),
-            (row.costs or {}).get("encoder_parameters", {}),
-        )
-        cells += [_cell(macs.get(part), ",.0f") for part in ("g_a", "encode")]
-        cells += [_cell(parameters.get("encode"), ",")]
+        result = row.result
+        cells = [result.name, row.curve.name, *(str(result.labels.get(label, "-")) for label in labels)]
+        cells += [_cell(mean_bytes(result), ".1f")] if files else []
+        cells += [_cell(result.value(rate), ".4f") for rate in rates]
+        values = [result.value(m.name) for m in metrics]
+        cells += ["-" if v is None or not math.isfinite(v) else m.text(v) for m, v in zip(metrics, values, strict=True)]
+        if costs:
+            macs, parameters = (
+                (result.costs or {}).get(key, {}) for key in ("encoder_macs_per_pixel", "encoder_parameters")
+            )
+            cells += [_cell(macs.get(part), ",.0f") for part in ("g_a", "encode")]
+            cells += [_cell(parameters.get("encode"), ",")]
         lines.append("| " + " | ".join(cells) + " |")
-    count = len(rows[0].images)
-    names = ", ".join(sorted(image["name"] for image in rows[0].images)[:6])
+    names = sorted({image["name"] for image in results[0].images})
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     lines += [
         "",
-        f"Means over {count} images ({names}{', ...' if count > 6 else ''}); bpp is bytes of the files over pixels, "
-        "bpp_estimate a likelihood.",
+        f"Means over {len(names)} images ({listed}); bpp is bytes of the files over pixels, bpp_estimate a likelihood.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def mean_bytes(result: Result) -> float | None:
+    """Mean size of an image's file; None where there are no files."""
+    sizes = [image["bytes"] for image in result.images if image.get("bytes") is not None]
+    return sum(sizes) / len(sizes) if sizes else None
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -73,8 +72,8 @@ class Result:
     folder: Path | None = None
     pictures: dict[str, Path] = field(default_factory=dict)
 
-    def figure(self, metric: str) -> float | None:
-        """The mean over images, or the set's figure; None where it was not measured or is not finite."""
+    def value(self, metric: str) -> float | None:
+        """The mean over images, or the value of the whole set; None where it was not measured or is not finite."""
         if metric in self.metrics:
             return self.metrics[metric]["mean"]
         return self.set_metrics.get(metric, {}).get("value")
@@ -89,60 +88,6 @@ class Result:
     def image_set(self) -> frozenset[tuple]:
         """What was measured on: two results can be compared where these are equal."""
         return frozenset((i["name"], i.get("height"), i.get("width"), i.get("crc32")) for i in self.images)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Results that differ in `RATE_LABELS` alone (and in what the grouping left out), by rising rate."""
-
-    labels: dict[str, Label]
-    results: list[Result]
-
-    @property
-    def name(self) -> str:
-        """The labels in words."""
-        return _in_words(self.labels)
-
-
-_SPEAK_FOR_THEMSELVES = ("role", "codec", "dataset", "arm")
-
-
-def _in_words(labels: dict[str, Label]) -> str:
-    return " ".join(str(v) if k in _SPEAK_FOR_THEMSELVES else f"{k} {v}" for k, v in labels.items())
-
-
-def distinct_names(curves: Sequence[Curve]) -> list[str]:
-    """A name for each curve, of the labels in which they differ, and of what speaks for itself."""
-    labels = dict.fromkeys(label for curve in curves for label in curve.labels)
-    differ = [label for label in labels if len({curve.labels.get(label) for curve in curves}) > 1]
-    kept = {*differ, *_SPEAK_FOR_THEMSELVES}
-    return [_in_words({k: v for k, v in curve.labels.items() if k in kept}) or curve.name for curve in curves]
-
-
-def curves(results: Iterable[Result], by: Sequence[str] | None = None) -> list[Curve]:
-    """Group results into curves, in the order in which each first appears.
-
-    Args:
-        results: any mixture.
-        by: labels that tell curves apart; a result without one counts as having none. Default: all but `RATE_LABELS`.
-            Leave out "seed" to pool the seeds of a curve.
-    """
-    groups: dict[tuple, list[Result]] = {}
-    for result in results:
-        names = [name for name in result.labels if name not in RATE_LABELS] if by is None else by
-        key = tuple(sorted((name, result.labels[name]) for name in names if name in result.labels))
-        groups.setdefault(key, []).append(result)
-    made = []
-    for key, members in groups.items():
-        labels = {name: value for name, value in members[0].labels.items() if (name, value) in key}
-        made.append(Curve(labels, sorted(members, key=_rate)))
-    return made
-
-
-def _rate(result: Result) -> float:
-    rate = result.figure("bpp")
-    rate = result.figure("bpp_estimate") if rate is None else rate
-    return math.inf if rate is None else rate
 
 
 # ---------------------------------------------------------------------- reading
@@ -357,20 +302,7 @@ def finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# ---------------------------------------------------------------------- what a set of results has in common
-
-
-def check_same_images(results: Sequence[Result]) -> None:
-    """Raise UserError unless all results are of the same images; those without images are passed over."""
-    known = [result for result in results if result.images]
-    for result in known[1:]:
-        differing = Counter(name for name, *_ in result.image_set ^ known[0].image_set)
-        if differing:
-            name = min(differing)
-            raise UserError(
-                f"{result.name} and {known[0].name} were validated on different images ({name!r}, for one); "
-                "validate both on the same"
-            )
+# ---------------------------------------------------------------------- means
 
 
 def summary_rows(images: Sequence[dict[str, Any]], described: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
@@ -379,3 +311,17 @@ def summary_rows(images: Sequence[dict[str, Any]], described: Iterable[str] = ()
     names = dict.fromkeys(key for row in images for key in row if key not in leave_out)
     columns = {name: [row[name] for row in images if name in row] for name in names}
     return {name: {"mean": math.fsum(c) / len(c), "images": len(c)} for name, c in columns.items()}
+
+
+def sample(result: Result, metric: str) -> str:
+    """What a metric was taken over, in words."""
+    if metric in result.metrics:
+        count, word = result.metrics[metric]["images"], "image"
+    elif metric in result.set_metrics:
+        count, word = result.set_metrics[metric].get("patches"), "patch"
+    else:
+        return "nothing"
+    if count is None:
+        return "the whole set"
+    plural = {"image": "images", "patch": "patches"}[word]
+    return f"{count} {word if count == 1 else plural}"

@@ -49,6 +49,7 @@ from typing import Any
 
 from aeic_lightning.config import as_override, load_config
 from aeic_lightning.errors import UserError
+from aeic_lightning.study.curves import agree
 
 LABELS = "model.init_args.labels."
 RECORD = "finished"  # file in a run folder that says the run is complete
@@ -220,11 +221,6 @@ def labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
     """The runs that have all these labels."""
     wanted = {LABELS + label: as_label(value) for label, value in labels.items()}
     return [run for run in runs if agree(run.settings, wanted)]
-
-
-def agree(labels: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether `labels` has all that is `wanted`, numbers and words compared as they are written."""
-    return all(str(labels.get(label)) == str(value) for label, value in wanted.items())
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from aeic_lightning.provenance import command_line
-from aeic_lightning.study.sweep_file import COMPARISONS, LABELS, Sweep, agree, labelled
+from aeic_lightning.study.sweep_file import COMPARISONS, Sweep, labelled
 
 
 def finish(sweep: Sweep) -> None:
@@ -20,32 +20,22 @@ def finish(sweep: Sweep) -> None:
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
+    from aeic_lightning.study.curves import agree, group
     from aeic_lightning.study.report.page import write_report
-    from aeic_lightning.study.results import (
-        RATE_LABELS,
-        curves,
-        distinct_names,
-        read_results,
-        write_json,
-        write_results,
-    )
+    from aeic_lightning.study.results import read_results, write_json, write_results
 
     wanted, out = sweep.report, Path(sweep.report["out"])
     select = wanted.get("select") or {}
     runs = labelled(sweep.runs, select)
     results = read_results(run.folder for run in runs)
     write_results(out / "results.json", results)
-    # The sweep's own labels tell curves apart: the others (widths, beta1, ...) follow from them.
-    given = dict.fromkeys(key.removeprefix(LABELS) for run in runs for key in run.settings if key.startswith(LABELS))
-    every = curves(results, [label for label in given if label not in ("seed", *RATE_LABELS, *select)])
-    names_of = dict(zip(map(id, every), distinct_names(every), strict=True))
+    curves = group(results)
     rows = []
     for entry in wanted["against"]:
-        for reference in (c for c in every if agree(c.labels, entry["reference"])):
+        for reference in (c for c in curves if agree(c.labels, entry["reference"])):
             within = {label: reference.labels.get(label) for label in entry.get("within") or []}
-            tests = [c for c in every if c is not reference and agree(c.labels, within)]
-            names = [names_of[id(curve)] for curve in (reference, *tests)]
-            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results), names)
+            tests = [c for c in curves if c is not reference and agree(c.labels, within)]
+            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
     write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(markdown_table(rows))

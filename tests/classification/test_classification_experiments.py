@@ -73,10 +73,10 @@ def test_the_table_is_of_files(runs, tmp_path, capsys):
         # The run folder says the same of its files.
         validated = read_result(root / name)
         assert [image["bytes"] for image in validated.images] == [image["bytes"] for image in found[name].images]
-        assert validated.figure("bpp") == pytest.approx(found[name].figure("bpp"))
+        assert validated.value("bpp") == pytest.approx(found[name].value("bpp"))
         assert {"top1", "top5", "psnr"} <= set(validated.metrics)
-        assert found[name].figure("psnr") == pytest.approx(validated.figure("psnr"), abs=0.3)
-    assert found["step1"].figure("psnr") > 0
+        assert found[name].value("psnr") == pytest.approx(validated.value("psnr"), abs=0.3)
+    assert found["step1"].value("psnr") > 0
     assert "bpp" not in found["step1"].metrics
 
 

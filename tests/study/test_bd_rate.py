@@ -14,8 +14,9 @@ from scipy.stats import bootstrap
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import bd_rate, bd_rates, common_metrics, markdown_table
+from aeic_lightning.study.curves import group
 from aeic_lightning.study.paper_points import published
-from aeic_lightning.study.results import Curve, Result, curves, summary_rows, write_results
+from aeic_lightning.study.results import Result, summary_rows, write_results
 
 
 def curve(rates, qualities, name="c", metric="psnr", seed=None, rate_name="bpp"):
@@ -234,13 +235,13 @@ def test_a_curve_that_is_not_monotone_is_said_to_be():
 
 
 def test_table_and_refusals():
-    reference, *tests = curves(published(dataset="CLIC"))
+    reference, *tests = group(published(dataset="CLIC"))
     rows = bd_rates(reference, tests, common_metrics(published(dataset="CLIC")), min_overlap=0.7)
     table = markdown_table(rows)
     assert [row.metric for row in rows] == ["lpips_alex", "dists", "fid"]
-    assert "| AEIC-SE CLIC | AEIC-ME CLIC | lpips_alex | -10.39 % | - | 88% |" in table
-    assert "| AEIC-SE CLIC | AEIC-ME CLIC | fid | refused |" in table
-    assert "- AEIC-SE CLIC by fid: the curves share 61%" in table
+    assert "| AEIC-SE | AEIC-ME | lpips_alex | -10.39 % | - | 88% |" in table
+    assert "| AEIC-SE | AEIC-ME | fid | refused |" in table
+    assert "- AEIC-SE by fid: the curves share 61%" in table
 
 
 def test_the_command(tmp_path, capsys):
@@ -257,12 +258,26 @@ def test_the_command(tmp_path, capsys):
     assert (row["percent"], row["images"]) == (pytest.approx(10), 5)
 
     assert main([*words[:2], str(tmp_path / "student.json"), *words[2:]]) == 2
-    assert "the reference holds 2 curves (teacher; student)" in capsys.readouterr().err
+    assert "the reference holds 2 curves (teacher; student (1))" in capsys.readouterr().err
     assert main(["bd-rate", "paper:AEIC-XL:Kodak", "--test", words[1]]) == 2
     assert "no published points of 'AEIC-XL'" in capsys.readouterr().err
     assert main([*words, "--metric", "fid"]) == 1
     assert "refused" in capsys.readouterr().out
 
 
-def test_a_curve_names_itself():
-    assert Curve({"role": "student", "depth": 1, "arm": "L_enc"}, []).name == "student depth 1 L_enc"
+def test_accuracy_is_better_when_higher():
+    rates = column(0.01, 0.02, 0.05, 0.1)
+    rising = curve(rates, column(0.5, 0.6, 0.7, 0.8), metric="top1")
+    assert bd_rate(rising, rising, "top1").notes == []
+    falling = curve(rates, column(0.8, 0.7, 0.6, 0.5), metric="top5")
+    assert "does not get better in top5" in bd_rate(falling, falling, "top5").notes[0]
+
+
+def test_an_interpolator_that_leaves_the_rates_is_not_shown():
+    """One cubic through points that lie close together in quality swings by many powers of ten."""
+    rates = column(0.01, 0.02, 0.04, 0.08, 0.16)
+    reference = curve(rates, column(20, 20.001, 20.002, 30, 30.001))
+    row = bd_rate(reference, curve(1.1 * rates, column(20, 20.002, 20.003, 30, 30.002)), "psnr", resamples=0)
+    assert "pchip" in row.by_interpolator
+    assert all(-100 <= percent < 10_000 for percent in row.by_interpolator.values())
+    assert any("left the range of the measured rates" in note for note in row.notes)

@@ -14,8 +14,8 @@ def test_the_table_holds_what_the_runs_measured(make_run, tmp_path, codec_config
     rows = compare_runs([make_run("teacher", 21.5), make_run("student", 20.25)], tmp_path / "out")
     table = (tmp_path / "out" / "comparison.md").read_text()
     assert table in capfd.readouterr().out
-    assert "| teacher | 1 | 0.1000 | 21.50 |" in table
-    assert "| student | 1 | 0.1000 | 20.25 |" in table
+    assert "| teacher | teacher | 0.1000 | 21.50 |" in table
+    assert "| student | student | 0.1000 | 20.25 |" in table
     assert "bpp_estimate a likelihood" in table
     assert [row.images for row in read_results([tmp_path / "out" / "comparison.json"])] == [row.images for row in rows]
     costs = codec_costs(AEIC(codec_config, decoder_config))

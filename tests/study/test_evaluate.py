@@ -188,7 +188,7 @@ def test_too_few_patches_are_said_in_the_file(photos, tmp_path):
     assert result.set_metrics["fid_lite0"] == {
         "value": None, "patches": 13, "refused": "13 patches of 64 pixels, below min_patches=400",
     }  # fmt: skip
-    assert result.figure("fid_lite0") is None
+    assert result.value("fid_lite0") is None
 
 
 def test_pictures_and_files_of_any_codec(photos, tmp_path):

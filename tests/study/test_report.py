@@ -13,9 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.bd_rate import bd_rate
-from aeic_lightning.study.report.curves import find_metric, group, image_sets
-from aeic_lightning.study.report.page import matching, write_report
+from aeic_lightning.study.curves import group, image_sets, matching
+from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.report.records import Pictures, config_differences, flatten, tap_losses
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
 
@@ -130,7 +131,7 @@ def test_every_plot_is_drawn_without_an_error_or_a_request(desktop):
     page, problems = desktop
     plots = page.locator(".plot").all()
     names = [plot.get_attribute("id") for plot in plots]
-    assert len(names) == len(set(names)) == page.evaluate("Object.keys(JSON.parse(figures.textContent)).length")
+    assert len(names) == len(set(names)) == page.evaluate("Object.keys(JSON.parse(plots.textContent)).length")
     for name, plot in zip(names, plots, strict=True):
         marks = plot.locator(".scatterlayer .point, .scatterlayer .js-line").count()
         assert marks > 0, name
@@ -142,7 +143,7 @@ def test_every_plot_is_drawn_without_an_error_or_a_request(desktop):
 
 def test_every_choice_draws_its_own_figure(desktop):
     page, problems = desktop
-    given_to = "([id, name]) => JSON.parse(figures.textContent)[id].variants[name]?.data.map(t => t.y) ?? null"
+    given_to = "([id, name]) => JSON.parse(plots.textContent)[id].variants[name]?.data.map(t => t.y) ?? null"
     for select in page.locator("select[data-plots]").all():
         plots = select.get_attribute("data-plots").split()
         for option in select.locator("option").all_inner_texts():
@@ -277,19 +278,19 @@ def test_a_refused_bd_rate_says_why(report):
 
 def test_points_are_means_over_seeds(report, study):
     page = report.read_text()
-    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.S)[1])
+    figures = json.loads(re.search(r'id="plots">(.*?)</script>', page, re.S)[1])
     lines = {trace["name"]: trace for trace in figures["set0-psnr"]["data"] if "lines" in trace["mode"]}
     pair = [r for r in study if r.labels.get("arm") == "none" and r.labels["depth"] == 1 and r.labels["lambda"] == 4.0]
     line = lines["depth 1 · none"]
-    assert line["x"][0] == pytest.approx(sum(r.figure("bpp") for r in pair) / 2)
-    assert line["y"][0] == pytest.approx(sum(r.figure("psnr") for r in pair) / 2)
+    assert line["x"][0] == pytest.approx(sum(r.value("bpp") for r in pair) / 2)
+    assert line["y"][0] == pytest.approx(sum(r.value("psnr") for r in pair) / 2)
     assert line["x"] == sorted(line["x"])
     assert "2 images, 2 seeds" in page
     assert "45 patches" in page
 
 
 def test_runs_of_a_classifier_make_a_curve(report):
-    figures = json.loads(re.search(r'id="figures">(.*?)</script>', report.read_text(), re.S)[1])
+    figures = json.loads(re.search(r'id="plots">(.*?)</script>', report.read_text(), re.S)[1])
     (line,) = figures["set1-top1"]["data"]
     assert line["x"] == pytest.approx([0.04, 0.08, 0.12])
     assert line["y"] == pytest.approx([0.25, 0.5, 0.75])
@@ -320,7 +321,7 @@ def test_runs_that_labels_do_not_tell_apart_are_curves_of_their_own(study):
     again = Result(**vars(study[0]) | {"name": "again"})
     names = [c.name for c in group([study[0], again])]
     assert len(set(names)) == 2
-    assert any("again" in name for name in names)
+    assert "again" in names
 
 
 @pytest.mark.parametrize(
@@ -450,4 +451,4 @@ def test_curves_have_the_shortest_names_that_tell_them_apart():
         {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 2},
         {"role": "student", "depth": 1, "arm": "none", "stage": 2},
     ) == ["depth 1 · none", "depth 1 · enc · stage 1", "depth 1 · enc · stage 2"]
-    assert names({"role": "student"}, {"role": "student"}) == ["student · run0", "student · run1"]
+    assert names({"role": "student"}, {"role": "student"}) == ["run0", "run1"]

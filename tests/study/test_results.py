@@ -11,12 +11,10 @@ import pytest
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.study.complexity import codec_costs
+from aeic_lightning.study.curves import check_same_images, group, group_apart
 from aeic_lightning.study.results import (
     FORMAT,
     Result,
-    check_same_images,
-    curves,
-    distinct_names,
     read_result,
     read_results,
     summary_rows,
@@ -43,8 +41,8 @@ def test_a_run_folder(make_run, codec_config, decoder_config):
         "seed": 3,
     }  # fmt: skip
     assert run.images == rows
-    assert run.figure("psnr") == 22.0
-    assert run.figure("fid") is None
+    assert run.value("psnr") == 22.0
+    assert run.value("fid") is None
     costs = codec_costs(AEIC(codec_config, decoder_config))
     assert run.costs == {
         "encoder_macs_per_pixel": {part: costs[part].macs_per_pixel for part in ("g_a", "encode")},
@@ -73,7 +71,7 @@ def test_written_and_read_again(make_run, tmp_path):
     assert paths == [tmp_path / "deep" / "two.json", tmp_path / "deep" / "two.csv"]
     again, odd_again = read_results(paths[:1])
     assert again == run
-    assert odd_again.figure("psnr") is None
+    assert odd_again.value("psnr") is None
     assert odd_again.images[0]["psnr"] is None
     # The same folder elsewhere: paths are relative to the file.
     moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "_moved"))
@@ -122,20 +120,35 @@ def test_what_is_no_result_is_refused(make_run, tmp_path):
 def test_curves_differ_in_more_than_the_rate():
     points = [
         result(f"{role} {depth} {rate} {seed}", **{"role": role, "depth": depth, "lambda": rate, "seed": seed})
-        for role, depth in (("teacher", 2), ("student", 1))
+        for role, depth in (("student", 1), ("teacher", 2))
         for rate in (1.0, 4.0, 2.0)
         for seed in (0, 1)
     ]
-    apart = curves(points)
-    assert [curve.name for curve in apart] == [
-        f"{kind} seed {seed}" for kind in ("teacher depth 2", "student depth 1") for seed in (0, 1)
+    found = group(points)
+    assert [curve.name for curve in found] == ["teacher · depth 2", "student · depth 1"]
+    assert [r.labels["lambda"] for r in found[0].results] == [
+        4.0,
+        4.0,
+        2.0,
+        2.0,
+        1.0,
+        1.0,
+    ]  # rising bpp
+    assert [curve.name for curve in group(points, by=["depth"])] == ["depth 1", "depth 2"]
+    # The same labels on two sides are two curves with two names.
+    (ours,), (theirs,) = group_apart([points[:6], points[:6]])
+    assert (len(ours.results), len(theirs.results)) == (6, 6)
+    assert ours.name != theirs.name
+
+
+def test_stages_with_other_losses_are_no_curve():
+    """Their rates differ as those of a curve would; the names are those of the runs, without what varies."""
+    points = [
+        result(f"t_{stage}_lambda={rate}", **{"role": "teacher", "lambda": rate, "loss": loss})
+        for stage, loss in (("stage1", "mse 1"), ("stage2", "mse 1, adversarial 0.1"))
+        for rate in (1.0, 2.0, 4.0)
     ]
-    assert [r.labels["lambda"] for r in apart[0].results] == [4.0, 2.0, 1.0]  # rising bpp
-    pooled = curves(points, by=("role", "depth"))
-    assert [len(curve.results) for curve in pooled] == [6, 6]
-    assert pooled[1].labels == {"role": "student", "depth": 1}
-    same_role = [curve for curve in apart if curve.labels["role"] == "student"]
-    assert distinct_names(same_role) == ["student seed 0", "student seed 1"]
+    assert [(c.name, len(c.results)) for c in group(points)] == [("t_stage1", 3), ("t_stage2", 3)]
 
 
 def test_only_the_same_images_can_be_compared():

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     made = []
     for result in anchors(args.codecs, targets, images, measure, args.pictures):
         made.append(replace(result, labels=result.labels | labels))
-    written = write_results(args.output, made)
+    written = write_results(args.out, made)
     print(f"\n{table(made)}")
     print(f"written: {', '.join(map(str, written))}")
 
@@ -71,7 +71,7 @@ def table(results: list) -> str:
     metrics = ["bpp", *common_metrics(results)]
     lines = ["| anchor | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for result in results:
-        means = [result.figure(name) for name in metrics]
+        means = [result.value(name) for name in metrics]
         cells = ["-" if mean is None else f"{mean:.4g}" for mean in means]
         lines.append("| " + " | ".join([result.name, *cells]) + " |")
     notes = dict.fromkeys(note for result in results for note in result.notes)

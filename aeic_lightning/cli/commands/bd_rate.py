@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-overlap", type=float, default=0.5, metavar="SHARE",
                         help="refuse curves that share less of their range of quality (default 0.5)")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for none (default 1000)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the table as JSON too")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="write the table as JSON too")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -38,9 +38,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise UserError("--min-overlap is a share from 0 to 1, and --resamples 0 or more")
 
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
+    from aeic_lightning.study.curves import group_apart
     from aeic_lightning.study.results import write_json
 
-    references, tests = _curves(args.reference, args.by), _curves(args.test, args.by)
+    references, tests = group_apart([_results(args.reference), _results(args.test)], args.by)
     if len(references) > 1:
         names = "; ".join(curve.name for curve in references)
         raise UserError(f"the reference holds {len(references)} curves ({names}); give one, or pool them with --by")
@@ -51,15 +52,15 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
     rows = bd_rates(references[0], tests, metrics, **options)
     print(markdown_table(rows))
-    if args.output:
-        write_json(args.output, {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)})
-        print(f"written: {args.output}")
+    if args.out:
+        write_json(args.out, {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)})
+        print(f"written: {args.out}")
     return 1 if all(row.reason for row in rows) else 0
 
 
-def _curves(sources: list[str], by: list[str] | None) -> list:
+def _results(sources: list[str]) -> list:
     from aeic_lightning.study.paper_points import published
-    from aeic_lightning.study.results import RATE_LABELS, curves, read_results
+    from aeic_lightning.study.results import read_results
 
     results = []
     for source in sources:
@@ -68,5 +69,4 @@ def _curves(sources: list[str], by: list[str] | None) -> list:
             results += published(codec, dataset)
         else:
             results += read_results([source])
-    labels = dict.fromkeys(label for result in results for label in result.labels)
-    return curves(results, by or [label for label in labels if label not in ("seed", *RATE_LABELS)])
+    return results

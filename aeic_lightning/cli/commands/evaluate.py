@@ -32,7 +32,7 @@ def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool
     """Images, figures and target, which `anchors` has too."""
     images = "originals: a folder and what is below it; or sample-photos, three that need no folder"
     parser.add_argument("--images", required=images_required, metavar="DIR", help=images)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json", help="where the result goes")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
     backbones = "networks of the figures: lite0, alex, vgg, inception (default: all whose weights are at hand)"
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help=backbones)
     size = "take at most the centre of an image, as data.val_max_size does (default: the full size)"
@@ -72,17 +72,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         name = args.name or Path(args.reconstructions).resolve().name
         options = {"name": name, "labels": labels, "streams": args.streams, "pictures": args.pictures}
         result = evaluate_files(images, open_images(args.reconstructions), measure, **options)
-    written = write_results(args.output, [result])
+    written = write_results(args.out, [result])
     print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{summary(result)}")
     print(f"written: {', '.join(map(str, written))}")
 
 
 def check_measure_arguments(args: argparse.Namespace) -> tuple[dict[str, int | float | str], tuple[int, int] | None]:
     """Labels and crop. Raises UserError, before anything is loaded, for arguments that cannot be."""
-    if args.output.suffix != ".json":
-        raise UserError(f"-o {args.output}: name a .json file")
-    if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists; remove it, choose another name, or add --force")
+    if args.out.suffix != ".json":
+        raise UserError(f"-o {args.out}: name a .json file")
+    if args.out.exists() and not args.force:
+        raise UserError(f"{args.out} exists; remove it, choose another name, or add --force")
     if args.max_size and min(args.max_size) < 1:
         raise UserError("--max-size is a height and a width in pixels")
     labels = {}

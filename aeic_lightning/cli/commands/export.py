@@ -10,14 +10,14 @@ from aeic_lightning.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint and target."""
     parser.add_argument("--checkpoint", required=True, help="the model to export")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="a folder that does not exist yet")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     parser.epilog = "Needs the packages onnx, onnxruntime and onnxscript: pip install 'aeic-lightning[export]'."
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Write DIR/send, DIR/receive and DIR/golden, whole or not at all."""
     refuse_extra(extra)
-    output = Path(args.output)
+    output = Path(args.out)
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
     try:

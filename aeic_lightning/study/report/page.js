@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const figures = read("figures"), pictures = read("pictures"), comparisons = read("comparisons");
+  const plots = read("plots"), pictures = read("pictures"), comparisons = read("comparisons");
   const touch = matchMedia("(pointer: coarse)").matches;
   const config = {
     responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
@@ -10,7 +10,7 @@
   const chosen = {};  // plot -> name of its variant
 
   const draw = (id) => {
-    const given = figures[id], figure = given.variants ? given.variants[chosen[id]] : given;
+    const given = plots[id], figure = given.variants ? given.variants[chosen[id]] : given;
     const plot = document.getElementById(id);
     plot.closest("figure").hidden = !figure;  // a tap is of one side only
     if (!figure) { Plotly.purge(plot); return; }
@@ -26,10 +26,10 @@
     for (const id of select.dataset.plots.split(" ")) chosen[id] = select.value;
     select.addEventListener("change", change);
   }
-  for (const id of Object.keys(figures)) draw(id);
+  for (const id of Object.keys(plots)) draw(id);
 
   const plotsOf = (set) => [...document.querySelectorAll(`#${set} .plot.js-plotly-plot`)];
-  const overRate = (plot) => figures[plot.id].data !== undefined;
+  const overRate = (plot) => plots[plot.id].data !== undefined;
 
   for (const legend of document.querySelectorAll(".legend")) {
     for (const button of legend.querySelectorAll("button")) {
@@ -43,13 +43,13 @@
       });
     }
   }
-  // Names in figures are escaped, since plotly reads HTML; a button's attribute is the name itself.
+  // Names in plots are escaped, since plotly reads HTML; a button's attribute is the name itself.
   function unescaped(text) { return new DOMParser().parseFromString(text ?? "", "text/html").body.textContent; }
 
   for (const box of document.querySelectorAll(".log-rate")) {
     box.addEventListener("change", () => {
       for (const plot of plotsOf(box.dataset.set).filter(overRate)) {
-        const ticks = figures[plot.id].layout.xaxis;
+        const ticks = plots[plot.id].layout.xaxis;
         Plotly.relayout(plot, {
           "xaxis.type": box.checked ? "log" : "linear", "xaxis.autorange": true,
           "xaxis.tickvals": box.checked ? ticks.tickvals ?? null : null, "xaxis.ticktext": box.checked ? ticks.ticktext ?? null : null,

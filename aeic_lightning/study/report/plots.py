@@ -1,4 +1,4 @@
-"""The page's plots, as plotly figures in JSON. Every text that comes from a file is escaped: plotly reads HTML."""
+"""The page's plots, as plotly takes them in JSON. Every text that comes from a file is escaped: plotly reads HTML."""
 
 import html
 import json
@@ -10,9 +10,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.bd_rate import BDRate
-from aeic_lightning.study.report.curves import Curve, Metric, sample
-from aeic_lightning.study.results import Result
+from aeic_lightning.study.curves import Curve
+from aeic_lightning.study.results import Result, sample
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart; black is kept for references.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C3E", "#6A51A3")
@@ -22,7 +23,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 RATE_TITLES = {"bpp": "bpp (bytes of the file)", "bpp_estimate": "bpp_estimate (likelihood)"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-Figure = dict[str, Any]
+Plot = dict[str, Any]
 Style = dict[str, str]
 
 
@@ -47,8 +48,8 @@ def styles(curves: Sequence[Curve]) -> dict[str, Style]:
     return chosen
 
 
-def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]) -> Figure:
-    """One figure of quality over the rate: a line through the settings' means, small marks for single seeds."""
+def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]) -> Plot:
+    """One metric over the rate: a line through the settings' means, small marks for single seeds."""
     figure = go.Figure()
     rates = {curve.rate for curve in curves if curve.rate and curve.points(metric.name)}
     for curve in curves:
@@ -69,10 +70,10 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
         single = [(r, setting) for _, _, setting in points for r in setting if len(setting) > 1]
         if single:
             figure.add_scatter(
-                x=[r.figure(curve.rate) for r, _ in single], y=[r.figure(metric.name) for r, _ in single],
+                x=[r.value(curve.rate) for r, _ in single], y=[r.value(metric.name) for r, _ in single],
                 mode="markers", legendgroup=html.escape(curve.name), name=html.escape(curve.name), showlegend=False,
                 marker={"color": look["colour"], "symbol": look["symbol"], "size": 5, "opacity": 0.4},
-                text=[hover(curve, metric, r.figure(curve.rate), r.figure(metric.name), [r]) for r, _ in single],
+                text=[hover(curve, metric, r.value(curve.rate), r.value(metric.name), [r]) for r, _ in single],
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
     title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp, of files or (where said) estimated"
@@ -82,14 +83,14 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
     return made
 
 
-def hover(curve: Curve, metric: Metric, rate: float, figure: float, results: Sequence[Result]) -> str:
-    """What a point says: its curve, its figures, what they were taken over, and the run and command."""
+def hover(curve: Curve, metric: Metric, rate: float, value: float, results: Sequence[Result]) -> str:
+    """What a point says: its curve, its values, what they were taken over, and the run and command."""
     first = results[0]
     setting = [f"{k} {v}" for k, v in first.labels.items() if k not in curve.labels and k != "seed"]
     seeds = sorted({str(r.labels["seed"]) for r in results if "seed" in r.labels})
     lines = [
         f"<b>{html.escape(', '.join([curve.name, *setting]))}</b>",
-        f"{rate:.4f} {curve.rate}, {html.escape(metric.title)} {figure:.{metric.digits}f}",
+        f"{rate:.4f} {curve.rate}, {html.escape(metric.title)} {metric.text(value)}",
         sample(first, metric.name)
         + (f", mean of seeds {html.escape(', '.join(seeds))}" if len(results) > 1 else "")
         + (f", seed {html.escape(seeds[0])}" if len(results) == 1 and seeds else ""),
@@ -114,7 +115,7 @@ def bd_hover(name: str, rate: BDRate) -> str:
     )
 
 
-def forest(rows: Sequence[tuple[str, BDRate]], looks: dict[str, Style]) -> Figure:
+def forest(rows: Sequence[tuple[str, BDRate]], looks: dict[str, Style]) -> Plot:
     """BD-rates of one metric, a line a curve, with their intervals. rows: (name of the curve, its BD-rate)."""
     figure = go.Figure()
     for name, rate in reversed(rows):
@@ -137,7 +138,7 @@ def forest(rows: Sequence[tuple[str, BDRate]], looks: dict[str, Style]) -> Figur
 
 @dataclass(frozen=True)
 class Point:
-    """A curve's figure for the plots over encoder cost: its value, its interval, and what its hover says."""
+    """A curve's value for the plots over encoder cost: its value, its interval, and what its hover says."""
 
     curve: Curve
     value: float
@@ -145,7 +146,7 @@ class Point:
     interval: tuple[float, float] | None = None
 
 
-def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]) -> Figure:
+def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]) -> Plot:
     """Quality over what the encoder costs: a line an arm through its depths.
 
     Args:
@@ -185,7 +186,7 @@ def macs(curve: Curve, part: str) -> float | None:
     return costs["encoder_macs_per_pixel"][part] if costs else None
 
 
-def taps(lines: dict[str, tuple[list[int], list[float]]], side: str) -> Figure:
+def taps(lines: dict[str, tuple[list[int], list[float]]], side: str) -> Plot:
     """Distillation losses over steps on a logarithmic axis, one line each. lines: name -> (steps, losses)."""
     figure = go.Figure()
     for i, (name, (steps, losses)) in enumerate(lines.items()):
@@ -197,15 +198,15 @@ def taps(lines: dict[str, tuple[list[int], list[float]]], side: str) -> Figure:
     return with_legend(_finished(figure, "generator step", f"distillation loss, {side} side", log_y=True))
 
 
-def with_legend(figure: Figure, rows: int = 4) -> Figure:
+def with_legend(plot: Plot, rows: int = 4) -> Plot:
     """The same with its own legend under it, in room for so many rows, so that neighbours stay aligned."""
-    figure["layout"] |= {"showlegend": True, "height": 330 + 20 * rows}
-    figure["layout"]["margin"] |= {"b": 52 + 20 * rows}
-    figure["layout"]["xaxis"] |= {"automargin": False}
-    return figure
+    plot["layout"] |= {"showlegend": True, "height": 330 + 20 * rows}
+    plot["layout"]["margin"] |= {"b": 52 + 20 * rows}
+    plot["layout"]["xaxis"] |= {"automargin": False}
+    return plot
 
 
-def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: bool = False) -> Figure:
+def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: bool = False) -> Plot:
     axis = {
         "gridcolor": GRID, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": GREY, "ticklen": 4,
         "title": {"font": {"size": 12}, "standoff": 8}, "automargin": True,

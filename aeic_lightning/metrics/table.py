@@ -1,0 +1,67 @@
+"""The metrics: what each is called, and whether higher is better. Tables, plots, BD-rates and callbacks read it."""
+
+from dataclasses import dataclass
+
+BACKBONES = {"lite0": "EfficientNet-Lite0", "alex": "AlexNet", "vgg": "VGG-16", "inception": "Inception-v3"}
+STANDARD_BACKBONE = {"dists": "vgg", "fid": "inception", "kid": "inception"}
+"""The backbone of a metric whose name says none."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of quality.
+
+    Attributes:
+        name: as in the results, for example `lpips_lite0`.
+        title: with its unit, without its backbone.
+        backbone: in words; empty for a metric that needs no network.
+        higher: whether higher is better.
+        kind: `distortion`, `perception` or `accuracy`.
+        digits: decimals that are worth printing.
+    """
+
+    name: str
+    title: str
+    backbone: str
+    higher: bool
+    kind: str
+    digits: int = 4
+
+    @property
+    def full(self) -> str:
+        """Title and backbone."""
+        return f"{self.title}, {self.backbone}" if self.backbone else self.title
+
+    def text(self, value: float) -> str:
+        """A value for a table or a plot; an accuracy in per cent."""
+        return f"{value:.1%}" if self.kind == "accuracy" else f"{value:.{self.digits}f}"
+
+
+METRICS = {
+    "psnr": Metric("psnr", "PSNR (dB)", "", True, "distortion", 2),
+    "ms_ssim": Metric("ms_ssim", "MS-SSIM", "", True, "distortion"),
+    "lpips": Metric("lpips", "LPIPS", "", False, "perception"),
+    "dists": Metric("dists", "DISTS", "", False, "perception"),
+    "fid": Metric("fid", "FID", "", False, "perception", 1),
+    "kid": Metric("kid", "KID", "", False, "perception"),
+    "top1": Metric("top1", "top-1 accuracy", "", True, "accuracy"),
+    "top5": Metric("top5", "top-5 accuracy", "", True, "accuracy"),
+}
+"""By the name without a backbone, in the order of tables."""
+
+
+def find_metric(name: str) -> Metric | None:
+    """A metric of quality by its name in results; None for rates, times and whatever else a result may hold."""
+    base, _, backbone = (name, "", "") if name in METRICS else name.rpartition("_")
+    if base not in METRICS or (backbone and backbone not in BACKBONES):
+        return None
+    known = METRICS[base]
+    words = BACKBONES.get(backbone or STANDARD_BACKBONE.get(base, ""), "")
+    return Metric(name, known.title, words, known.higher, known.kind, known.digits)
+
+
+def in_order(names: list[str]) -> list[Metric]:
+    """The metrics of quality among these names, each once, in the order of `METRICS`."""
+    found = [metric for name in dict.fromkeys(names) if (metric := find_metric(name))]
+    titles = [metric.title for metric in METRICS.values()]
+    return sorted(found, key=lambda metric: titles.index(metric.title))

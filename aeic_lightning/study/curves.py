@@ -1,0 +1,271 @@
+"""Results sorted into curves: the one place that says what belongs together, what it is called, and what it is not
+compared with. `sweep`, `compare`, `bd-rate` and `report` show these curves."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.table import Metric, in_order
+from aeic_lightning.study.results import RATE_LABELS, Label, Result
+
+RATES = ("bpp", "bpp_estimate")
+# Labels that name a curve, in the order in which they are given; the others are added only where these do not suffice.
+NAMING = ("role", "codec", "dataset", "depth", "encoder", "arm")
+NEVER_NAMING = ("loss",)  # it keeps curves apart, but is too long for a name
+# Order of arms in tables and plots, and so of their colours; others follow by name.
+ARMS = ("teacher", "none", "enc", "enc_dec")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One system at several rates.
+
+    Attributes:
+        name: unique among the curves that it was grouped with.
+        labels: what all its results share.
+        settings: results that differ in the seed alone, one list a rate, from the lowest rate up.
+        rate: name of the rate that all of its results have, `bpp` where possible; None where there is none.
+    """
+
+    name: str
+    labels: dict[str, Label]
+    settings: list[list[Result]]
+    rate: str | None
+
+    @property
+    def results(self) -> list[Result]:
+        """All results of the curve."""
+        return [result for setting in self.settings for result in setting]
+
+    @property
+    def kind(self) -> str:
+        """What its results are, as in `Result`."""
+        return self.results[0].kind
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the setting that has the most."""
+        return max(len(setting) for setting in self.settings)
+
+    def points(self, metric: str) -> list[tuple[float, float, list[Result]]]:
+        """(rate, value, results) of each setting, both means over its seeds, where the metric was measured."""
+        rows = []
+        for setting in self.settings:
+            pairs = [(r.value(self.rate), r.value(metric)) for r in setting] if self.rate else []
+            pairs = [pair for pair in pairs if None not in pair]
+            if len(pairs) == len(setting):
+                x, y = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+                rows.append((x, y, setting))
+        return sorted(rows, key=lambda row: row[0])
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Results on the same images; only these may be compared.
+
+    Attributes:
+        title: how many and which.
+        names: of the images.
+        curves: everything measured on them.
+        metrics: those that at least one curve has.
+    """
+
+    title: str
+    names: list[str]
+    curves: list[Curve]
+    metrics: list[Metric]
+
+    @property
+    def results(self) -> list[Result]:
+        """All results on these images."""
+        return [result for curve in self.curves for result in curve.results]
+
+
+# ---------------------------------------------------------------------- what may be compared
+
+
+def check_same_images(results: Sequence[Result]) -> None:
+    """Raise UserError unless all results are of the same images; those without images are passed over."""
+    known = [result for result in results if result.images]
+    for result in known[1:]:
+        differing = Counter(name for name, *_ in result.image_set ^ known[0].image_set)
+        if differing:
+            name = min(differing)
+            raise UserError(
+                f"{result.name} and {known[0].name} were validated on different images ({name!r}, for one); "
+                "validate both on the same"
+            )
+
+
+def shared_rate(results: Sequence[Result]) -> str | None:
+    """The rate that all results have: bytes of files where possible, else the estimate; None if there is none."""
+    return next((rate for rate in RATES if all(r.value(rate) is not None for r in results)), None)
+
+
+def image_sets(results: Sequence[Result]) -> list[ImageSet]:
+    """Sort results by the images that they were measured on (name, size and content), the largest group first."""
+    groups: dict[frozenset, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.image_set, []).append(result)
+    sets = []
+    for key, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        names = sorted(name for name, *_ in key)
+        listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        title = f"{len(names)} image{'s' * (len(names) != 1)}: {listed}" if names else "images not recorded"
+        sets.append(ImageSet(title, names, group(members), metrics_of(members)))
+    return sets
+
+
+def metrics_of(results: Sequence[Result]) -> list[Metric]:
+    """The metrics of quality that at least one result has."""
+    return in_order([name for r in results for name in (*r.metrics, *r.set_metrics)])
+
+
+# ---------------------------------------------------------------------- grouping
+
+
+def group(results: Sequence[Result], by: Sequence[str] | None = None) -> list[Curve]:
+    """Curves: results whose labels agree but for the rate setting and the seed.
+
+    Where those do not tell two results apart, runs called NAME_q1, NAME_q2 ... make one curve, and all others one each.
+    In the order of tables and plots.
+
+    Args:
+        results: any mixture.
+        by: the only labels that tell curves apart; default: all but the seed and `RATE_LABELS`.
+    """
+    return group_apart([results], by)[0]
+
+
+def group_apart(sides: Sequence[Sequence[Result]], by: Sequence[str] | None = None) -> list[list[Curve]]:
+    """The curves of several sets of results, which are not mixed; all names are unique. See `group`."""
+    parts = [(side, members) for side, results in enumerate(sides) for members in _parts(results, by)]
+    names = _names([members for _, members in parts], by)
+    curves = [(side, _curve(name, members, by)) for (side, members), name in zip(parts, names, strict=True)]
+    return [sorted((c for of, c in curves if of == side), key=_place) for side in range(len(sides))]
+
+
+def _parts(results: Sequence[Result], by: Sequence[str] | None) -> list[list[Result]]:
+    groups: dict[tuple, list[Result]] = {}
+    for result in results:
+        kind = result.kind if by is None else ""
+        groups.setdefault((kind, tuple(sorted(_fixed(result, by).items()))), []).append(result)
+    parts: list[list[Result]] = []
+    for members in groups.values():
+        if _told_apart(members):
+            parts.append(members)
+            continue
+        by_name: dict[str, list[Result]] = {}
+        for result in members:
+            by_name.setdefault(re.sub(r"_q\d+$", "", result.name), []).append(result)
+        for same in by_name.values():
+            parts += [same] if len({r.name for r in same}) == len(same) else [[r] for r in same]
+    return parts
+
+
+def _told_apart(members: Sequence[Result]) -> bool:
+    return len({(_setting(r), r.labels.get("seed")) for r in members}) == len(members)
+
+
+def _place(curve: Curve) -> tuple:
+    """Teachers first, then by depth and arm; codecs for comparison last."""
+    arm, depth = str(curve.labels.get("arm", "")), curve.labels.get("depth", 0)
+    known = ARMS.index(arm) if arm in ARMS else len(ARMS)
+    return curve.kind == "anchor", curve.labels.get("role") != "teacher", str(depth), known, arm
+
+
+def _fixed(result: Result, by: Sequence[str] | None) -> dict[str, Label]:
+    if by is not None:
+        return {k: result.labels[k] for k in by if k in result.labels}
+    return {k: v for k, v in result.labels.items() if k not in (*RATE_LABELS, "seed")}
+
+
+def _setting(result: Result) -> tuple:
+    return tuple(result.labels.get(k) for k in RATE_LABELS)
+
+
+def _curve(name: str, members: list[Result], by: Sequence[str] | None) -> Curve:
+    rate = shared_rate(members)
+    settings: dict[tuple, list[Result]] = {}
+    told_apart = _told_apart(members)
+    for result in members:
+        settings.setdefault(_setting(result) if told_apart else (result.name,), []).append(result)
+    ordered = sorted(settings.values(), key=lambda s: math.fsum(r.value(rate) for r in s) / len(s) if rate else 0)
+    return Curve(name, _fixed(members[0], by), ordered, rate)
+
+
+# ---------------------------------------------------------------------- names
+
+
+def label_text(key: str, item: Label) -> str:
+    """One label in words: `depth 1`, but the bare value where the value says it all."""
+    return str(item) if key in ("role", "arm", "codec", "dataset", "encoder") else f"{key} {item}"
+
+
+def _names(parts: list[list[Result]], by: Sequence[str] | None) -> list[str]:
+    """The shortest labels that tell curves apart; the name of the run where labels do not.
+
+    An arm of a study says more than the class that trained it, and stands in its place.
+    """
+    labels = [_fixed(members[0], by) for members in parts]
+    several = len({own.get("dataset") for own in labels}) > 1
+    names = []
+    for own in labels:
+        keys = [k for k in NAMING if k in own and (k != "dataset" or several) and not (k == "role" and "arm" in own)]
+        names.append(" · ".join(label_text(k, own[k]) for k in keys))
+    # What is called alike gets one label more, the first that tells it apart.
+    for key in dict.fromkeys(k for own in labels for k in own if k not in (*NAMING[1:], *NEVER_NAMING)):
+        alike = {name for name in names if names.count(name) > 1}
+        longer = [
+            f"{n} · {label_text(key, own[key])}" if key in own else n for n, own in zip(names, labels, strict=True)
+        ]
+        for name in alike:
+            places = [i for i, other in enumerate(names) if other == name]
+            if len({longer[i] for i in places}) == len(places):
+                names = [longer[i] if i in places else other for i, other in enumerate(names)]
+    runs = [_run_name(members) for members in parts]
+    names = [
+        run if (not label or names.count(label) > 1) and runs.count(run) == 1 else label or run
+        for label, run in zip(names, runs, strict=True)
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name} ({1 + names[:place].count(name)})"
+        for place, name in enumerate(names)
+    ]
+
+
+def _run_name(members: Sequence[Result]) -> str:
+    """What the names of a curve's runs have in common: the words between underscores that are equal in all."""
+    words = [r.name.split("_") for r in members]
+    common = "_".join(column[0] for column in zip(*words, strict=False) if len(set(column)) == 1)
+    return common or members[0].name
+
+
+# ---------------------------------------------------------------------- references
+
+
+def matching(word: str, curves: Sequence[Curve]) -> list[Curve]:
+    """Curves that a reference names: `role=teacher,depth=2`, by their name, or by that of one of their runs."""
+    if "=" in word:
+        wanted = dict(part.split("=", 1) for part in word.split(",") if "=" in part)
+        found = [c for c in curves if agree(c.labels, wanted)]
+        if found:
+            return found
+    return [c for c in curves if word == c.name or word in (r.name for r in c.results)]
+
+
+def agree(labels: dict, wanted: dict) -> bool:
+    """Whether `labels` has all that is `wanted`, numbers and words compared as they are written."""
+    return all(str(labels.get(label)) == str(value) for label, value in wanted.items())
+
+
+def default_reference(curves: Sequence[Curve]) -> list[Curve]:
+    """The teacher with the most rates, or else the first anchor that has several."""
+    for kind in ("teacher", "anchor"):
+        found = [c for c in curves if kind in (c.labels.get("role"), c.kind) and len(c.settings) > 1]
+        if found:
+            return [max(found, key=lambda c: len(c.settings))]
+    return []

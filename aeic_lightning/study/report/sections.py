@@ -1,0 +1,197 @@
+"""The part of the page that is about one set of images: curves, BD-rates, encoder cost, numbers and pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aeic_lightning.metrics.table import Metric
+from aeic_lightning.study.bd_rate import bd_rates
+from aeic_lightning.study.comparison import result_rows
+from aeic_lightning.study.curves import Curve, ImageSet, default_reference, matching
+from aeic_lightning.study.report import plots
+from aeic_lightning.study.report.plots import Style
+from aeic_lightning.study.report.records import Pictures
+from aeic_lightning.study.results import Result, sample
+
+HEADINGS = {"distortion": "Rate and distortion", "perception": "Rate and perception", "accuracy": "Rate and accuracy"}
+
+
+def image_section(
+    number: int,
+    images: ImageSet,
+    references: Sequence[str],
+    drawn: dict[str, Any],
+    pictures: Pictures,
+    max_images: int,
+    resamples: int,
+) -> dict[str, Any]:
+    """Everything about one set of images, as the template wants it; plots are added to `drawn`."""
+    key = f"set{number}"
+    looks = plots.styles(images.curves)
+    curves = images.curves
+    groups = []
+    for kind, heading in HEADINGS.items():
+        shown = []
+        for metric in images.metrics:
+            if metric.kind == kind and any(c.points(metric.name) for c in curves):
+                name = f"{key}-{metric.name}"
+                drawn[name] = plots.rate_curves(curves, metric, looks)
+                shown.append({"id": name, "metric": metric, "caption": caption(curves, metric)})
+        if shown:
+            groups.append({"heading": heading, "plots": shown})
+    chosen = [c for word in references for c in matching(word, curves)] if references else default_reference(curves)
+    rates = [_bd_rates(f"{key}-bd{i}", c, images, curves, looks, drawn, resamples) for i, c in enumerate(chosen)]
+    legend = [{"name": c.name, "look": looks[c.name]} for c in curves if any(c.points(m.name) for m in images.metrics)]
+    return {
+        "key": key,
+        "letter": chr(ord("A") + number % 26),
+        "title": images.title,
+        "groups": groups,
+        "legend": legend,
+        "no_rate": [c.name for c in curves if c.rate is None],
+        "bd": rates,
+        "cost": _costs(key, images, curves, looks, rates, drawn),
+        "table": result_rows(curves),
+        "columns": images.metrics,
+        "compare": _comparison(images, curves, pictures, max_images),
+    }
+
+
+def caption(curves: Sequence[Curve], metric: Metric) -> str:
+    """What the values of a plot were taken over."""
+    shown = [c for c in curves if c.points(metric.name)]
+    samples = sorted({sample(r, metric.name) for c in shown for r in c.results})
+    counts = sorted({c.seeds for c in shown if any("seed" in r.labels for r in c.results)})
+    seeds = f", {' to '.join(map(str, sorted({counts[0], counts[-1]})))} seed{'s' * (counts[-1] > 1)}" if counts else ""
+    better = "higher" if metric.higher else "lower"
+    return f"{metric.full}; {better} is better. Over {', '.join(samples)}{seeds}."
+
+
+def _bd_rates(
+    key: str,
+    reference: Curve,
+    images: ImageSet,
+    curves: Sequence[Curve],
+    looks: dict[str, Style],
+    drawn: dict[str, Any],
+    resamples: int,
+) -> dict[str, Any]:
+    """BD-rates of all curves against one, by metric; what was refused is listed with the reason."""
+    by_metric, variants = [], {}
+    for metric in images.metrics:
+        tests = [c for c in curves if c is not reference and c.points(metric.name)]
+        if not tests or not reference.points(metric.name):
+            continue
+        rows = list(zip(tests, bd_rates(reference, tests, [metric.name], resamples=resamples), strict=True))
+        by_metric.append({"metric": metric, "curves": rows})
+        # A conventional codec, many times the rate, would leave no room to tell the others apart.
+        found = [(curve.name, rate) for curve, rate in rows if rate.percent is not None and curve.kind != "anchor"]
+        if found:
+            variants[metric.full] = plots.forest(found, looks)
+    if variants:
+        drawn[key] = {"variants": variants}
+    remarks: dict[str, list[str]] = {}
+    for entry in by_metric:
+        for curve, rate in entry["curves"]:
+            for note in rate.notes:
+                remarks.setdefault(note, []).append(f"{curve.name} ({entry['metric'].title})")
+    return {
+        "key": key,
+        "reference": reference,
+        "metrics": by_metric,
+        "variants": list(variants),
+        "over": _intervals_over(by_metric),
+        "remarks": list(remarks.items()),
+    }
+
+
+def _intervals_over(by_metric: Sequence[dict[str, Any]]) -> str:
+    """What the bootstraps drew anew, in words: figures of a whole set cannot be drawn by image."""
+    found: dict[str, list[str]] = {}
+    for entry in by_metric:
+        for over in dict.fromkeys(rate.interval_over for _, rate in entry["curves"] if rate.interval_over):
+            found.setdefault(over, []).append(entry["metric"].title)
+    if len(found) < 2:
+        return "".join(found)
+    return ", ".join(f"{over} ({', '.join(titles)})" for over, titles in found.items())
+
+
+def _costs(
+    key: str,
+    images: ImageSet,
+    curves: Sequence[Curve],
+    looks: dict[str, Style],
+    rates: Sequence[dict[str, Any]],
+    drawn: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Encoder cost against quality: at each setting of the rate as measured, and as BD-rate where there is one."""
+    known = [c for c in curves if plots.macs(c, "encode") is not None]
+    if not known:
+        return None
+    views: dict[str, tuple[str, list[plots.Point]]] = {}
+    for table in rates:
+        reference = table["reference"]
+        for entry in table["metrics"]:
+            points = [
+                plots.Point(curve, rate.percent, plots.bd_hover(curve.name, rate), rate.interval)
+                for curve, rate in entry["curves"]
+                if rate.percent is not None and curve in known
+            ]
+            if points and reference in known:
+                points.append(plots.Point(reference, 0.0, "<br>".join(plots.wrapped(f"{reference.name}: 0"))))
+            if points:
+                title = f"BD-rate (%), {entry['metric'].full}"
+                views[f"{title}, against {reference.name}"] = (title, points)
+    settings = sorted({r.labels["lambda"] for c in known for r in c.results if "lambda" in r.labels}, key=float)
+    for metric in images.metrics:
+        for setting in settings:
+            points = [
+                plots.Point(curve, y, plots.hover(curve, metric, x, y, results))
+                for curve in known
+                for x, y, results in curve.points(metric.name)
+                if results[0].labels.get("lambda") == setting
+            ]
+            if points:
+                views[f"{metric.full}, at lambda {setting:g}"] = (metric.full, points)
+    if not views:
+        return None
+    # What compares most comes first: BD-rates, then settings that most curves have.
+    views = dict(sorted(views.items(), key=lambda view: (not view[1][0].startswith("BD"), -len(view[1][1]))))
+    for part in ("g_a", "encode"):
+        made = {view: plots.cost(part, title, points, looks) for view, (title, points) in views.items()}
+        drawn[f"{key}-cost-{part}"] = {"variants": made}
+    return {"variants": list(views), "plots": [f"{key}-cost-g_a", f"{key}-cost-encode"]}
+
+
+def _comparison(
+    images: ImageSet, curves: Sequence[Curve], pictures: Pictures, max_images: int
+) -> dict[str, Any] | None:
+    """Pictures of the set: for each image the original and the reconstructions, as places in the list of pictures."""
+    shown = []
+    for name in images.names:
+        original = next((path for r in images.results if (path := r.original(name))), None)
+        views = [
+            {"label": label, "picture": pictures.add(r.pictures[name]), "said": _of_image(r, name, images.metrics)}
+            for label, r in _captioned(curves)
+            if len(shown) < max_images and name in r.pictures
+        ]
+        if original and views:
+            views.insert(0, {"label": "original", "picture": pictures.add(original), "said": ""})
+            shown.append({"name": name, "views": views})
+    available = sum(any(name in r.pictures for r in images.results) for name in images.names)
+    return {"images": shown, "available": available} if shown else None
+
+
+def _captioned(curves: Sequence[Curve]) -> list[tuple[str, Result]]:
+    labelled = []
+    for curve in curves:
+        for r in curve.results:
+            rest = [f"{k} {v}" for k, v in r.labels.items() if k not in curve.labels]
+            labelled.append((", ".join([curve.name, *rest]) if curve.kind != "anchor" else r.name, r))
+    return labelled
+
+
+def _of_image(result: Result, name: str, metrics: Sequence[Metric]) -> str:
+    row = next(row for row in result.images if row["name"] == name)
+    said = [f"{row[rate]:.4f} {rate}" for rate in ("bpp", "bpp_estimate") if row.get(rate) is not None]
+    said += [f"{m.name} {m.text(row[m.name])}" for m in metrics if row.get(m.name) is not None]
+    return " · ".join(said)
