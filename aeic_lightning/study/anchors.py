@@ -19,8 +19,10 @@ import torch
 from PIL import Image, features
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.provenance import git_state
 from aeic_lightning.study.curves import check_same_images
-from aeic_lightning.study.evaluate import Images, Measurement, Progress, Sample, git
+from aeic_lightning.study.evaluate import Progress
+from aeic_lightning.study.measurement import Images, Measurement, Sample
 from aeic_lightning.study.results import Result
 from datamodules.base import ImageFiles
 
@@ -188,7 +190,7 @@ def anchors(
                 name=f"{name} at {target.name}",
                 kind="anchor",
                 labels={"codec": name, "target": target.label},
-                git=git(),
+                git=git_state(),
                 pictures=progress.written,
                 **fields,
             )
@@ -203,9 +205,9 @@ def _samples(codec: Codec, images: Images, files: dict[str, tuple[bytes, int, in
         encoded = time.perf_counter()
         x_hat = codec.decode(data)
         decoded = time.perf_counter()
-        figures = {"quality": quality, "bytes_target": target, "over_target": not fits}
-        figures |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
-        yield Sample(name, x, x_hat, len(data), figures=figures)
+        columns = {"quality": quality, "bytes_target": target, "over_target": not fits}
+        columns |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
+        yield Sample(name, x, x_hat, len(data), columns=columns)
 
 
 def _notes(name: str, target: Target, codec: Codec, files: dict[str, tuple[bytes, int, int, bool]]) -> list[str]:

@@ -21,7 +21,8 @@ from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.models.backbones import Lite0
 from aeic_lightning.models.random_model import random_model, save
-from aeic_lightning.study.evaluate import evaluate_files, measurement, open_images
+from aeic_lightning.study.evaluate import evaluate_files
+from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import read_result, with_part_in_training
 from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
 from callbacks.distribution import PatchFID

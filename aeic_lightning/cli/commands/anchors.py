@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from dataclasses import replace
 
     from aeic_lightning.study.anchors import anchors, bpp_target, check_codec, images_like, like_target
-    from aeic_lightning.study.evaluate import measurement, open_images
+    from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import read_results, write_results
 
     for name in args.codecs:

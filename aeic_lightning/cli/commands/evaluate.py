@@ -54,13 +54,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--max-size would crop the originals alone; leave it out with --reconstructions")
     labels, max_size = check_measure_arguments(args)
 
-    from aeic_lightning.study.evaluate import (
-        evaluate_checkpoint,
-        evaluate_files,
-        measurement,
-        open_images,
-        summary,
-    )
+    from aeic_lightning.study.evaluate import evaluate_checkpoint, evaluate_files, summary
+    from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import write_results
 
     images = open_images(args.images, max_size)

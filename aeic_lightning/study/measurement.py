@@ -1,0 +1,189 @@
+"""The metrics of one set of images, taken from pairs of pictures: those of training, whatever made the pictures."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aeic_lightning import __version__
+from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.patches import Features, PatchDistances
+from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
+from aeic_lightning.models.backbones import find_weights
+from aeic_lightning.provenance import command_line
+from aeic_lightning.study.results import summary_rows
+from datamodules.base import ImageFiles
+from datamodules.crops import centre_crop
+from datamodules.image_folder import find_images, image_names
+from datamodules.sample_photos import SamplePhotos
+
+SAMPLE_PHOTOS = "sample-photos"
+BACKBONES = ("lite0", "alex", "vgg", "inception")
+PACKAGES = ("torch", "torchmetrics", "timm", "lpips", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, coded and decoded."""
+
+    name: str
+    x: Tensor  # (3, H, W) uint8, the original
+    x_hat: Tensor  # (3, H, W) uint8, what the receiver gets
+    bytes: int | None = None  # of the file; None if there is none
+    bits_estimate: float | None = None
+    columns: dict[str, Any] = field(default_factory=dict)  # more columns of the row: times, settings
+
+
+class Measurement:
+    """Collects the figures of one set of images.
+
+    Args:
+        quality: of each image.
+        patches: FID and KID, one a backbone.
+        notes: for the result.
+    """
+
+    def __init__(self, quality: ImageQuality, patches: Sequence[PatchDistances], notes: Sequence[str] = ()) -> None:
+        self.quality = quality
+        self.patches = list(patches)
+        self.notes = list(notes)
+
+    def of(self, samples: Iterable[Sample], see: Callable[[Sample, dict], None] = lambda sample, row: None) -> dict:
+        """The fields of a Result that follow from the samples: images, metrics, set_metrics, metric_info, notes.
+
+        `see` is told of each sample and its row. A refused FID or KID has the value None, and says why.
+        """
+        rows: list[dict[str, Any]] = []
+        features: list[dict[str, Features]] = [{} for _ in self.patches]
+        for sample in samples:
+            row = self.quality.row(sample.name, sample.x, sample.x_hat, sample.bits_estimate, sample.bytes)
+            rows.append(row | sample.columns)
+            for patches, seen in zip(self.patches, features, strict=True):
+                seen[sample.name] = patches.of_pair(sample.x, sample.x_hat)
+            see(sample, rows[-1])
+        if not rows:
+            raise UserError("there is no image to evaluate")
+        info = dict(self.quality.info)
+        set_metrics: dict[str, dict[str, Any]] = {}
+        for patches, seen in zip(self.patches, features, strict=True):
+            figures, count, reason = patches.figures(seen)
+            refused = {name: {"value": None, "patches": count, "refused": reason} for name in patches.names}
+            set_metrics |= refused | figures
+            info |= patches.info
+        metrics = summary_rows(rows, (*DESCRIBED, *SETTINGS))
+        for name in TIMES:
+            info[name] = {"backbone": None, "version": f"torch {torch.__version__}", "options": machine()}
+        return {
+            "images": sorted(rows, key=lambda row: row["name"]),
+            "metrics": metrics,
+            "set_metrics": set_metrics,
+            "metric_info": {name: entry for name, entry in info.items() if name in metrics or name in set_metrics},
+            "notes": list(self.notes),
+            "command": command_line(),
+            "versions": versions(),
+        }
+
+
+TIMES = ("encode_seconds", "decode_seconds")
+SETTINGS = ("quality", "bytes_target", "over_target")
+"""Columns of a row that say how an anchor was made."""
+
+
+def measurement(
+    backbones: Sequence[str] | None = None, patch_size: int = 256, min_patches: int = 400, ms_ssim: bool = True
+) -> Measurement:
+    """PSNR, MS-SSIM, and all figures of these backbones: lite0 (LPIPS, DISTS, FID, KID), alex (LPIPS), vgg (LPIPS,
+    DISTS), inception (FID, KID).
+
+    By default every backbone whose weights are at hand; a note says which are not. Raises UserError for a backbone that
+    was asked for and is missing.
+    """
+    unknown = [name for name in backbones or () if name not in BACKBONES]
+    if unknown:
+        raise UserError(f"no backbone {unknown[0]!r}; there are {', '.join(BACKBONES)}")
+    chosen = [name for name in BACKBONES if _at_hand(name)] if backbones is None else list(backbones)
+    quality = ImageQuality(
+        ms_ssim,
+        lpips=[name for name in chosen if name != "inception"],
+        dists=[name for name in chosen if name in ("lite0", "vgg")],
+    )
+    patches = [PatchDistances(b, patch_size, min_patches) for b in chosen if b in ("lite0", "inception")]
+    missing = [name for name in BACKBONES if name not in chosen]
+    notes = [f"without figures on {', '.join(missing)}: their weights are not at hand"] if backbones is None else []
+    return Measurement(quality, patches, notes if missing else ())
+
+
+def _at_hand(backbone: str) -> bool:
+    if backbone == "lite0":
+        return True
+    try:
+        find_weights(backbone)
+    except UserError:
+        return False
+    return backbone != "inception" or find_spec("torch_fidelity") is not None
+
+
+# ---------------------------------------------------------------------- images
+
+
+class Images:
+    """Named images, decoded one at a time.
+
+    Args:
+        files: where they lie.
+        max_size: (height, width) of which at most the centre is taken; None keeps the full size.
+    """
+
+    def __init__(self, files: ImageFiles, max_size: tuple[int, int] | None = None) -> None:
+        self.files = files
+        self.max_size = max_size
+        self.names = files.names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and uint8 (3, H, W)."""
+        for index, name in enumerate(self.names):
+            image = self.files.read(index)
+            if self.max_size:
+                image = centre_crop(image, *self.max_size)
+            yield name, torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def open_images(source: str, max_size: tuple[int, int] | None = None) -> Images:
+    """The images in a folder and below it, or `sample-photos`: the three validation photographs that need no folder.
+
+    Raises UserError if there are none.
+    """
+    if source == SAMPLE_PHOTOS:
+        photos = SamplePhotos()
+        photos.setup()
+        return Images(photos.val_images, max_size)
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {source}; give a folder of images, or {SAMPLE_PHOTOS}")
+    paths = find_images(root)
+    if not paths:
+        raise UserError(f"no image in {source} or below it")
+    return Images(ImageFiles(paths, image_names(root, paths)), max_size)
+
+
+# ---------------------------------------------------------------------- with what
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that figures depend on."""
+    ours = {"aeic_lightning": __version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """What times depend on."""
+    return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
