@@ -1,12 +1,14 @@
 """What the repository promises about itself: versions, citation, sizes of files, the direction of imports."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -90,6 +92,22 @@ def test_nothing_imports_from_the_tests():
         names = imported(path)
         assert not [name for name in names if name.split(".")[0] in {"tests", "scripts"}], path
         assert not names & helpers, path
+
+
+def test_no_modules_import_each_other_not_even_within_functions():
+    """Beyond import-linter's contracts, which compare siblings: a package and its own modules too."""
+    graph = grimp.build_graph("aeic_lightning", "callbacks", "datamodules")
+    needs = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    needs["aeic_lightning"] -= {"aeic_lightning.codec"}  # `aeic_lightning.Codec` is looked up when it is asked for
+    graphlib.TopologicalSorter(needs).prepare()
+
+
+def test_every_part_of_the_package_has_its_place_in_the_layers():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {name for layer in contracts[0]["layers"] for name in layer.split(" : ")}
+    parts = {f"aeic_lightning.{path.stem}" for path in (ROOT / "aeic_lightning").glob("*.py")}
+    parts |= {f"aeic_lightning.{path.parent.name}" for path in (ROOT / "aeic_lightning").glob("*/__init__.py")}
+    assert parts - {"aeic_lightning.__init__", "aeic_lightning.__main__"} == layers - {"callbacks", "datamodules"}
 
 
 def test_tests_that_need_no_browser_run_without_playwright(tmp_path):

@@ -10,16 +10,14 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from aeic_lightning.models.decoder import UNetConfig
+from aeic_lightning.models.decoder.denoiser import UNetConfig
 
 WEIGHTS_FOLDER = "AEIC_WEIGHTS"  # environment: a folder in which base weights are looked for
 
@@ -53,7 +51,7 @@ def locate(name: str, what: str) -> Path:
 # ---------------------------------------------------------------------- the U-Net
 
 
-def unet_files(name: str, config: "UNetConfig") -> list[Path]:
+def unet_files(name: str, config: UNetConfig) -> list[Path]:
     """The files that hold a U-Net's tensors: safetensors, whole or in shards, fp16 only if there is nothing else.
 
     `name` is a folder that has `unet/`, or that folder itself, with `config.json` beside the weights. Raises UserError
@@ -66,7 +64,7 @@ def unet_files(name: str, config: "UNetConfig") -> list[Path]:
     return _weight_files(folder)
 
 
-def read_unet(name: str, config: "UNetConfig") -> dict[str, Tensor]:
+def read_unet(name: str, config: UNetConfig) -> dict[str, Tensor]:
     """The U-Net's tensors, float32, by diffusers' names, without time embedding and cross-attention; see `unet_files`.
 
     Raises UserError when it is missing, damaged or has other sizes.
@@ -87,7 +85,7 @@ def _is_used(name: str) -> bool:
     return not dropped and ".attn2." not in name and not re.search(r"\.transformer_blocks\.\d+\.norm2\.", name)
 
 
-def _check_sizes(folder: Path, config: "UNetConfig") -> None:
+def _check_sizes(folder: Path, config: UNetConfig) -> None:
     try:
         theirs = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
