@@ -8,7 +8,9 @@
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
     golden/   streams with escaped and skipped symbols, and the latents that they decode to
 
-Either half works without the other. Both carry the fingerprint of the checkpoint, and every file's SHA-256.
+Either half works without the other. Both carry the fingerprint of the checkpoint, and every file's SHA-256. The graphs
+`analysis` and `synthesis` of a model of many rates take one more input, `level` (1,), and the manifest says how many
+levels there are.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from torch.export import Dim
 from aeic_lightning import __version__
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import Context, from_tokens
-from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder
+from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder, dial_level, dial_position
 from aeic_lightning.bitstream.tables import Tables
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
@@ -38,16 +40,17 @@ OPSET = 20
 
 
 class Analysis(nn.Module):
-    """g_a and h_a."""
+    """g_a, the gains of the level if there are any, and h_a."""
 
     def __init__(self, codec: LatentCodec) -> None:
         super().__init__()
         self.g_a = codec.g_a
         self.h_a = codec.h_a
-        self.hyper_encode = codec.hyper_encode
+        self.gains = codec.gains
+        self.scale_y, self.hyper_encode = codec.scale_y, codec.hyper_encode
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.g_a(x)
+    def forward(self, x: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = self.scale_y(self.g_a(x), level)
         return y, self.hyper_encode(y)
 
 
@@ -83,8 +86,8 @@ class Synthesis(nn.Module):
         super().__init__()
         self.codec, self.decoder = model.codec, model.decoder
 
-    def forward(self, y_hat: Tensor) -> Tensor:
-        return self.decoder(*self.codec.synthesise(y_hat)).x_hat
+    def forward(self, y_hat: Tensor, level: Tensor | None = None) -> Tensor:
+        return self.decoder(*self.codec.synthesise(y_hat, level)).x_hat
 
 
 def export(model: AEIC, folder: Path) -> None:
@@ -102,10 +105,11 @@ def export(model: AEIC, folder: Path) -> None:
 
     limit = container.LARGEST_SIDE // stride
     rows, columns = Dim("rows", min=1, max=limit // 2), Dim("columns", min=1, max=limit // 2)
+    level, level_size = ((torch.tensor([1.0]),), {"level": None}) if bitstream.levels else ((), {})
     try:
         _export(
-            Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride),), send / "analysis.onnx",
-            {"x": {2: 2 * stride * rows, 3: 2 * stride * columns}}, ["y", "z"],
+            Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride), *level), send / "analysis.onnx",
+            {"x": {2: 2 * stride * rows, 3: 2 * stride * columns}} | level_size, ["y", "z"],
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
@@ -122,14 +126,14 @@ def export(model: AEIC, folder: Path) -> None:
         {"base": {2: 2 * rows, 3: 2 * columns}, "step": None}, ["mean", "scale"],
     )  # fmt: skip
     _export(
-        Synthesis(model), (torch.zeros(1, channels, 6, 10),), receive / "synthesis.onnx",
-        {"y_hat": {2: 2 * rows, 3: 2 * columns}}, ["x_hat"],
+        Synthesis(model), (torch.zeros(1, channels, 6, 10), *level), receive / "synthesis.onnx",
+        {"y_hat": {2: 2 * rows, 3: 2 * columns}} | level_size, ["x_hat"],
     )  # fmt: skip
     write_whole(send / "tables.json", json.dumps(bitstream.shared.to_dict()))
     for name in ("hyper_synthesis.onnx", "context.onnx", "tables.json"):
         write_whole(receive / name, (send / name).read_bytes())
     for half in (send, receive):
-        _write_manifest(half, bitstream.fingerprint)
+        _write_manifest(half, bitstream.fingerprint, bitstream.levels)
     write_golden(bitstream, folder / "golden")
     check_golden(folder)
 
@@ -144,12 +148,13 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: d
         )  # fmt: skip
 
 
-def _write_manifest(half: Path, fingerprint: bytes) -> None:
+def _write_manifest(half: Path, fingerprint: bytes, levels: int) -> None:
     files = {path.name: _sha256(path) for path in sorted(half.iterdir()) if path.name != "manifest.json"}
     manifest = {
         "half": half.name,
         "stream_version": container.VERSION,
         "fingerprint": fingerprint.hex(),
+        "levels": levels,
         "files": files,
         "opset": OPSET,
         "written_by": {"aeic_lightning": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
@@ -188,7 +193,7 @@ def write_golden(bitstream: Bitstream, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     listing = {"fingerprint": bitstream.fingerprint.hex(), "cases": []}
     for name, (height, width, y, z) in golden_cases(bitstream).items():
-        encoded = bitstream.encode_latents(y, z, height, width)
+        encoded = bitstream.encode_latents(y, z, height, width, dial_position(None, bitstream.levels))
         write_whole(folder / f"{name}.aeic", encoded.data)
         for letter, integers in zip("zy", _integers(encoded), strict=True):
             write_whole(folder / f"{name}.{letter}.i32", integers.tobytes())
@@ -218,7 +223,11 @@ def check_golden(folder: Path) -> None:
         sent = torch.from_numpy(np.load(f"{name}.sender.npy"))
         y, z = sent.split([int(np.prod(case[shape])) for shape in ("y_shape", "z_shape")])
         again = sender.coder.encode_latents(
-            y.view(case["y_shape"]), z.view(case["z_shape"]), case["height"], case["width"]
+            y.view(case["y_shape"]),
+            z.view(case["z_shape"]),
+            case["height"],
+            case["width"],
+            dial_position(None, sender.coder.levels),
         )
         expected = [Path(f"{name}.{letter}.i32").read_bytes() for letter in "zy"]
         if again.data != data or [part.tobytes() for part in _integers(decoded)] != expected:
@@ -247,6 +256,10 @@ class _OnnxContext:
         return torch.from_numpy(mean), torch.from_numpy(scale)
 
 
+def _level_input(level: float | None) -> dict[str, np.ndarray]:
+    return {} if level is None else {"level": np.array([level], np.float32)}
+
+
 class _Half:
     def __init__(self, folder: str | Path, half: str, threads: int) -> None:
         self.folder, self.threads = Path(folder), threads
@@ -268,6 +281,7 @@ class _Half:
             _OnnxContext(self.session("context.onnx")),
             Tables.from_dict(json.loads((self.folder / "tables.json").read_text())),
             bytes.fromhex(manifest["fingerprint"]),
+            manifest["levels"],
         )
 
     def session(self, name: str) -> onnxruntime.InferenceSession:
@@ -283,11 +297,13 @@ class OnnxSender(_Half):
         super().__init__(folder, "send", threads)
         self.analysis = self.session("analysis.onnx")
 
-    def encode(self, x: Tensor) -> bytes:
-        """The file of one image (1, 3, H, W) in [-1, 1]."""
+    def encode(self, x: Tensor, level: float | None = None) -> bytes:
+        """The file of one image (1, 3, H, W) in [-1, 1], at a rate level where the model has several."""
         padded = reflect_pad(x, self.coder.shared.grid.multiple)
-        y, z = (torch.from_numpy(part) for part in self.analysis.run(None, {"x": padded.numpy()}))
-        return self.coder.encode_latents(y, z, *x.shape[2:]).data
+        dial = dial_position(level, self.coder.levels)
+        inputs = {"x": padded.numpy()} | _level_input(dial_level(dial, self.coder.levels))
+        y, z = (torch.from_numpy(part) for part in self.analysis.run(None, inputs))
+        return self.coder.encode_latents(y, z, *x.shape[2:], dial).data
 
 
 class OnnxReceiver(_Half):
@@ -301,5 +317,6 @@ class OnnxReceiver(_Half):
         decoded = self.coder.decode(data)
         if not hasattr(self, "synthesis"):
             self.synthesis = self.session("synthesis.onnx")
-        x_hat = torch.from_numpy(self.synthesis.run(None, {"y_hat": decoded.y_hat.contiguous().numpy()})[0])
+        inputs = {"y_hat": decoded.y_hat.contiguous().numpy()} | _level_input(decoded.level)
+        x_hat = torch.from_numpy(self.synthesis.run(None, inputs)[0])
         return to_uint8(x_hat[0, :, : decoded.height, : decoded.width])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from aeic_lightning.bitstream.container import overhead
+from aeic_lightning.bitstream.export import OnnxReceiver, OnnxSender, export
 from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
@@ -79,3 +80,13 @@ def test_a_damaged_level_is_an_error(bitstream):
 def test_a_level_that_the_model_lacks_is_an_error(bitstream):
     with pytest.raises(UserError, match="outside of 0 to 2"):
         bitstream.encode(picture(), 3.0)
+
+
+def test_exported_halves_take_the_level(model, bitstream, tmp_path):
+    export(model, tmp_path)  # checks its golden vectors itself
+    sender, receiver = OnnxSender(tmp_path / "send"), OnnxReceiver(tmp_path / "receive")
+    for level in (None, 0.0, 1.3):
+        data = bitstream.encode(picture(), level)
+        assert sender.encode(picture(), level) == data
+        expected = reconstruct(model, bitstream.decode(data)).int()
+        assert (receiver.decode(data).int() - expected).abs().max() <= 1
