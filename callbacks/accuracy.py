@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from aeic_lightning.errors import UserError
-from callbacks.base import Pair
+from callbacks.base import EvaluatedImage
 from callbacks.quality import QualityMetrics
 
 
@@ -40,6 +40,6 @@ class AccuracyMetrics(QualityMetrics):
         }
         super()._see(trainer, pl_module, outputs, dataloader_idx)
 
-    def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
-        super().see(trainer, pl_module, pair)
-        self.rows[-1] |= self._hits[pair.name]
+    def see(self, trainer: Trainer, pl_module: LightningModule, image: EvaluatedImage) -> None:
+        super().see(trainer, pl_module, image)
+        self.rows[-1] |= self._hits[image.name]

@@ -14,7 +14,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
 
 
-class Pair(NamedTuple):
+class EvaluatedImage(NamedTuple):
     """One evaluated image, in the 8 bits that a file would hold."""
 
     name: str
@@ -37,7 +37,7 @@ class OnEvaluation(Callback):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 
-    def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None: ...
+    def see(self, trainer: Trainer, pl_module: LightningModule, image: EvaluatedImage) -> None: ...
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> None: ...
 
@@ -54,11 +54,11 @@ class OnEvaluation(Callback):
             return
         if dataloader_idx > 0:
             raise UserError("one data set a validation or test: figures pooled over several would mean nothing")
-        for pair in pairs(outputs, type(pl_module).__name__):
-            if pair.name in self._names:
-                raise UserError(f"two images are called {pair.name!r}: give each image of the set a name of its own")
-            self._names.add(pair.name)
-            self.see(trainer, pl_module, pair)
+        for image in evaluated_images(outputs, type(pl_module).__name__):
+            if image.name in self._names:
+                raise UserError(f"two images are called {image.name!r}: give each image of the set a name of its own")
+            self._names.add(image.name)
+            self.see(trainer, pl_module, image)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer, pl_module, "val")
@@ -87,7 +87,7 @@ class OnEvaluation(Callback):
         self.publish(trainer, pl_module)
 
 
-def pairs(outputs: Any, system: str) -> Iterator[Pair]:
+def evaluated_images(outputs: Any, system: str) -> Iterator[EvaluatedImage]:
     """The images of a step's output; raises UserError if it is not the record that the callbacks need."""
     missing = {"name", "x", "x_hat", "bits_estimate"} - set(outputs if isinstance(outputs, dict) else ())
     if missing:
@@ -102,7 +102,7 @@ def pairs(outputs: Any, system: str) -> Iterator[Pair]:
         )
     for i, name in enumerate(names):
         try:
-            yield Pair(name, to_uint8(x[i]), to_uint8(x_hat[i]), float(bits[i]), sizes[i])
+            yield EvaluatedImage(name, to_uint8(x[i]), to_uint8(x_hat[i]), float(bits[i]), sizes[i])
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.patches import Features, PatchDistances, check_options
-from callbacks.base import OnEvaluation, Pair, gather
+from callbacks.base import EvaluatedImage, OnEvaluation, gather
 
 
 class PatchFID(OnEvaluation):
@@ -83,9 +83,9 @@ class PatchFID(OnEvaluation):
         if self.due:
             self.patches.network.to(pl_module.device)
 
-    def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
+    def see(self, trainer: Trainer, pl_module: LightningModule, image: EvaluatedImage) -> None:
         if self.due:
-            self.seen[pair.name] = self.patches.of_pair(pair.x, pair.x_hat)
+            self.seen[image.name] = self.patches.of_pair(image.x, image.x_hat)
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.due:

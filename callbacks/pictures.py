@@ -9,7 +9,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
 from aeic_lightning.images import save_png
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
-from callbacks.base import OnEvaluation, Pair, generator_step, pairs, tensorboard
+from callbacks.base import EvaluatedImage, OnEvaluation, evaluated_images, generator_step, tensorboard
 
 CAPTION_HEIGHT = 22  # pixels
 
@@ -55,17 +55,17 @@ class ReconstructionGrid(OnEvaluation):
         self.wanted = self.max_images if due and trainer.is_global_zero else 0
         self.validations += self.stage == "val"
 
-    def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
+    def see(self, trainer: Trainer, pl_module: LightningModule, image: EvaluatedImage) -> None:
         if self.save_images:
-            name = file_name(pair.name)
-            save_png(self.folder / "reconstructions" / f"{name}.png", pair.x_hat)
-            save_png(self.folder / "reconstructions" / f"{name}_original.png", pair.x)
+            name = file_name(image.name)
+            save_png(self.folder / "reconstructions" / f"{name}.png", image.x_hat)
+            save_png(self.folder / "reconstructions" / f"{name}_original.png", image.x)
         if len(self.rows) < self.wanted:
-            self.rows.append(_row(pair, self.max_side))
+            self.rows.append(_row(image, self.max_side))
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        for pair in pairs(outputs, type(pl_module).__name__):
-            save_png(self.folder / "predictions" / f"{file_name(pair.name)}.png", pair.x_hat)
+        for image in evaluated_images(outputs, type(pl_module).__name__):
+            save_png(self.folder / "predictions" / f"{file_name(image.name)}.png", image.x_hat)
 
     def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows:
@@ -79,17 +79,17 @@ class ReconstructionGrid(OnEvaluation):
         self.rows = []
 
 
-def _row(pair: Pair, max_side: int) -> Image.Image:
-    height, width = pair.x.shape[-2:]
-    if pair.bytes is None:
-        rate = f"{bits_per_pixel(pair.bits, height, width):.4f} bpp estimated"
+def _row(image: EvaluatedImage, max_side: int) -> Image.Image:
+    height, width = image.x.shape[-2:]
+    if image.bytes is None:
+        rate = f"{bits_per_pixel(image.bits, height, width):.4f} bpp estimated"
     else:
-        rate = f"{bits_per_pixel(8 * pair.bytes, height, width):.4f} bpp"
-    quality = psnr(pair.x_hat[None], pair.x[None]).item()
+        rate = f"{bits_per_pixel(8 * image.bytes, height, width):.4f} bpp"
+    quality = psnr(image.x_hat[None], image.x[None]).item()
     scale = min(1.0, max_side / max(height, width))
     shown = "" if scale == 1 else f"  (shown at {scale:.0%})"
-    original = _captioned(pair.x, scale, f"{pair.name}{shown}")
-    reconstruction = _captioned(pair.x_hat, scale, f"PSNR {quality:.2f} dB  {rate}")
+    original = _captioned(image.x, scale, f"{image.name}{shown}")
+    reconstruction = _captioned(image.x_hat, scale, f"PSNR {quality:.2f} dB  {rate}")
     row = Image.new("RGB", (original.width + reconstruction.width, original.height), "white")
     row.paste(original, (0, 0))
     row.paste(reconstruction, (original.width, 0))

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
 from aeic_lightning.study.results import summary_rows, write_json
-from callbacks.base import OnEvaluation, Pair, gather, generator_step
+from callbacks.base import EvaluatedImage, OnEvaluation, gather, generator_step
 from callbacks.distribution import PatchFID
 
 
@@ -67,8 +67,8 @@ class QualityMetrics(OnEvaluation):
         self.rows, self.means = [], {}
         self.quality.to(pl_module.device)
 
-    def see(self, trainer: Trainer, pl_module: LightningModule, pair: Pair) -> None:
-        self.rows.append(self.quality.row(pair.name, pair.x, pair.x_hat, pair.bits, pair.bytes))
+    def see(self, trainer: Trainer, pl_module: LightningModule, image: EvaluatedImage) -> None:
+        self.rows.append(self.quality.row(image.name, image.x, image.x_hat, image.bits, image.bytes))
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = each_image_once(gather(trainer, self.rows))

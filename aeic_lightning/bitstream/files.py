@@ -9,16 +9,16 @@ from aeic_lightning.bitstream.container import LARGEST_FILE
 from aeic_lightning.errors import UserError
 
 
-class Job(NamedTuple):
-    """One file to read and one to write."""
+class Conversion(NamedTuple):
+    """A file to read and the file to write from it."""
 
     source: Path
     target: Path
 
 
-def plan(
+def conversions_of(
     sources: Sequence[str], folder: str, suffix: str, find: Callable[[Path], list[Path]], force: bool
-) -> list[Job]:
+) -> list[Conversion]:
     """A target in `folder` for every source; a source that is a folder stands for all that `find` finds in it.
 
     A target has the source's name and place below its folder, with another suffix. Where two files of a folder would
@@ -27,7 +27,7 @@ def plan(
     Raises UserError before anything is done: for a source that is missing, two sources with one target, or a target
     that exists (unless `force`).
     """
-    jobs = []
+    conversions = []
     for source in map(Path, sources):
         if source.is_dir():
             inside = find(source)
@@ -37,19 +37,19 @@ def plan(
             counts = Counter(name.with_suffix(suffix) for name in names)
             for path, name in zip(inside, names, strict=True):
                 target = name.with_suffix(suffix)
-                shared = counts[target] > 1
-                jobs.append(Job(path, Path(folder, name.with_name(name.name + suffix) if shared else target)))
+                target = name.with_name(name.name + suffix) if counts[target] > 1 else target
+                conversions.append(Conversion(path, Path(folder, target)))
         elif source.is_file():
-            jobs.append(Job(source, Path(folder, source.stem + suffix)))
+            conversions.append(Conversion(source, Path(folder, source.stem + suffix)))
         else:
             raise UserError(f"no file or folder {source}; check the path")
-    for target, count in Counter(job.target for job in jobs).items():
+    for target, count in Counter(conversion.target for conversion in conversions).items():
         if count > 1:
-            one, other = [job.source for job in jobs if job.target == target][:2]
+            one, other = [conversion.source for conversion in conversions if conversion.target == target][:2]
             raise UserError(f"{one} and {other} would both be written to {target}; rename one")
         if target.exists() and not force:
             raise UserError(f"{target} exists; remove it, write to another folder, or add --force")
-    return jobs
+    return conversions
 
 
 def find_streams(root: Path) -> list[Path]:

@@ -166,9 +166,10 @@ class Tables:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Tables":
-        """What `to_dict` gave."""
+        """What `to_dict` gave; tables of before there were other grids than AEIC's lack `multiple` and `z_stride`."""
+        stride = values["stride"]
         return cls(
-            LatentGrid(values["stride"], values["multiple"], values["z_stride"]),
+            LatentGrid(stride, values.get("multiple", 2 * stride), values.get("z_stride", 4)),
             values["skip_threshold"],
             torch.tensor(values["medians_times_64"]).reshape(1, -1, 1, 1) / MEDIAN_STEPS,
             (torch.tensor(values["level_bounds_times_2_to_20"]).double() / 2**20).float(),

@@ -24,21 +24,21 @@ def digest(latents: Encoded | Decoded) -> str:
     return hashlib.sha256(b"".join(part.astype("<i4").tobytes() for part in latents.integers())).hexdigest()
 
 
-def run(job: dict) -> dict:
-    """Do what the job says; see the module."""
-    torch.set_num_threads(job["threads"])
-    torch.backends.mkldnn.enabled = job["onednn"]
-    products.force(job["kernel"])
-    model = load_model(job["checkpoint"])
-    if job["channels_last"]:
+def run(request: dict) -> dict:
+    """Answer a request; see the module."""
+    torch.set_num_threads(request["threads"])
+    torch.backends.mkldnn.enabled = request["onednn"]
+    products.force(request["kernel"])
+    model = load_model(request["checkpoint"])
+    if request["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
-    bitstream = Bitstream(model, fast=job["fast"])
+    bitstream = Bitstream(model, fast=request["fast"])
     encoded, decoded = {}, {}
-    for image, stream in job["encode"]:
+    for image, stream in request["encode"]:
         result = bitstream.encode_fully(from_uint8(torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]))
         Path(stream).write_bytes(result.data)
         encoded[stream] = digest(result)
-    for stream in job["decode"]:
+    for stream in request["decode"]:
         try:
             decoded[stream] = digest(bitstream.decode(Path(stream).read_bytes()))
         except UserError as error:

@@ -3,7 +3,7 @@
 A checkpoint is Lightning's file with one entry more, `model_config`: the sizes of the model. Every
 reading is `weights_only=True`, so that nothing in a file can run. An encoder that is not this package's is in it by its
 class path, which is imported from where Python finds it, and called only if it is a `torch.nn.Module`. Where the
-decoder has a pretrained base, a checkpoint holds only what is trained over it, and the fingerprints of that base:
+decoder has a pretrained base, a checkpoint holds only what is trained over it, and the digests of that base:
 `model_config["base"]`.
 """
 
@@ -189,14 +189,14 @@ def solve_prior(prior: FactorizedPrior, checkpoint: dict[str, Any]) -> None:
 
 def check_base(model: AEIC, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
     """Raise UserError where the base that `model` has loaded is not the one that the checkpoint was trained on."""
-    theirs, ours = checkpoint["model_config"].get("base"), model.decoder.base_fingerprints
+    theirs, ours = checkpoint["model_config"].get("base"), model.decoder.base_digests
     if not theirs or not ours:
         return
     names = model.decoder.config.pretrained
     for part, name in (("unet", names.unet), ("vae", names.vae)):
         if theirs[part] != ours[part]:
             raise UserError(
-                f"{role}: {path} was trained on a {part} with fingerprint {theirs[part]}, but {name} has "
+                f"{role}: {path} was trained on a {part} with digest {theirs[part]}, but {name} has "
                 f"{ours[part]}; give the base that it was trained on"
             )
 

@@ -209,19 +209,19 @@ def _config(codec: CodecConfig, decoder: DecoderConfig, base: PretrainedConfig |
         paths = {part: Path(name).expanduser() for part, name in names.items()}
         names |= {part: str(path.resolve()) for part, path in paths.items() if path.exists()}
         config["decoder"]["pretrained"] |= names
-    config["base"] = _fingerprints(decoder, config["decoder"]["pretrained"])
+    config["base"] = _base_digests(decoder, config["decoder"]["pretrained"])
     return config
 
 
-def _fingerprints(decoder: DecoderConfig, names: dict[str, Any]) -> dict[str, str] | None:
+def _base_digests(decoder: DecoderConfig, names: dict[str, Any]) -> dict[str, str] | None:
     try:
         stable_diffusion.locate(names["unet"], "U-Net")
         stable_diffusion.locate(names["vae"], "VAE decoder")
     except UserError:
         return None
     return {
-        "unet": stable_diffusion.fingerprint(stable_diffusion.read_unet(names["unet"], decoder.unet)),
-        "vae": stable_diffusion.fingerprint(stable_diffusion.read_vae_decoder(names["vae"])),
+        "unet": stable_diffusion.weights_digest(stable_diffusion.read_unet(names["unet"], decoder.unet)),
+        "vae": stable_diffusion.weights_digest(stable_diffusion.read_vae_decoder(names["vae"])),
     }
 
 

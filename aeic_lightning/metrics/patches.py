@@ -65,8 +65,8 @@ class PatchDistances:
         # Building a network may draw initial weights, even when a file then overwrites them.
         with own_random_state():
             self.network, self.features, self.suffix = feature_network(backbone, weights)
-        self.fingerprint = fingerprint(self.network)
-        file = f"patch_features_{backbone}_{patch_size}_{self.fingerprint}.npz"
+        self.digest = network_digest(self.network)
+        file = f"patch_features_{backbone}_{patch_size}_{self.digest}.npz"
         self.originals = FeatureCache(Path(cache_dir) / file if cache_dir else None)
 
     @property
@@ -80,7 +80,7 @@ class PatchDistances:
         options = {"patch_size": self.patch_size, "grids": 2, "min_patches": self.min_patches}
         shared = {
             "backbone": self.backbone,
-            "weights": self.fingerprint,
+            "weights": self.digest,
             "version": f"torchmetrics {version('torchmetrics')}",
         }
         kid = {"subset_size": self.kid_subset_size, "subsets": KID_SUBSETS, "degree": 3}
@@ -177,7 +177,7 @@ def _lite0_embedding(lite0: Lite0, patches: Tensor) -> Tensor:
     return lite0.embedding(from_uint8(patches))
 
 
-def fingerprint(network: nn.Module) -> str:
+def network_digest(network: nn.Module) -> str:
     """12 hexadecimal digits that change with the weights."""
     digest = hashlib.sha256()
     for name, tensor in getattr(network, "net", network).state_dict().items():

@@ -13,7 +13,7 @@ from aeic_lightning import __version__
 from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics.dists import DISTS
 from aeic_lightning.metrics.lpips import LPIPS
-from aeic_lightning.metrics.patches import fingerprint
+from aeic_lightning.metrics.patches import network_digest
 from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
 from aeic_lightning.random_state import own_random_state
 
@@ -99,7 +99,7 @@ class ImageQuality:
             package = source.get(backbone)
             info[network.name] = {
                 "backbone": backbone,
-                "weights": fingerprint(network.backbone),
+                "weights": network_digest(network.backbone),
                 "version": f"{package} {version(package)}" if package else ours,
                 "options": {"range": "[-1, 1]"},
             }

@@ -50,7 +50,7 @@ class AEIC(CompressionModel):
     def config(self) -> dict:
         """The sizes as plain values, which a checkpoint carries, and which base weights it was trained on, if any."""
         config = {"codec": asdict(self.codec.config), "decoder": asdict(self.decoder.config)}
-        return config | {"base": self.decoder.base_fingerprints}
+        return config | {"base": self.decoder.base_digests}
 
     @property
     def prior(self) -> FactorizedPrior:

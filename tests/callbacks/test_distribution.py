@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
-from aeic_lightning.metrics.patches import distances, fingerprint, two_grids
+from aeic_lightning.metrics.patches import distances, network_digest, two_grids
 from aeic_lightning.models.backbones import Lite0
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics
@@ -105,7 +105,7 @@ def test_another_run_reads_the_cache_file(system, trainer_of, val_loader, tmp_pa
     assert sum(counts) == PATCHES_32  # the reconstructions alone
     assert results[0] == pytest.approx(results[1])
     (file,) = (tmp_path / "cache").iterdir()
-    assert file.name == f"patch_features_lite0_32_{fingerprint(Lite0())}.npz"
+    assert file.name == f"patch_features_lite0_32_{network_digest(Lite0())}.npz"
     with np.load(file) as saved:
         assert sum(len(saved[key]) for key in saved) == PATCHES_32
         assert len(saved) == len(SIZES)

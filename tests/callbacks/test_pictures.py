@@ -10,7 +10,7 @@ from tiny_system import SIZES, TinySystem
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
 from callbacks import pictures
-from callbacks.base import Pair
+from callbacks.base import EvaluatedImage
 from callbacks.pictures import CAPTION_HEIGHT, ReconstructionGrid
 
 
@@ -40,8 +40,8 @@ def test_the_caption_gives_quality_and_rate(monkeypatch):
     monkeypatch.setattr(pictures, "_captioned", lambda *args: captions.append(args[2]) or draw(*args))
     x = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     x_hat = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    pictures._row(Pair("beach", x, x_hat, bits=100.0), max_side=25)
-    pictures._row(Pair("beach", x, x_hat, bits=100.0, bytes=15), max_side=25)
+    pictures._row(EvaluatedImage("beach", x, x_hat, bits=100.0), max_side=25)
+    pictures._row(EvaluatedImage("beach", x, x_hat, bits=100.0, bytes=15), max_side=25)
     quality = peak_signal_noise_ratio(x.numpy(), x_hat.numpy(), data_range=255)
     assert captions[0] == captions[2] == "beach  (shown at 50%)"
     assert captions[1::2] == [f"PSNR {quality:.2f} dB  {rate}" for rate in ("0.0500 bpp estimated", "0.0600 bpp")]

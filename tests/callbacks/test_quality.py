@@ -13,7 +13,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics.dists import DISTS
 from aeic_lightning.metrics.lpips import LPIPS
-from aeic_lightning.metrics.patches import fingerprint
+from aeic_lightning.metrics.patches import network_digest
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics, each_image_once
 
@@ -64,7 +64,7 @@ def test_the_file_holds_what_was_logged(system, trainer_of, val_loader, run_fold
         assert logged[f"val/{name}"] == pytest.approx(figure["mean"], rel=1e-6)
     assert set(record["metric_info"]) == set(record["metrics"])
     assert record["metric_info"]["lpips_lite0"]["backbone"] == "lite0"
-    assert record["metric_info"]["lpips_lite0"]["weights"] == fingerprint(LPIPS("lite0").backbone)
+    assert record["metric_info"]["lpips_lite0"]["weights"] == network_digest(LPIPS("lite0").backbone)
     assert record["versions"] == {name: version(name) for name in ("torch", "torchmetrics", "lpips", "timm")}
     assert not [path for path in run_folder.iterdir() if path.name.startswith(".")]
 

@@ -131,10 +131,10 @@ def test_imported_checkpoint_serves_lightning_and_the_next_stage(file, candidate
     system.load_stage(path)
 
 
-def test_fingerprint_is_recorded_where_the_base_is_at_hand(file, candidates, tmp_path, monkeypatch):
+def test_digest_is_recorded_where_the_base_is_at_hand(file, candidates, tmp_path, monkeypatch):
     from aeic_lightning.checkpoints import released
 
-    monkeypatch.setattr(released, "_fingerprints", lambda decoder, names: {"unet": names["unet"], "vae": names["vae"]})
+    monkeypatch.setattr(released, "_base_digests", lambda decoder, names: {"unet": names["unet"], "vae": names["vae"]})
     base = PretrainedConfig(unet="here/turbo", vae="here/half.ckpt")
     _, at_hand = import_released(file, tmp_path / "ours.ckpt", base, candidates)
     config = read_checkpoint(tmp_path / "ours.ckpt")["model_config"]

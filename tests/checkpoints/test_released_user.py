@@ -144,7 +144,7 @@ def test_another_base_is_refused(folder, imported, tmp_path, monkeypatch, capfd)
     save_base(weights, small_unet([8, 8, 16, 16], [1, 1, 2, 2]), small_vae())
     monkeypatch.setenv("AEIC_WEIGHTS", str(weights))
     assert main([*decode, str(tmp_path / "wrong")]) == 2
-    assert "was trained on a unet with fingerprint" in capfd.readouterr().err
+    assert "was trained on a unet with digest" in capfd.readouterr().err
     assert not (tmp_path / "wrong").exists()
     shutil.rmtree(weights)
     monkeypatch.setenv("AEIC_WEIGHTS", str(folder))

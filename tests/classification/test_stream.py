@@ -1,12 +1,17 @@
 """Streams of the compress-and-classify model."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from aeic_lightning.bitstream import worker
 from aeic_lightning.bitstream.exact import exact_mode, from_tokens, to_tokens
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.classification import ClassificationModel
 from aeic_lightning.classification.stream import ExactConv, ExactHyperSynthesis
+from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 
 
@@ -85,3 +90,29 @@ def test_another_model_and_a_damaged_file_are_refused(model, sizes):
         Bitstream(ClassificationModel(sizes).eval()).decode(data)
     with pytest.raises(UserError, match="damaged"):
         Bitstream(model).decode(data[:-1])
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+
+
+def test_evaluate_measures_the_files(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "photo.png").write_bytes((GOLDEN / "original.png").read_bytes())
+    words = ["--checkpoint", str(GOLDEN / "classification.ckpt"), "--images", str(tmp_path / "images")]
+    assert main(["evaluate", *words, "--backbones", "lite0", "-o", str(tmp_path / "result.json")]) == 0
+    (result,) = json.loads((tmp_path / "result.json").read_text())["results"]
+    (row,) = result["images"]
+    size = len((GOLDEN / "classification.aeic").read_bytes())
+    assert abs(row["bytes"] - size) <= 2  # g_a is floating point
+    assert row["bpp_estimate"] * row["height"] * row["width"] / 8 < row["bytes"] + 1  # the header is beside it
+
+
+def test_verify_reads_the_files_but_has_no_fast_sender(tmp_path, capsys):
+    checkpoint, stream = str(GOLDEN / "classification.ckpt"), str(tmp_path / "photo.aeic")
+    request = {"checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": True, "float64": False}
+    request |= {"fast": False, "encode": [[str(GOLDEN / "original.png"), stream]], "decode": [stream]}
+    answer = worker.run(request)
+    assert answer["decode"] == answer["encode"]
+    words = ["verify", str(GOLDEN / "original.png"), "--checkpoint", checkpoint, "--settings", "fast sender"]
+    assert main(words) == 2
+    assert "compress-and-classify model has no fast sender" in capsys.readouterr().err

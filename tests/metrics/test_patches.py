@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.patches import FeatureCache, distances, fingerprint, two_grids
+from aeic_lightning.metrics.patches import FeatureCache, distances, network_digest, two_grids
 
 
 def frechet(real, fake):
@@ -80,9 +80,9 @@ def test_a_broken_cache_is_not_read(tmp_path):
         FeatureCache(path)
 
 
-def test_the_fingerprint_changes_with_the_weights():
+def test_the_digest_changes_with_the_weights():
     network = torch.nn.Linear(2, 2)
-    before = fingerprint(network)
+    before = network_digest(network)
     with torch.no_grad():
         network.bias[1] += 1e-6
-    assert before != fingerprint(network)
+    assert before != network_digest(network)

@@ -42,11 +42,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, remark: str) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file with its bytes and bits per pixel, then the sums. Exit code 2 if any image failed."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.files import plan
+    from aeic_lightning.bitstream.files import conversions_of
     from aeic_lightning.checkpoints.weights import locate, missing
     from datamodules.image_folder import find_images
 
-    jobs = plan(args.images, args.out, ".aeic", find_images, args.force)
+    conversions = conversions_of(args.images, args.out, ".aeic", find_images, args.force)
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}; it is at least 1")
     if args.bpp is not None and not args.bpp > 0:
@@ -62,31 +62,35 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     settings = (str(name), args.device, args.fast, {"bpp": args.bpp, "max_bytes": args.bytes, "level": args.level})
     written = pixels = failed = 0
-    for number, (job, result) in enumerate(zip(jobs, _results(jobs, settings, args.workers), strict=True), 1):
+    for number, (conversion, result) in enumerate(
+        zip(conversions, _results(conversions, settings, args.workers), strict=True), 1
+    ):
         if isinstance(result, str):
             failed += 1
-            print(f"error: {job.source}: {result}", file=sys.stderr)
+            print(f"error: {conversion.source}: {result}", file=sys.stderr)
             continue
         size, height, width = result
         written, pixels = written + size, pixels + height * width
-        print(f"[{number}/{len(jobs)}] {job.target}  {width}x{height}  {size} bytes  "
+        print(f"[{number}/{len(conversions)}] {conversion.target}  {width}x{height}  {size} bytes  "
               f"{8 * size / (height * width):.5f} bpp", flush=True)  # fmt: skip
     if pixels:
-        print(f"{len(jobs) - failed} files, {written} bytes, {8 * written / pixels:.5f} bpp over all pixels")
+        print(f"{len(conversions) - failed} files, {written} bytes, {8 * written / pixels:.5f} bpp over all pixels")
     return 2 if failed else 0
 
 
-def _results(jobs: list, settings: tuple, workers: int):
-    """For each job its (bytes, height, width), or what went wrong; in order."""
-    if min(workers, len(jobs)) == 1:
+def _results(conversions: list, settings: tuple, workers: int):
+    """For each conversion its (bytes, height, width), or what went wrong; in order."""
+    if min(workers, len(conversions)) == 1:
         _start(*settings)
-        yield from map(_compress, jobs)
+        yield from map(_compress, conversions)
         return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), _start, (*settings, workers)) as pool:
-        yield from pool.map(_compress, jobs)
+    with ProcessPoolExecutor(
+        min(workers, len(conversions)), get_context("spawn"), _start, (*settings, workers)
+    ) as pool:
+        yield from pool.map(_compress, conversions)
 
 
 _state: dict[str, Any] = {}
@@ -106,16 +110,16 @@ def _start(name: str, device: str, fast: bool, rate: dict[str, Any], workers: in
     _state["rate"] = rate
 
 
-def _compress(job: Any) -> tuple[int, int, int] | str:
+def _compress(conversion: Any) -> tuple[int, int, int] | str:
     import torch
 
     from aeic_lightning.files import write_whole
     from aeic_lightning.images import from_uint8, read_image
 
     try:
-        image = torch.from_numpy(read_image(job.source)).permute(2, 0, 1)
+        image = torch.from_numpy(read_image(conversion.source)).permute(2, 0, 1)
         data = _state["bitstream"].encode_at(from_uint8(image)[None], **_state["rate"]).data
     except UserError as error:
         return str(error)
-    write_whole(job.target, data)
+    write_whole(conversion.target, data)
     return len(data), *image.shape[1:]

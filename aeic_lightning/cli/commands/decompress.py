@@ -24,29 +24,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file. A file that cannot be decoded gives no picture, and exit code 2 at the end."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.files import find_streams, plan, read_stream
+    from aeic_lightning.bitstream.files import conversions_of, find_streams, read_stream
 
-    jobs = plan(args.streams, args.out, ".png", find_streams, args.force)
+    conversions = conversions_of(args.streams, args.out, ".png", find_streams, args.force)
     name = args.checkpoint or args.model
 
     from aeic_lightning.bitstream.stream import reconstruct
 
     opened: dict[str, Any] = {}
     failed = 0
-    for number, job in enumerate(jobs, 1):
+    for number, conversion in enumerate(conversions, 1):
         try:
-            data = read_stream(job.source)
+            data = read_stream(conversion.source)
             model, bitstream = _open(name or _writer(data), args.device, args.fast, opened)
             decoded = bitstream.decode(data)
             picture = reconstruct(model, decoded, args.fast)
-            write_png(job.target, picture, bitstream.fingerprint.hex()[:16], NOTICE if model.generative else None)
+            write_png(
+                conversion.target, picture, bitstream.fingerprint.hex()[:16], NOTICE if model.generative else None
+            )
         except UserError as error:
             if name and not opened:
                 raise  # there is no such model
             failed += 1
-            print(f"error: {job.source}: {error}", file=sys.stderr)
+            print(f"error: {conversion.source}: {error}", file=sys.stderr)
             continue
-        print(f"[{number}/{len(jobs)}] {job.target}  {decoded.width}x{decoded.height}", flush=True)
+        print(f"[{number}/{len(conversions)}] {conversion.target}  {decoded.width}x{decoded.height}", flush=True)
     return 2 if failed else 0
 
 

@@ -19,6 +19,7 @@ SETTINGS = {
     "float64 products": ({"kernel": "float64", "threads": 2}, {}),
     "fast sender": ({"fast": True}, {}),
 }
+FAST = "fast sender"
 SIZES = ("AEIC-SE", "tiny")
 
 
@@ -44,12 +45,16 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     import tempfile
 
-    from aeic_lightning.bitstream.files import plan
-    from aeic_lightning.checkpoints.checkpoint import read_checkpoint
+    from aeic_lightning.bitstream.files import conversions_of
+    from aeic_lightning.checkpoints.checkpoint import other_kind, read_checkpoint
     from datamodules.image_folder import find_images
 
     if args.checkpoint:
-        read_checkpoint(args.checkpoint, mmap=True)  # an error here is the user's; in a worker it would be a failure
+        checkpoint = read_checkpoint(args.checkpoint, mmap=True)  # an error here is the user's; in a worker a failure
+        if (kind := other_kind(checkpoint["model_config"])) and FAST in names:
+            if args.settings:
+                raise UserError(f"--settings: a {kind.name} model has no {FAST}; leave it out")
+            names.remove(FAST)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = args.checkpoint
         if not checkpoint:
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
             checkpoint = f"{scratch}/random.ckpt"
             random_model.save(random_model.random_model(random_model.CODECS[args.size]), Path(checkpoint))
-        images = [job.source for job in plan(args.images, scratch, ".aeic", find_images, True)]
+        images = [conversion.source for conversion in conversions_of(args.images, scratch, ".aeic", find_images, True)]
         images += random_images(args.random, args.largest, Path(scratch))
         streams = {name: [f"{scratch}/{i}-{n}.aeic" for n in range(len(images))] for i, name in enumerate(names)}
         reference, sent, failed = names[0], {}, 0
@@ -97,13 +102,13 @@ def work(checkpoint: str, setting: str, encode: list, decode: list) -> dict:
     import sys
 
     changes, environment = SETTINGS[setting]
-    job = {
+    request = {
         "checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": False, "kernel": None,
         "fast": False, **changes, "encode": encode, "decode": decode,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "aeic_lightning.bitstream.worker"],
-        input=json.dumps(job), capture_output=True, text=True, env={**os.environ, **environment},
+        input=json.dumps(request), capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]

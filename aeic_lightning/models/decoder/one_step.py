@@ -152,7 +152,7 @@ class OneStepDecoder(nn.Module):
                 nn.init.zeros_(module.conv2.weight)
         if config.gradient_checkpointing:
             self._checkpoint()
-        self.base_fingerprints: dict[str, str] | None = None
+        self.base_digests: dict[str, str] | None = None
         self._base_ends: dict[str, Tensor] = {}
         if base:
             self.vae.requires_grad_(False)
@@ -193,7 +193,7 @@ class OneStepDecoder(nn.Module):
         another shape.
         """
         base = self.config.pretrained
-        fingerprints = {"unet": stable_diffusion.fingerprint(unet), "vae": stable_diffusion.fingerprint(vae)}
+        digests = {"unet": stable_diffusion.weights_digest(unet), "vae": stable_diffusion.weights_digest(vae)}
         ends = {name: tensor for name, tensor in unet.items() if name.startswith(("conv_in.", "conv_out."))}
         trunk = {name: tensor for name, tensor in unet.items() if name not in ends}
         kernel = vae.get("conv_in.weight")
@@ -205,7 +205,7 @@ class OneStepDecoder(nn.Module):
         wrapped = {plain: name for plain, name in wrapped.items() if ".lora_" not in plain}
         stable_diffusion.assign(self.denoiser.trunk, trunk, f"U-Net {base.unet}", wrapped)
         stable_diffusion.assign(self.vae, vae, f"VAE decoder {base.vae}")
-        self.base_fingerprints, self._base_ends = fingerprints, ends
+        self.base_digests, self._base_ends = digests, ends
         self._start_ends()
 
     def share_base(self, other: "OneStepDecoder", name: str) -> None:
@@ -220,7 +220,7 @@ class OneStepDecoder(nn.Module):
             raise UserError("teacher and student cannot share a base of different sizes: give both the same decoder")
         self.denoiser.adapt(other.denoiser.trunk, name)
         self.vae = other.vae
-        self.base_fingerprints, self._base_ends = other.base_fingerprints, other._base_ends
+        self.base_digests, self._base_ends = other.base_digests, other._base_ends
         self._start_ends()
         if ours.gradient_checkpointing:
             self._checkpoint()

@@ -196,7 +196,7 @@ def assign(module: nn.Module, state: dict[str, Tensor], what: str, names: dict[s
     module.load_state_dict({names[name]: tensor for name, tensor in state.items()}, strict=False, assign=True)
 
 
-def fingerprint(state: dict[str, Tensor]) -> str:
+def weights_digest(state: dict[str, Tensor]) -> str:
     """16 hexadecimal digits that tell one set of weights from another: a hash of names, shapes and up to 64 values of
     each tensor. Values count at half precision, so that a float16 edition of the same weights is the same.
     """

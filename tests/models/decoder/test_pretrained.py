@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.decoder import OneStepDecoder, PretrainedConfig
-from aeic_lightning.models.decoder.stable_diffusion import fingerprint, locate, read_vae_decoder
+from aeic_lightning.models.decoder.stable_diffusion import locate, read_vae_decoder, weights_digest
 
 L_T, L_RES = 12, 8
 
@@ -118,20 +118,20 @@ def test_shards_and_the_inner_folder(unet, pretrained, decoder, tmp_path):
     assert reads_the_same(pretrained, str(tmp_path / "sharded" / "unet"), decoder)
 
 
-def test_half_precision_edition_has_the_same_fingerprint(unet, pretrained, decoder, tmp_path):
+def test_half_precision_edition_has_the_same_digest(unet, pretrained, decoder, tmp_path):
     unet.half().save_pretrained(tmp_path / "half_turbo" / "unet", variant="fp16")
     config = replace(pretrained, pretrained=replace(pretrained.pretrained, unet=str(tmp_path / "half_turbo")))
     other = OneStepDecoder(L_T, L_RES, config)
     other.load_base()
     assert next(other.denoiser.trunk.parameters()).dtype == torch.float32
-    assert other.base_fingerprints == decoder.base_fingerprints
+    assert other.base_digests == decoder.base_digests
 
 
-def test_fingerprint_tells_weights_apart():
+def test_digest_tells_weights_apart():
     state = {"a": torch.randn(100, 3), "b": torch.randn(7)}
-    assert fingerprint(state) == fingerprint(dict(reversed(state.items())))
-    assert fingerprint(state) != fingerprint(state | {"b": state["b"] + 0.01})
-    assert fingerprint(state) != fingerprint(state | {"a": state["a"].view(3, 100)})
+    assert weights_digest(state) == weights_digest(dict(reversed(state.items())))
+    assert weights_digest(state) != weights_digest(state | {"b": state["b"] + 0.01})
+    assert weights_digest(state) != weights_digest(state | {"a": state["a"].view(3, 100)})
 
 
 def test_weights_folder_of_the_environment(base_files, monkeypatch):

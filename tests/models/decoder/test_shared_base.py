@@ -235,7 +235,7 @@ def test_checkpoint_of_a_student_loads_anywhere_but_on_another_base(
     half = torch.load(base_files[1])
     half["state_dict"]["decoder.conv_out.bias"] += 1
     torch.save(half, base_files[1])
-    with pytest.raises(UserError, match="was trained on a vae with fingerprint"):
+    with pytest.raises(UserError, match="was trained on a vae with digest"):
         load_model(path)
 
 
