@@ -109,7 +109,7 @@ def test_evaluate_measures_the_files(tmp_path):
 
 def test_verify_reads_the_files_but_has_no_fast_sender(tmp_path, capsys):
     checkpoint, stream = str(GOLDEN / "classification.ckpt"), str(tmp_path / "photo.aeic")
-    request = {"checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": True, "float64": False}
+    request = {"checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": True, "kernel": None}
     request |= {"fast": False, "encode": [[str(GOLDEN / "original.png"), stream]], "decode": [stream]}
     answer = worker.run(request)
     assert answer["decode"] == answer["encode"]
