@@ -106,7 +106,7 @@ class ClassificationModel(CompressionModel):
     def prior(self) -> FactorizedPrior:
         return self.codec.prior
 
-    def estimate_bits(self, x: Tensor) -> Tensor:
+    def estimate_bits(self, x: Tensor, level: float | None = None) -> Tensor:
         return self.codec(self.prepare(x)).bits
 
     def prepare(self, x: Tensor) -> Tensor:

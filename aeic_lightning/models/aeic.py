@@ -60,8 +60,8 @@ class AEIC(CompressionModel):
     def rate_levels(self) -> int:
         return 0 if self.codec.gains is None else self.codec.gains.levels
 
-    def estimate_bits(self, x: Tensor) -> Tensor:
-        output = self.codec(x)
+    def estimate_bits(self, x: Tensor, level: float | None = None) -> Tensor:
+        output = self.codec(x, level)
         return output.bits_y + output.bits_z
 
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:

@@ -25,7 +25,7 @@ class CompressionModel(nn.Module):
         """The density of z."""
         raise NotImplementedError
 
-    def estimate_bits(self, x: Tensor) -> Tensor:
+    def estimate_bits(self, x: Tensor, level: float | None = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> likelihood bits of y and z (B,), padding included."""
         raise NotImplementedError
 

@@ -8,6 +8,7 @@ sources of (original, reconstruction, bytes)            figures, the same as tho
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +55,43 @@ class Checkpoint:
         self.sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
         self.bitstream = Bitstream(self.sender)
 
-    def samples(self, images: Images) -> Iterator[Sample]:
+    def samples(self, images: Images, point: "RatePoint") -> Iterator[Sample]:
         """Each image, by way of its file."""
-        self._code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8))  # the first call of a network is slower
+        # The first call of a network is slower.
+        self._code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8), RatePoint(level=point.level))
         for name, x in images:
-            yield self._code(name, x)
+            yield self._code(name, x, point)
 
     @torch.inference_mode()
-    def _code(self, name: str, x: Tensor) -> Sample:
+    def _code(self, name: str, x: Tensor, point: "RatePoint") -> Sample:
+        figures: dict[str, Any] = {}
         try:
             image = from_uint8(x)[None]
+            level = point.level
+            if point.bpp is not None:
+                level, figures["over_target"] = self._level_within(image, point.bpp)
             began = time.perf_counter()
-            data = self.bitstream.encode(image)
+            data = self.bitstream.encode(image, level)
             encoded = time.perf_counter()
-            x_hat = reconstruct(self.receiver, self.bitstream.decode(data))
+            latents = self.bitstream.decode(data)
+            x_hat = reconstruct(self.receiver, latents)
             decoded = time.perf_counter()
             with full_precision(image):
-                bits_estimate = float(self.sender.estimate_bits(image))
+                bits_estimate = float(self.sender.estimate_bits(image, latents.level))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        times = {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
-        return Sample(name, x, x_hat, len(data), bits_estimate, times)
+        if latents.level is not None:
+            figures["level"] = latents.level
+        figures |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
+        return Sample(name, x, x_hat, len(data), bits_estimate, figures)
+
+    def _level_within(self, image: Tensor, bpp: float) -> tuple[float | None, bool]:
+        """The level of the best file within `bpp`, and whether even the smallest file is larger."""
+        try:
+            data = self.bitstream.encode_at(image, bpp=bpp).data
+        except UserError:  # no file is so small
+            return (0.0 if self.bitstream.levels else None), True
+        return self.bitstream.decode(data).level, False
 
     def describe(self) -> dict[str, Any]:
         """Name, labels, costs and step, from the run folder that the checkpoint lies in, else from the checkpoint."""
@@ -92,6 +109,32 @@ class Checkpoint:
     def config(self) -> dict[str, Any] | None:
         """Of the run that made the checkpoint, if it lies in its folder."""
         return _run_config(self.path.resolve().parent.parent)
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """At which rate a model of many rates is evaluated.
+
+    Args:
+        level: a rate level; None for the middle one.
+        bpp: instead, the best file of each image within so many bits per pixel; where there is none, the smallest.
+    """
+
+    level: float | None = None
+    bpp: float | None = None
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        """What tells its result from those at other rates."""
+        given = {"level": self.level, "target": self.bpp}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def words(self) -> str:
+        """For the name of a result; empty where nothing was asked for."""
+        return (
+            "" if not self.labels else f" at {self.bpp:g} bpp" if self.bpp is not None else f" at level {self.level:g}"
+        )
 
 
 def _run_config(folder: Path) -> dict[str, Any] | None:
@@ -159,6 +202,7 @@ def evaluate_checkpoint(
     images: Images,
     measure: Measurement,
     *,
+    point: RatePoint = RatePoint(),
     name: str | None = None,
     labels: dict[str, Label] | None = None,
     device: str = "cpu",
@@ -171,6 +215,7 @@ def evaluate_checkpoint(
         path: the checkpoint.
         images: what to code.
         measure: the figures.
+        point: the rate, for a model of many rates.
         name, labels: instead of, and beside, those of the run that the checkpoint lies in.
         device: of the receiver's networks.
         pictures: folder for the reconstructions and originals as PNG.
@@ -182,12 +227,12 @@ def evaluate_checkpoint(
         patches.network.to(place)
     checkpoint = Checkpoint(path, place)
     progress = Progress(len(images), pictures, quiet)
-    fields = measure.of(_on(checkpoint.device, checkpoint.samples(images)), progress.see)
+    fields = measure.of(_on(checkpoint.device, checkpoint.samples(images, point)), progress.see)
     if checkpoint.config:
         fields["metric_info"] = with_part_in_training(fields["metric_info"], checkpoint.config)
     described = checkpoint.describe()
-    described["labels"] |= labels or {}
-    described["name"] = name or described["name"]
+    described["labels"] |= point.labels | (labels or {})
+    described["name"] = (name or described["name"]) + point.words
     return Result(kind="checkpoint", git=git_state(), pictures=progress.written, **described, **fields)
 
 

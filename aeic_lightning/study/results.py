@@ -26,7 +26,7 @@ from aeic_lightning.files import file_name, write_whole
 from aeic_lightning.models.encoders.labels import encoder_labels
 
 FORMAT = "aeic_lightning results 1"
-RATE_LABELS = ("lambda", "quality", "target")
+RATE_LABELS = ("lambda", "quality", "target", "level")
 """Labels that move a codec along its own rate-distortion curve; all others tell curves apart."""
 
 Label = int | float | str

@@ -13,6 +13,7 @@ refused below --min-patches. Beside FILE.json a FILE.csv has one row an image.
 examples:
   python -m aeic_lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
   python -m aeic_lightning evaluate --checkpoint student.ckpt --images sample-photos -o student.json
+  python -m aeic_lightning evaluate --checkpoint small-student --images kodak/ --bpp 0.06 0.12 -o small.json
   python -m aeic_lightning evaluate --images kodak/ --reconstructions theirs/ --streams theirs_files/ -o theirs.json
 """
 
@@ -24,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--checkpoint", metavar="CKPT", help="the model that codes the images")
     what.add_argument("--reconstructions", metavar="DIR", help="pictures of any codec, joined to the images by name")
     parser.add_argument("--streams", type=Path, metavar="DIR", help="that codec's files, for the rate")
+    rate = parser.add_mutually_exclusive_group()
+    levels = "rate levels of a model of many rates, a result each (default: the middle one)"
+    rate.add_argument("--levels", nargs="+", type=float, metavar="LEVEL", help=levels)
+    targets = "the best file of each image within so many bits per pixel, a result each"
+    rate.add_argument("--bpp", nargs="+", type=float, metavar="R", help=targets)
     parser.add_argument("--device", default="cpu", help="where a checkpoint's receiver runs, e.g. cuda (default cpu)")
     add_measure_arguments(parser)
 
@@ -52,9 +58,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--streams goes with --reconstructions; a checkpoint writes its own")
     if args.reconstructions and args.max_size:
         raise UserError("--max-size would crop the originals alone; leave it out with --reconstructions")
+    if (args.levels or args.bpp) and not args.checkpoint:
+        raise UserError("--levels and --bpp go with --checkpoint; pictures that are there already have their rate")
     labels, max_size = check_measure_arguments(args)
 
-    from aeic_lightning.study.evaluate import evaluate_checkpoint, evaluate_files, summary
+    from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint, evaluate_files, summary
     from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import write_results
 
@@ -62,13 +70,19 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     measure = measurement(args.backbones, args.patch_size, args.min_patches)
     if args.checkpoint:
         options = {"name": args.name, "labels": labels, "device": args.device, "pictures": args.pictures}
-        result = evaluate_checkpoint(args.checkpoint, images, measure, **options)
+        points = [RatePoint(level=level) for level in args.levels or []] + [RatePoint(bpp=r) for r in args.bpp or []]
+        results = []
+        for point in points or [RatePoint()]:
+            if args.pictures and point.words:
+                options["pictures"] = args.pictures / point.words.strip().replace(" ", "_")
+            results.append(evaluate_checkpoint(args.checkpoint, images, measure, point=point, **options))
     else:
         name = args.name or Path(args.reconstructions).resolve().name
         options = {"name": name, "labels": labels, "streams": args.streams, "pictures": args.pictures}
-        result = evaluate_files(images, open_images(args.reconstructions), measure, **options)
-    written = write_results(args.out, [result])
-    print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{summary(result)}")
+        results = [evaluate_files(images, open_images(args.reconstructions), measure, **options)]
+    written = write_results(args.out, results)
+    for result in results:
+        print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{summary(result)}")
     print(f"written: {', '.join(map(str, written))}")
 
 
