@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import save_png
+from aeic_lightning.metrics.table import find_metric
 from callbacks.base import generator_step, run_folder, tensorboard
 from callbacks.quality import QualityMetrics
 
@@ -74,7 +75,7 @@ class RateDistortionPicture(Callback):
             means = [point[name] for point in self.path]
             axes.plot(rates, means, ".-", color="tab:gray", linewidth=1, label="means of the validations")
             axes.plot(rates[-1], means[-1], "D", color="tab:red", label=f"mean at step {self.path[-1]['step']}")
-            axes.set(xlabel=rate, ylabel="PSNR (dB)" if name == "psnr" else name)
+            axes.set(xlabel=rate, ylabel=metric.full if (metric := find_metric(name)) else name)
             axes.grid(alpha=0.3)
         panels[0].legend(fontsize=8)
         return figure

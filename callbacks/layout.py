@@ -3,10 +3,14 @@
 import os
 from collections.abc import Sequence
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from torch.utils.tensorboard.summary import hparams
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.table import METRICS
+from aeic_lightning.study.results import run_labels
 from callbacks.base import tensorboard
 
 # Category -> chart -> tags, which TensorBoard reads as regular expressions matched from the start of a tag.
@@ -16,18 +20,18 @@ CHARTS = {
         "bpp_estimate": ["train/bpp_estimate$", "val/bpp_estimate$", "test/bpp_estimate$"],
     },
     "distortion": {
-        "PSNR (dB)": ["val/psnr$", "test/psnr$"],
-        "MS-SSIM": ["val/ms_ssim$", "test/ms_ssim$"],
+        METRICS["psnr"].title: ["val/psnr$", "test/psnr$"],
+        METRICS["ms_ssim"].title: ["val/ms_ssim$", "test/ms_ssim$"],
     },
     "perception": {
-        "LPIPS": ["val/lpips", "test/lpips"],
-        "DISTS": ["val/dists", "test/dists"],
+        METRICS["lpips"].title: ["val/lpips", "test/lpips"],
+        METRICS["dists"].title: ["val/dists", "test/dists"],
         "FID on patches": ["val/fid(?!_patches)", "test/fid(?!_patches)"],
         "KID on patches": ["val/kid", "test/kid"],
     },
     "accuracy": {
-        "top-1": ["train/top1$", "val/top1$", "test/top1$"],
-        "top-5": ["val/top5$", "test/top5$"],
+        METRICS["top1"].title: ["train/top1$", "val/top1$", "test/top1$"],
+        METRICS["top5"].title: ["val/top5$", "test/top5$"],
     },
     "losses": {
         "total": ["train/loss$", "val/loss$"],
@@ -38,15 +42,16 @@ CHARTS = {
         "decoder side": ["train/distill/decoder/.*"],
     },
 }
-SHARED = {"arm": "-"}  # columns of every run, with what stands there for a run that says nothing
+SHARED = {"arm": "-", "beta1": 0.0, "beta2": 0.0}  # columns of every run, with the values of a run that has none
 FIGURES = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
 
 
 class ComparisonLayout(Callback):
     """Writes the custom-scalars layout and the HParams columns, both once a run and into the run's own event files.
 
-    Columns are `pl_module.hparam_columns()`, a flat dict of numbers, words and booleans that is known before `fit`
-    (role, depth, widths, lambda, beta1, beta2 and the run's labels), and the seed. TensorBoard fills the metric columns
+    Columns are the run's labels, the same that name it in tables and reports (`study.results.run_labels`), and what
+    `pl_module.hparam_columns()` adds, where a system has that method: a flat dict of numbers, words and booleans that
+    is known before `fit`. TensorBoard fills the metric columns
     with the last value of each tag, so they show the final figures of fit and test. It takes the columns of the first
     run that it finds for all, so every run has those of `SHARED`; labels beside them should be given to all runs.
 
@@ -64,9 +69,10 @@ class ComparisonLayout(Callback):
         writer = tensorboard(trainer)
         if writer is None or self.written:
             return
-        columns = dict(getattr(pl_module, "hparam_columns", dict)())
+        own = dict(getattr(pl_module, "hparam_columns", dict)())
         seed = os.environ.get("PL_GLOBAL_SEED")  # what seed_everything leaves
-        columns = SHARED | ({"seed": int(seed)} if seed else {}) | columns
+        seed = int(seed) if seed else None
+        columns = SHARED | ({} if seed is None else {"seed": seed}) | own | _labels(trainer, seed)
         for name, value in columns.items():
             if not isinstance(value, int | float | str):
                 raise UserError(f"hparam_columns: {name} is {value!r}; give a number, a word or a boolean")
@@ -88,3 +94,11 @@ class ComparisonLayout(Callback):
         if writer := tensorboard(trainer):
             writer._get_file_writer().add_summary(self.end)
             writer.flush()
+
+
+def _labels(trainer: Trainer, seed: int | None) -> dict[str, int | float | str]:
+    """The labels of a run from its config, as they will be read from its folder; none where there is no config."""
+    record = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
+    if record is None:
+        return {}
+    return run_labels(yaml.safe_load(record.parser.dump(record.config, skip_validation=True)), seed)

@@ -1,7 +1,9 @@
 import re
 
 import pytest
+import yaml
 from lightning.pytorch import seed_everything
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -12,7 +14,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from tiny_system import TinySystem
 
 from aeic_lightning.errors import UserError
-from callbacks.layout import CHARTS, ComparisonLayout
+from aeic_lightning.study.results import run_labels
+from callbacks.layout import CHARTS, SHARED, ComparisonLayout
 from callbacks.quality import QualityMetrics
 
 QUALITY = {"lpips": [], "dists": []}
@@ -53,7 +56,7 @@ def test_columns_hold_the_final_figures_of_fit_and_test(
     fitted = {tag: value.item() for tag, value in trainer.callback_metrics.items() if tag.startswith("val/")}
     (tested,) = trainer.test(system, val_loader, verbose=False)
     ((columns, figures, status),) = session_groups(tmp_path).values()
-    assert columns == {"role": "student", "depth": 1, "lambda": 2.0, "seed": 0, "arm": "-"}
+    assert columns == SHARED | {"role": "student", "depth": 1, "lambda": 2.0, "seed": 0}
     assert set(figures) == {
         f"{stage}/{name}" for stage in ("val", "test") for name in ("psnr", "ms_ssim", "bpp", "bpp_estimate")
     }
@@ -87,7 +90,7 @@ def test_a_study_fills_every_column_of_every_run(trainer_of, val_loader, tmp_pat
         trainer.validate(Labelled(columns), val_loader, verbose=False)
     shown = session_groups(tmp_path)
     assert {name: columns for name, (columns, _, _) in shown.items()} == {
-        name: {"arm": "-", "seed": 5} | columns for name, columns in runs.items()
+        name: SHARED | {"seed": 5} | columns for name, columns in runs.items()
     }
 
 
@@ -141,3 +144,25 @@ def test_a_column_must_be_flat(value, trainer_of, val_loader):
 def test_without_tensorboard_nothing_is_written(system, trainer_of, train_loader, val_loader, run_folder):
     trainer_of(ComparisonLayout(), logger=False).fit(system, train_loader, val_loader)
     assert not run_folder.exists()
+
+
+def test_columns_are_the_labels_of_the_results(trainer_of, val_loader, tmp_path):
+    """From the run's config, by the function that names the run in tables and reports."""
+
+    class Record(SaveConfigCallback):
+        def __init__(self, config):
+            self.config, self.parser = config, self
+
+        def dump(self, config, **options):
+            return yaml.safe_dump(config)
+
+        def setup(self, trainer, pl_module, stage):
+            pass
+
+    settings = {"labels": {"arm": "enc", "depth": 3}, "codec": {"depths": [2, 2], "widths": [8, 16]}}
+    config = {"model": {"class_path": "a.DistillationSystem", "init_args": settings}}
+    seed_everything(5, verbose=False)
+    trainer_of(Record(config), ComparisonLayout()).validate(TinySystem(), val_loader, verbose=False)
+    ((columns, _, _),) = session_groups(tmp_path).values()
+    assert columns == SHARED | run_labels(config, 5) | {"lambda": 2.0}, "what the system adds, labels do not have"
+    assert columns["role"] == "distillation"
