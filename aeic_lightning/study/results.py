@@ -186,7 +186,20 @@ def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
     labels |= {name: settings[name] for name in ("beta1", "beta2") if name in settings}
     if seed is not None:
         labels["seed"] = seed
-    return labels | (settings.get("labels") or {})
+    return labels | _loss_label(settings) | (settings.get("labels") or {})
+
+
+def _loss_label(settings: dict[str, Any]) -> dict[str, Label]:
+    """The other terms of the loss: stages that learn from different terms are different curves."""
+    terms = settings.get("objective") or settings.get("loss") or {}
+    labelled = ("rate", "L_enc", "L_dec")  # lambda, beta1, beta2
+    weights = {
+        name: entry.get("weight") if isinstance(entry, dict) else entry
+        for name, entry in terms.items()
+        if name not in labelled
+    }
+    words = [f"{name} {weight:g}" for name, weight in weights.items() if isinstance(weight, int | float) and weight]
+    return {"loss": ", ".join(words)} if words else {}
 
 
 def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, dict[str, Any]]:

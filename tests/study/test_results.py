@@ -17,6 +17,7 @@ from aeic_lightning.study.results import (
     Result,
     read_result,
     read_results,
+    run_labels,
     summary_rows,
     write_results,
 )
@@ -54,6 +55,18 @@ def test_a_run_folder(make_run, codec_config, decoder_config):
     }
     assert run.original("a/cat") == folder / "reconstructions" / "a__cat_original.png"
     assert run.original("horse") is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": {"rate": 2.0, "mse": 1.0, "lpips": 0.5, "semantic": 0.0, "lpips_backbone": "lite0"}},
+        {"objective": {"rate": {"weight": 2.0}, "mse": 1.0, "lpips": {"weight": 0.5}, "semantic": None, "L_enc": 0.1}},
+    ],
+)
+def test_the_terms_of_the_loss_are_a_label(settings):
+    labels = run_labels({"model": {"class_path": "a.TeacherSystem", "init_args": settings}}, None)
+    assert labels["loss"] == "mse 1, lpips 0.5"
 
 
 def test_labels_of_the_experimenter_win(make_run):
