@@ -170,16 +170,15 @@ def import_released(
     path, out = Path(path), Path(out)
     contents = read_pickle(path)
     other = next((kind for kind in installed_kinds() if kind.module("released").recognises(contents)), None)
-    halves = None if other else _halves(contents, path)
+    halves = {} if other else _halves(contents, path)
     try:
         if other:
             name, (config, state) = other.name, other.module("released").convert(contents)
         else:
             name, state = convert(halves, candidates)
+            config = _config(*candidates[name], base)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if not other:
-        config = _config(*candidates[name], base)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     checkpoint = {

@@ -1,6 +1,5 @@
 """AEIC without the package of compress-and-classify, which may be deleted."""
 
-import ast
 import json
 import os
 import shutil
@@ -71,17 +70,3 @@ def test_every_other_module_can_be_imported(without):
     assert len(names) > 40
     done = run(without, "\n".join(f"import {name}" for name in names))
     assert done.returncode == 0, done.stderr
-
-
-def test_no_module_names_it_in_an_import():
-    """Those inside of functions too."""
-    for part in BELOW:
-        for path in (ROOT / "aeic_lightning" / part).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom):
-                    names = [node.module or ""]
-                elif isinstance(node, ast.Import):
-                    names = [alias.name for alias in node.names]
-                else:
-                    continue
-                assert not any(name.startswith("aeic_lightning.classification") for name in names), path
