@@ -95,7 +95,7 @@ class LatentCoder:
             symbols = (z - shared.medians).round().clamp(-LARGEST, LARGEST)
             writer.write(symbols.flatten().numpy(), _channels(symbols), shared.z_tables)
             z_hat = symbols + shared.medians
-            y_hat = self._y_hat(z_hat, y.shape[2:], code)
+            y_hat = self._y_hat(z_hat, (y.shape[2], y.shape[3]), code)
         stream = container.Stream(height, width, _check(z_hat, y_hat), writer.getvalue(), dial)
         data = container.pack(stream, self.fingerprint)
         return Encoded(data, z_hat, y_hat, writer.bits, count, writer.escaped)

@@ -190,9 +190,9 @@ def solve_prior(prior: FactorizedPrior, checkpoint: dict[str, Any]) -> None:
 def check_base(model: AEIC, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
     """Raise UserError where the base that `model` has loaded is not the one that the checkpoint was trained on."""
     theirs, ours = checkpoint["model_config"].get("base"), model.decoder.base_digests
-    if not theirs or not ours:
-        return
     names = model.decoder.config.pretrained
+    if not (theirs and ours and names):
+        return
     for part, name in (("unet", names.unet), ("vae", names.vae)):
         if theirs[part] != ours[part]:
             raise UserError(

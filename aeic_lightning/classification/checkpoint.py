@@ -1,7 +1,7 @@
 """Reading checkpoints that can classify: the compress-and-classify model, and an AEIC codec with a head."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ def load_classifier(path: str | Path) -> Classifier:
         model = load_aeic(path, receiver=reads == "x_hat")
         head = load_head(checkpoint, path)
     elif other_kind(config) is CLASSIFICATION:
-        model = load_model(path)
+        model = cast(ClassificationModel, load_model(path))
         head, reads, classes = model.transformer, "y_hat", model.sizes.transformer.classes
     else:
         raise UserError(f"{path} has no classifier; train one with a system of aeic_lightning.classification")

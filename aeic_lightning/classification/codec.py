@@ -93,16 +93,14 @@ class MeanScaleCodec(nn.Module):
 
 def encoder(widths: Sequence[int]) -> nn.Sequential:
     """g_a: normalised image (B, 3, H, W) -> y (B, widths[-1], H/16, W/16)."""
-    layers: list[nn.Module] = []
-    for in_channels, width in zip([3, *widths], widths, strict=False):
-        layers += [_conv(in_channels, width, 2), nn.LeakyReLU()]
-    stages = nn.Sequential(*layers[:-1])
+    convs = [_conv(before, width, 2) for before, width in zip([3, *widths], widths, strict=False)]
     # Keep the variance, so that y starts with a spread of whole steps. With PyTorch's default every convolution shrinks
     # it threefold, and rounding would turn all of y into zeros.
-    for layer in stages[::2]:
-        nn.init.kaiming_normal_(layer.weight, a=0.01, nonlinearity="leaky_relu")
-        nn.init.zeros_(layer.bias)
-    return stages
+    for conv in convs:
+        nn.init.kaiming_normal_(conv.weight, a=0.01, nonlinearity="leaky_relu")
+        nn.init.zeros_(conv.bias)
+    layers = [layer for conv in convs for layer in (conv, nn.LeakyReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def decoder(in_channels: int, widths: Sequence[int]) -> nn.Sequential:

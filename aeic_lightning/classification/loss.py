@@ -49,7 +49,7 @@ class ClassificationLossConfig:
             raise UserError("loss: no weight may be negative, label_smoothing is below 1, temperature above 0")
 
 
-class AnalysisLoss(NamedTuple):
+class ClassificationLoss(NamedTuple):
     """The weighted total, and each term by name before its weight; all scalars, means over the batch."""
 
     total: Tensor
@@ -65,7 +65,7 @@ def rate_distortion_accuracy(
     bits_estimate: Tensor,
     teacher_logits: Tensor | None = None,
     rate_scale: float = 1.0,
-) -> AnalysisLoss:
+) -> ClassificationLoss:
     """Sum of the terms of `config`.
 
     Args:
@@ -89,7 +89,7 @@ def rate_distortion_accuracy(
     if config.distillation:
         terms["distillation"] = logits_distance(logits, teacher_logits, config.temperature)
         total = total + config.distillation * terms["distillation"]
-    return AnalysisLoss(total, terms)
+    return ClassificationLoss(total, terms)
 
 
 def logits_distance(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

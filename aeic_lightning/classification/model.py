@@ -70,6 +70,9 @@ class ClassificationOutput(NamedTuple):
 class Normalisation(nn.Module):
     """Between images in [-1, 1] and normalised ones, both (B, 3, H, W); mean and std are of [0, 1] images."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)

@@ -26,10 +26,11 @@ class ExactConv(nn.Module):
         super().__init__()
         self.kernel = conv.kernel_size[0]
         self.upsamples = isinstance(conv, nn.ConvTranspose2d)
-        if self.upsamples:
-            weight = conv.weight.detach().transpose(0, 1).flip(2, 3)
-            conv = _with_weight(weight, conv.bias)
-        self.conv = Linear(conv)
+        if isinstance(conv, nn.ConvTranspose2d):
+            matrix = _with_weight(conv.weight.detach().transpose(0, 1).flip(2, 3), conv.bias)
+        else:
+            matrix = conv
+        self.conv = Linear(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.upsamples:

@@ -36,7 +36,7 @@ class SoftTargets:
 
 def check_classes(trainer: lightning.Trainer, classes: int) -> None:
     """Raise UserError when the data have another number of classes than the head."""
-    found = len(getattr(trainer.datamodule, "class_names", None) or [])
+    found = len(trained_classes(trainer))
     if not found:
         raise UserError(
             "the data have no classes; use a labelled data module, such as datamodules.labelled.SampleDigits"
@@ -46,5 +46,5 @@ def check_classes(trainer: lightning.Trainer, classes: int) -> None:
 
 
 def trained_classes(trainer: lightning.Trainer) -> list[str]:
-    """Names of the classes, which a checkpoint carries."""
-    return list(trainer.datamodule.class_names)
+    """Names of the classes of the data, which a checkpoint carries; none where the data have no classes."""
+    return list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])

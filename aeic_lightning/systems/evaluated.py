@@ -1,6 +1,6 @@
 """What systems do in validation, test and predict: reconstructions, estimates, and the bytes of each image's file."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.models.backbones import full_precision
+from aeic_lightning.models.base import CompressionModel
 
 
 class EvaluatedSystem(lightning.LightningModule):
@@ -45,7 +46,7 @@ class EvaluatedSystem(lightning.LightningModule):
             return None
         if self._bitstream is None:
             with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
-                self._bitstream = Bitstream(self.model)
+                self._bitstream = Bitstream(cast(CompressionModel, self.model))
         with full_precision(x):
             return [self._bitstream.file_size(image[None]) for image in x]
 

@@ -60,6 +60,8 @@ class FactorizedPrior(nn.Module):
     before evaluation and before a checkpoint is written.
     """
 
+    quantiles: Tensor
+
     def __init__(self, channels: int, tail_mass: float = 1e-9, init_scale: float = 10.0) -> None:
         super().__init__()
         self.channels = channels
