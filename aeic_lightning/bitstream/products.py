@@ -13,18 +13,18 @@ kernel is used only after a test with extreme values: some int8 instructions sat
 """
 
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from aeic_lightning.timing import quickest
 
 LIMIT = 2**14  # of activations before a matrix product
 BYTE = 127  # the same where measurements showed 8 bits to cost no rate
 LIMB = 128  # largest magnitude of a float32 limb
 FLOAT32_SUM = 2**24 // LIMB  # most that the weights of an output may add up to for the float32 kernel
-HOPELESS = 4  # times as slow as the quickest: not timed again
-RUNS = 5  # timed runs, of all kernels in turn; the best of each counts
 
 
 class Weights:
@@ -139,16 +139,9 @@ def _quickest(limit: int) -> str:
     q = torch.randint(-limit, limit + 1, (64, 256), generator=generator).float()
     weights = Weights(torch.randint(-127, 128, (256, 256), generator=generator).to(torch.int8))
     int8 = torch.backends.mkldnn.enabled and hasattr(torch, "_int_mm")
-    best = {name: float("inf") for name in KERNELS if name != "int8" or int8}
-    for run in range(RUNS + 1):
-        for name, before in best.items():
-            if run > 1 and before > HOPELESS * min(best.values()):
-                continue
-            start = time.perf_counter()
-            _function(name)(q, weights, limit)
-            if run:  # the first makes the weights' form, the memory, the library's code
-                best[name] = min(before, time.perf_counter() - start)
-    return next(name for name in sorted(best, key=best.__getitem__) if is_exact(name, limit))
+    names = [name for name in KERNELS if name != "int8" or int8]
+    order = quickest({name: partial(_function(name), q, weights, limit) for name in names})
+    return next(name for name in order if is_exact(name, limit))
 
 
 def is_exact(name: str, limit: int) -> bool:

@@ -13,6 +13,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentCodec
 from aeic_lightning.models.encoders.build import find_reach
 from aeic_lightning.models.layers import Down, StarBlock
+from aeic_lightning.timing import bfloat16_is_quicker
 
 CHUNK = 1 << 20  # values at a time in the widest pointwise layer
 NARROW = 32  # a Down of at most so many channels runs as one strided convolution
@@ -23,7 +24,8 @@ class Sender:
     """x (1, 3, H, W) in [-1, 1] -> y, z of its padded form, both float32.
 
     A g_a of Downs and StarBlocks runs in a quick form: channels last, pointwise layers a few positions at a time, with
-    `fast` in bfloat16, which moves y by less than the rounding to come. Any other runs its own forward in float32.
+    `fast` in bfloat16 if a short timing finds that quicker here, which moves y by less than the rounding to come. Any
+    other g_a runs its own forward in float32.
 
     Large images are taken in bands of rows, so that memory does not grow with the height. Each band takes along as many
     rows around it as g_a looks at, so the bands give what the whole image would, but for the order of additions. Where
@@ -33,7 +35,7 @@ class Sender:
     def __init__(self, codec: LatentCodec, fast: bool = False) -> None:
         self.codec = codec
         self.is_quick = _is_quick(codec.g_a)
-        self.dtype = torch.bfloat16 if fast and self.is_quick else torch.float32
+        self.dtype = torch.bfloat16 if fast and self.is_quick and bfloat16_is_quicker() else torch.float32
         self.g_a = _quick(codec.g_a, self.dtype) if self.is_quick else [copy.deepcopy(codec.g_a).float().eval()]
         self.h_a = _quick(codec.h_a, torch.float32)
 

@@ -17,6 +17,7 @@ from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, read_image
+from aeic_lightning.timing import assume_bfloat16
 
 
 def digest(latents: Encoded | Decoded) -> str:
@@ -29,6 +30,7 @@ def run(request: dict) -> dict:
     torch.set_num_threads(request["threads"])
     torch.backends.mkldnn.enabled = request["onednn"]
     products.force(request["kernel"])
+    assume_bfloat16(True)  # "fast" is to differ, however slow
     model = load_model(request["checkpoint"])
     if request["channels_last"]:
         model = model.to(memory_format=torch.channels_last)

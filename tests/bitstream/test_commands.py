@@ -1,5 +1,6 @@
 """compress, decompress and verify from the command line."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aeic_lightning import timing
 from aeic_lightning.cli import main
+from aeic_lightning.cli.commands import bench
 from aeic_lightning.models.random_model import random_model, save
 
 
@@ -94,6 +97,31 @@ def test_wrong_checkpoint(model, checkpoint, photos, tmp_path, capsys):
     args = ["decompress", str(tmp_path / "streams"), "--checkpoint", str(tmp_path / "other.ckpt")]
     assert main([*args, "-o", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("another checkpoint") == 2
+
+
+def test_bench(checkpoint, tmp_path, capsys, monkeypatch):
+    # In this process instead of one of its own, which imports everything anew: its peak is then that of the tests.
+    monkeypatch.setattr(bench, "peak_of", lambda args, half, height, width: bench.peak(args, half, (height, width)))
+    args = ["bench", "--checkpoint", checkpoint, "--sizes", "64x96", "--repeats", "1", "--threads", "1"]
+    assert main([*args, "--json", str(tmp_path / "bench.json")]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert set(report["exact products"]) == {"15 bits", "8 bits"}
+    (size,) = report["sizes"]
+    assert (size["height"], size["width"]) == (96, 64)
+    assert set(size["parts"]) == {"encode", "g_a", "latents", "decode latents", "g_s", "denoiser", "VAE decoder"}
+    assert size["parts"]["encode"]["plain float32"]["ratio"] == 1
+    assert all(0.05 < gib < 8 for gib in size["peak_memory_gib"].values())
+    assert "exact products: 15 bits" in capsys.readouterr().out
+
+
+def test_fast_says_what_it_took(checkpoint, photos, tmp_path, capsys, monkeypatch):
+    for quicker, word in ((True, "bfloat16\n"), (False, "float32, since bfloat16 is slower")):
+        monkeypatch.setattr(timing, "_bfloat16", quicker)
+        streams = tmp_path / word[:8]
+        assert main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(streams), "--fast"]) == 0
+        assert f"--fast: {word}" in capsys.readouterr().out
+        assert main(["decompress", str(streams), "--checkpoint", checkpoint, "-o", str(streams), "--fast"]) == 0
+        assert f"--fast: {word}" in capsys.readouterr().out
 
 
 def test_verify(checkpoint, photos, capsys):

@@ -9,8 +9,6 @@ from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.memory import peak_memory
 
-SLOW = 20  # seconds
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, sizes, repetitions."""
@@ -19,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kind, in turn; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--encode-only", action="store_true", help="leave out the decoder, which takes minutes")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     parser.add_argument("--memory", nargs=2, metavar=("HALF", "SIZE"), help=argparse.SUPPRESS)
 
 
@@ -33,44 +32,67 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     torch.set_num_threads(args.threads)
     if args.memory:
-        return peak(args, args.memory[0], parse_size(args.memory[1]))
+        print(peak(args, args.memory[0], parse_size(args.memory[1])))
+        return
 
-    from aeic_lightning.bitstream.sender import Sender
+    from aeic_lightning.bitstream import products
     from aeic_lightning.bitstream.stream import Bitstream
+    from aeic_lightning.timing import fast_choice, processor
 
     model = build(args, decoder=not args.encode_only)
-    codec, bitstream = model.codec, Bitstream(model)
-    quick = Sender(codec, fast=True)
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
-    print(f"{args.checkpoint or 'random weights, AEIC-SE'}; {args.threads} threads; medians of {args.repeats}; {load}")
+    bitstream = Bitstream(model)
+    about = {
+        "model": args.checkpoint or "random weights, AEIC-SE", "threads": args.threads, "repeats": args.repeats,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "processor": processor(), "exact products": products.chosen(), "fast": fast_choice(),
+    }  # fmt: skip
+    print("\n".join(f"{name}: {describe(value)}" for name, value in about.items()))
+    results = []
     for height, width in sizes:
-        print(f"\n{width}x{height}")
-        x = picture(height, width)
-
-        def plain_encode(x=x):
-            y = codec.g_a(codec.pad(x))
-            return plain_latents(codec, y, codec.hyper_encode(y))
-
-        y, z = bitstream.sender(x)
-        data = bitstream.encode(x)
-        compare(args.repeats, "encode", {
-            "plain float32": plain_encode,
-            "compress": lambda x=x: bitstream.encode(x),
-            "compress --fast": lambda x=x, s=x.shape: bitstream.encode_latents(*quick(x), *s[2:]),
-        })  # fmt: skip
-        compare(args.repeats, "  g_a", {
-            "plain float32": lambda x=x: codec.g_a(codec.pad(x)),
-            "compress": lambda x=x: bitstream.sender(x),
-            "compress --fast": lambda x=x: quick(x),
-        })  # fmt: skip
-        compare(args.repeats, "  z, context, coder", {
-            "plain float32": lambda y=y, z=z: plain_latents(codec, y, z),
-            "compress": lambda y=y, z=z, s=x.shape: bitstream.encode_latents(y, z, *s[2:]),
-        })  # fmt: skip
+        print(f"\n{width}x{height}: seconds, and times the plain form's, by the clock (by processor time)")
+        parts = encode(args.repeats, model.codec, bitstream, picture(height, width))
         if not args.encode_only:
-            decode(args.repeats, model, bitstream, data, plain_encode())
-        for half in ("encode",) if args.encode_only else ("encode", "decode"):
-            print(f"  peak memory of a process that {half}s one image: {peak_of(args, half, height, width):.2f} GiB")
+            parts |= decode(args.repeats, model, bitstream, picture(height, width))
+        memory = {half: peak_of(args, half, height, width) for half in ("encode", "decode")[: 2 - args.encode_only]}
+        for half, gib in memory.items():
+            print(f"  peak memory of a process that {half}s one image: {gib:.2f} GiB")
+        results.append({"width": width, "height": height, "parts": parts, "peak_memory_gib": memory})
+    if args.json:
+        import json
+
+        from aeic_lightning.files import write_whole
+
+        write_whole(args.json, json.dumps(about | {"sizes": results}, indent=1).encode())
+
+
+def encode(repeats: int, codec, bitstream, x) -> dict:
+    """Times of the sender's parts."""
+    from aeic_lightning.bitstream.sender import Sender
+
+    quick = Sender(codec, fast=True)
+    size = x.shape[2:]
+
+    def plain_encode():
+        y = codec.g_a(codec.pad(x))
+        return plain_latents(codec, y, codec.hyper_encode(y))
+
+    y, z = bitstream.sender(x)
+    return {
+        "encode": show(repeats, "encode", {
+            "plain float32": plain_encode,
+            "compress": lambda: bitstream.encode(x),
+            "compress --fast": lambda: bitstream.encode_latents(*quick(x), *size),
+        }),
+        "g_a": show(repeats, "  g_a, h_a", {
+            "plain float32": lambda: codec.hyper_encode(codec.g_a(codec.pad(x))),
+            "compress": lambda: bitstream.sender(x),
+            "compress --fast": lambda: quick(x),
+        }),
+        "latents": show(repeats, "  z, context, coder", {
+            "plain float32": lambda: plain_latents(codec, y, z),
+            "compress": lambda: bitstream.encode_latents(y, z, *size),
+        }),
+    }  # fmt: skip
 
 
 def plain_latents(codec, y, z):
@@ -79,74 +101,67 @@ def plain_latents(codec, y, z):
     return codec.context(phi, lambda m, s, mask: codec.conditional.quantise(y, m, s, mask)[0] + m)
 
 
-def decode(repeats: int, model, bitstream, data: bytes, y_hat) -> None:
+def decode(repeats: int, model, bitstream, x) -> dict:
     """Times of the receiver's parts."""
     import torch
 
+    from aeic_lightning.timing import bfloat16_is_quicker
+
     def autocast(function, *inputs):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_quicker()):
             return function(*inputs)
 
     codec, decoder = model.codec, model.decoder
-    y, z = y_hat, torch.zeros(1, codec.prior.channels, -(-y_hat.shape[2] // 4), -(-y_hat.shape[3] // 4))
-    compare(repeats, "decode latents", {
-        "plain float32": lambda: plain_latents(codec, y, z),
-        "decompress": lambda: bitstream.decode(data),
-    })  # fmt: skip
+    sent = bitstream.encode_fully(x)
+    results = {"decode latents": show(repeats, "decode latents", {
+        "plain float32": lambda: plain_latents(codec, sent.y_hat, sent.z_hat),
+        "decompress": lambda: bitstream.decode(sent.data),
+    })}  # fmt: skip
     with torch.inference_mode():
-        l_T, l_res = codec.synthesise(y_hat)
+        l_T, l_res = codec.synthesise(sent.y_hat)
     # Time does not depend on the values: l_res stands for l_0 + l_res.
     parts = [
-        ("g_s", codec.synthesise, codec.synthesise, y_hat),
+        ("g_s", codec.synthesise, codec.synthesise, sent.y_hat),
         ("denoiser", lambda x: decoder.denoiser(x).l_0, decoder.denoise, l_T),
         ("VAE decoder", decoder.vae, decoder.paint, l_res),
     ]
     for name, whole, in_tiles, x in parts:
-        compare(repeats, f"  {name}", {
+        results[name] = show(repeats, f"  {name}", {
             "plain float32": lambda f=whole, x=x: f(x),
             "decompress": lambda f=in_tiles, x=x: f(x),
             "decompress --fast": lambda f=in_tiles, x=x: autocast(f, x),
         })  # fmt: skip
+    return results
 
 
-def compare(repeats: int, what: str, candidates: dict) -> None:
-    """Run the candidates in turn; print medians of each, and how many times as fast it is as the first.
-
-    First by the clock, which other processes slow down, then by processor time, which idle threads that spin add to.
-    Where the first, untimed, runs take longer than SLOW seconds, they are what counts.
-    """
-    import time
-    from statistics import median
-
+def show(repeats: int, what: str, candidates: dict) -> dict:
+    """Time the candidates in turn; print and return medians and ratios to the first."""
     import torch
 
-    clocks = {"by the clock": time.perf_counter, "processor time": time.process_time}
-    times = {clock: {name: [] for name in candidates} for clock in clocks}
-
-    def run_all() -> None:
-        for name, function in candidates.items():
-            start = [clock() for clock in clocks.values()]
-            function()
-            for clock, began in zip(clocks, start, strict=True):
-                times[clock][name].append(clocks[clock]() - began)
+    from aeic_lightning.timing import compare
 
     with torch.inference_mode():
-        run_all()
-        once = times["by the clock"]
-        if sum(t for (t,) in once.values()) < SLOW:
-            for column in times.values():
-                for measured in column.values():
-                    measured.clear()
-            for _ in range(repeats):
-                run_all()
-        else:
-            what += ", once"
-    for clock, columns in times.items():
-        medians = {name: median(t) for name, t in columns.items()}
-        first = next(iter(medians.values()))
-        cells = [f"{name} {1000 * t:.0f} ms ({first / t:.2f}x)" for name, t in medians.items()]
-        print(f"  {what:<22}{clock:<15} " + "   ".join(cells), flush=True)
-        what = ""
+        timed = compare(candidates, repeats)
+    cells = [
+        f"{name} {t.seconds:.3f}" + (f" {t.ratio:.2f} ({t.processor_ratio:.2f})" if number else "")
+        for number, (name, t) in enumerate(timed.items())
+    ]
+    once = "" if next(iter(timed.values())).runs == repeats else ", once"
+    print(f"  {what + once:<22}" + "   ".join(cells), flush=True)
+    return {name: t._asdict() for name, t in timed.items()}
+
+
+def describe(value) -> str:
+    """A value of the head in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {describe(part)}" for name, part in value.items())
+    return (
+        " ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:.1f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def build(args: argparse.Namespace, decoder: bool):
@@ -201,8 +216,8 @@ def peak_of(args: argparse.Namespace, half: str, height: int, width: int) -> flo
     return float(done.stdout.split()[-1])
 
 
-def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> None:
-    """Encode or decode one image, and print this process's peak memory."""
+def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> float:
+    """Encode or decode one image; this process's peak memory since then or before, GiB."""
     import torch
 
     from aeic_lightning.bitstream.stream import Bitstream, Decoded, reconstruct
@@ -217,4 +232,4 @@ def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> None:
             torch.zeros(1, model.codec.channels, h, w),
         )
         reconstruct(model, Decoded(*size, z_hat, y_hat))
-    print(peak_memory())
+    return peak_memory()

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most so many bytes")
     rate.add_argument("--level", type=float, help="rate level, from 0 (smallest files); by default the middle one")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="images at a time, one process each")
-    parser.add_argument("--fast", action="store_true", help="bfloat16 for g_a: other rounding, same decoder")
+    parser.add_argument("--fast", action="store_true", help="bfloat16 for g_a if it is quicker here")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
@@ -60,7 +60,19 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if not locate(name).exists():
         raise UserError(f"model: {missing(name)}")
 
-    settings = (str(name), args.device, args.fast, {"bpp": args.bpp, "max_bytes": args.bytes, "level": args.level})
+    bfloat16 = False
+    if args.fast:
+        from aeic_lightning.timing import bfloat16_is_quicker, fast_choice
+
+        print(f"--fast: {fast_choice()}")
+        bfloat16 = bfloat16_is_quicker()  # here, and not by workers that disturb one another
+    settings = (
+        str(name),
+        args.device,
+        args.fast,
+        bfloat16,
+        {"bpp": args.bpp, "max_bytes": args.bytes, "level": args.level},
+    )
     written = pixels = failed = 0
     for number, (conversion, result) in enumerate(
         zip(conversions, _results(conversions, settings, args.workers), strict=True), 1
@@ -96,16 +108,18 @@ def _results(conversions: list, settings: tuple, workers: int):
 _state: dict[str, Any] = {}
 
 
-def _start(name: str, device: str, fast: bool, rate: dict[str, Any], workers: int = 1) -> None:
+def _start(name: str, device: str, fast: bool, bfloat16: bool, rate: dict[str, Any], workers: int = 1) -> None:
     import os
 
     import torch
 
     from aeic_lightning.bitstream.stream import Bitstream
     from aeic_lightning.checkpoints.checkpoint import load_model
+    from aeic_lightning.timing import assume_bfloat16
 
     if workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    assume_bfloat16(bfloat16)
     _state["bitstream"] = Bitstream(load_model(name, "model", receiver=False).to(device), fast)
     _state["rate"] = rate
 

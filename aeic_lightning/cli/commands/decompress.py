@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("streams", nargs="+", metavar="FILE", help=".aeic files, or folders of them")
     add_model_arguments(parser, "by default the one that each stream names")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the PNG files go")
-    parser.add_argument("--fast", action="store_true", help="bfloat16 for the picture; the latents are the same")
+    parser.add_argument("--fast", action="store_true", help="bfloat16 for the picture if it is quicker here")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
@@ -31,6 +31,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     from aeic_lightning.bitstream.stream import reconstruct
 
+    if args.fast and args.device == "cpu":
+        from aeic_lightning.timing import fast_choice
+
+        print(f"--fast: {fast_choice()}")
     opened: dict[str, Any] = {}
     failed = 0
     for number, conversion in enumerate(conversions, 1):

@@ -1,0 +1,136 @@
+"""Timing of alternatives that a busy machine cannot mislead: they run in turn, and ratios are taken within a turn."""
+
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+HOPELESS = 4  # times as slow as the quickest: not timed again
+SLOW = 20.0  # seconds of one turn above which `compare` takes a single turn
+INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+
+
+def quickest(candidates: dict[str, Callable[[], Any]], runs: int = 5) -> list[str]:
+    """Names, the quickest first, by the best of a few runs by the clock, in turn. The first run of each does not count.
+
+    A candidate that is far slower than another is not run again, so that looking at it costs little.
+    """
+    best = dict.fromkeys(candidates, float("inf"))
+    for run in range(runs + 1):
+        for name, function in candidates.items():
+            if run > 1 and best[name] > HOPELESS * min(best.values()):
+                continue
+            start = time.perf_counter()
+            function()
+            if run:  # the first takes along what is made once: memory, the library's code
+                best[name] = min(best[name], time.perf_counter() - start)
+    return sorted(best, key=best.__getitem__)
+
+
+class Timed(NamedTuple):
+    """One alternative beside the first of its comparison."""
+
+    seconds: float  # median by the clock
+    processor: float  # median of processor seconds, all threads together
+    ratio: float  # median over the turns of its time / that of the first, by the clock
+    processor_ratio: float  # the same of processor time, which other processes disturb less
+    runs: int
+
+
+def compare(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
+    """Run the alternatives in turn, `repeats` times after a first turn that does not count: A B A B ...
+
+    Where one turn takes longer than SLOW seconds, it is the only one, and counts.
+    """
+    clocks = time.perf_counter, time.process_time
+    turns: list[dict[str, list[float]]] = []
+
+    def turn() -> None:
+        times = {}
+        for name, function in candidates.items():
+            start = [clock() for clock in clocks]
+            function()
+            times[name] = [clock() - began for clock, began in zip(clocks, start, strict=True)]
+        turns.append(times)
+
+    turn()
+    if sum(times[0] for times in turns[0].values()) <= SLOW:
+        turns.clear()
+        for _ in range(repeats):
+            turn()
+    first = next(iter(candidates))
+
+    def ratio(name: str, clock: int) -> float:
+        return median(times[name][clock] / max(times[first][clock], 1e-9) for times in turns)
+
+    return {
+        name: Timed(
+            *(median(times[name][clock] for times in turns) for clock in (0, 1)),
+            *(ratio(name, clock) for clock in (0, 1)),
+            len(turns),
+        )
+        for name in candidates
+    }
+
+
+_bfloat16: bool | None = None
+
+
+def assume_bfloat16(quicker: bool) -> None:
+    """Take this for what `bfloat16_is_quicker` would measure."""
+    global _bfloat16
+    _bfloat16 = quicker
+
+
+def bfloat16_is_quicker() -> bool:
+    """Whether products and convolutions are quicker in bfloat16 than in float32 on this processor.
+
+    Measured once a process, in about 50 ms, on some of middling size.
+    """
+    if _bfloat16 is None:
+        assume_bfloat16(_measure_bfloat16())
+    return _bfloat16
+
+
+def fast_choice() -> str:
+    """What --fast computes in here, in words."""
+    return "bfloat16" if bfloat16_is_quicker() else "float32, since bfloat16 is slower on this processor"
+
+
+def _measure_bfloat16() -> bool:
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(*size, generator=generator) for size in ((256, 128), (512, 128)))
+    image, kernel = (torch.randn(*size, generator=generator) for size in ((1, 64, 32, 32), (64, 64, 3, 3)))
+    image, kernel = (x.contiguous(memory_format=torch.channels_last) for x in (image, kernel))
+
+    def work(dtype: torch.dtype) -> Callable[[], Any]:
+        tensors = [x.to(dtype) for x in (rows, weight, image, kernel)]
+        return lambda: (F.linear(*tensors[:2]), F.conv2d(*tensors[2:], padding=1))
+
+    with torch.inference_mode():
+        return quickest({"float32": work(torch.float32), "bfloat16": work(torch.bfloat16)})[0] == "bfloat16"
+
+
+def processor() -> dict[str, Any]:
+    """Name of the processor, its cores for this process, its vector instructions, and what PyTorch uses of them."""
+    import os
+
+    import torch
+
+    name, flags = platform.processor() or platform.machine(), []
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        text = info.read_text()
+        found = re.search(r"model name\s*:\s*(.+)", text)
+        name = found[1].strip() if found else name
+        own = set(re.findall(r"\w+", (re.search(r"flags\s*:\s*(.+)", text) or [""])[0]))
+        flags = [flag for flag in INSTRUCTIONS if flag in own]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"name": name, "cores": cores, "instructions": flags, "pytorch": capability, "torch": torch.__version__}
