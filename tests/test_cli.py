@@ -28,7 +28,8 @@ def fit(root: Path, *words: str, name: str = "run", steps: int = 2) -> int:
     return main(
         ["fit", "--config", str(TEACHER), f"--vars.root={root}", f"--vars.name={name}", f"--vars.steps={steps}",
          "--data.init_args.batch_size=1", "--data.init_args.val_max_size=[128,128]", f"--vars.val_every={steps}",
-         "--model.init_args.loss.lpips=0", "--model.init_args.loss.semantic=0", f"--trainer.callbacks={callbacks}",
+         "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
+         f"--trainer.callbacks={callbacks}",
          *words]
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ def test_help_imports_nothing_heavy(words):
     ("words", "message"),
     [
         (["--config", "nowhere.yaml"], "error: no config file nowhere.yaml"),
-        (["--config", str(TEACHER), "--model.init_args.loss.rat=3"], "does not accept option 'rat'"),
+        (["--config", str(TEACHER), "--model.init_args.objective.rat=3"], "no term 'rat'"),
         (["--config", str(TEACHER), "--vars.steps=many"], "max_steps"),
         (["--config", str(TEACHER), "--model.init_args.codec.widths=[16,32]"], "2 widths but 5 depths"),
         (["--config", str(TEACHER), "--data.init_args.crop_size=100"], "multiple of 128"),
@@ -97,7 +98,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path):
     )
     words = [sys.executable, "-m", "aeic_lightning", "fit", "--config", str(TEACHER), f"--vars.root={tmp_path}",
              "--vars.name=run", "--vars.steps=100000", "--data.init_args.batch_size=1",
-             "--model.init_args.loss.lpips=0", "--model.init_args.loss.semantic=0",
+             "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
              f"--trainer.callbacks={callbacks}"]  # fmt: skip
     log = (tmp_path / "log.txt").open("w+")
     process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)

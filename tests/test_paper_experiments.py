@@ -85,7 +85,9 @@ def words(folder: Path, stage: str) -> list[str]:
     small = small_sizes(folder / "turbo", folder / "half.ckpt")
     small["model"]["init_args"]["codec"]["widths"] = WIDTHS[stage[:2]]
     if stage in ("se_stage2", "se_stage3"):
-        small["model"]["init_args"]["optimization"] = {"discriminator": "lite0"}  # DINOv3's 86 M once is enough
+        small["model"]["init_args"]["objective"] = {
+            "adversarial": {"backbone": "lite0"}
+        }  # DINOv3's 86 M once is enough
     file = folder / f"small_{stage}.yaml"
     file.write_text(yaml.safe_dump(small))
     variables = {"root": folder / "runs", "data": folder / "train", "val": folder / "val", "steps": 2, "val_every": 2}

@@ -4,7 +4,7 @@ Nothing outside of this package imports it but its own commands: AEIC works wher
 """
 
 import aeic_lightning.classification.stream  # noqa: F401 (registers how the model is coded)
-from aeic_lightning.classification.loss import ClassificationLossConfig
+from aeic_lightning.classification.losses import CrossEntropy, LogitsDistillation, SquaredError255
 from aeic_lightning.classification.model import (
     ClassificationConfig,
     ClassificationModel,
@@ -15,11 +15,13 @@ from aeic_lightning.classification.transformer import FeatureAggregation, Latent
 
 __all__ = [
     "ClassificationConfig",
-    "ClassificationLossConfig",
     "ClassificationModel",
     "ClassificationOutput",
+    "CrossEntropy",
     "FeatureAggregation",
     "LatentTransformer",
+    "LogitsDistillation",
     "PictureClassifier",
+    "SquaredError255",
     "TransformerConfig",
 ]

@@ -1,11 +1,9 @@
 """Training of a classification head on AEIC, whose streams it classifies."""
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import model_configs, read_checkpoint
@@ -14,9 +12,18 @@ from aeic_lightning.classification.targets import check_classes, trained_classes
 from aeic_lightning.classification.transformer import TransformerConfig
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
-from aeic_lightning.losses.rate_distortion import LossConfig
-from aeic_lightning.models.aeic import AEICOutput
-from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.compression import CompressionSystem
+from aeic_lightning.systems.optimization import OptimizationConfig
+
+
+class ClassifiedOutput(NamedTuple):
+    """What the objective of a head reads."""
+
+    logits: Tensor  # (B, classes)
+    bits_estimate: Tensor  # (B,)
+    x_hat: Tensor | None  # (B, 3, H, W); None of a frozen codec
+    taps: dict[str, Tensor]
+    rate_weight: Tensor | None = None  # (B,), see `AEICOutput`
 
 
 class AEICClassificationSystem(CompressionSystem):
@@ -25,8 +32,8 @@ class AEICClassificationSystem(CompressionSystem):
     Three ways to train it, which differ in their configs alone:
 
     - head on a frozen codec: `reads: y_hat`, `train_codec: false`;
-    - head and codec together: `reads: y_hat`, `train_codec: true`; alpha CE is added to the loss of rate, distortion
-      and perception, and the whole model goes on training from `init_from`;
+    - head and codec together: `reads: y_hat`, `train_codec: true`; the objective has rate, distortion and
+      perception beside the cross-entropy, and the whole model goes on training from `init_from`;
     - classifier on the decoded pictures: `reads: x_hat`, `train_codec: false`; it sees 8-bit pictures, as a file
       would hold, through an encoder of its own.
 
@@ -36,12 +43,10 @@ class AEICClassificationSystem(CompressionSystem):
     Args:
         init_from: checkpoint of the trained codec, whose sizes are taken over. It must also be there on a resume.
         head: sizes of the transformer.
-        loss: weights of rate, distortion and perception, when the codec is trained.
+        objective: as for `CompressionSystem`, with a `CrossEntropy`; of a frozen codec, that alone.
         optimization: as for `CompressionSystem`.
         reads: `y_hat` (decoded latents) or `x_hat` (decoded pictures).
         train_codec: whether the AEIC model is trained too.
-        alpha: weight of the cross-entropy beside the other terms, when the codec is trained.
-        label_smoothing: share of the target that is spread over all classes.
         picture_widths: channels of the encoder of a classifier of pictures.
         write_streams: see `CompressionSystem`.
         labels: see `CompressionSystem`.
@@ -51,18 +56,17 @@ class AEICClassificationSystem(CompressionSystem):
         self,
         init_from: str,
         head: TransformerConfig,
-        loss: LossConfig,
+        objective: dict[str, Any],
         optimization: OptimizationConfig,
         reads: Literal["y_hat", "x_hat"] = "y_hat",
         train_codec: bool = False,
-        alpha: float = 0.3,
-        label_smoothing: float = 0.1,
         picture_widths: list[int] = [128, 128, 128, 192],  # noqa: B006 (never changed; LightningCLI shows it)
         write_streams: bool = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         checkpoint = read_checkpoint(init_from, "init_from")
-        super().__init__(*model_configs(checkpoint, init_from), loss, optimization, init_from, write_streams, labels)
+        codec, decoder = model_configs(checkpoint, init_from)
+        super().__init__(codec, decoder, objective, optimization, init_from, write_streams, labels)
         self.imported = not train_codec and bool(checkpoint.get("imported"))
         if train_codec and reads == "x_hat":
             raise UserError(
@@ -72,12 +76,11 @@ class AEICClassificationSystem(CompressionSystem):
         self.head_config = {"reads": reads, "transformer": asdict(head), "picture_widths": list(picture_widths)}
         self.reads = reads
         self.train_codec = train_codec
-        self.alpha = alpha
-        self.label_smoothing = label_smoothing
-        self._labels: Tensor | None = None
         if not train_codec:
             self.model.requires_grad_(False)
-            self.loss.requires_grad_(False)
+            idle = next((name for name, term in self.objective.terms.items() if term.needs_picture), None)
+            if idle:
+                raise UserError(f"objective: the codec is frozen, {idle} cannot change it; drop it or set train_codec")
 
     def setup(self, stage: str) -> None:
         check_classes(self.trainer, self.head_config["transformer"]["classes"])
@@ -103,31 +106,20 @@ class AEICClassificationSystem(CompressionSystem):
             self.model.eval()
         return self
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
+    def forward(self, x: Tensor) -> ClassifiedOutput:
+        """Images (B, 3, H, W) in [-1, 1] -> what the objective reads, of a frozen codec no further than the head."""
         if self.train_codec:
-            self._labels = batch["label"]  # for extra_loss
-            return super().training_step(batch, batch_idx)
+            output = self.model(x, tap_paths=self.tap_paths)
+            logits = self.head(output.codec.y_hat)
+            return ClassifiedOutput(logits, output.bits_estimate, output.x_hat, output.taps, output.rate_weight)
         with torch.no_grad():
-            features = self.features(batch["image"])
-        loss, terms = self.accuracy_loss(self.head(features), batch["label"])
-        self.manual_backward(loss / self.optimization.accumulate)
-        self.finish_batch(batch, {"loss": loss} | terms)
-        return loss.detach()
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the head reads, of a frozen codec; the decoder runs only for a classifier of pictures."""
-        if self.reads == "y_hat":
-            return self.model.codec(x).y_hat
-        return from_uint8(to_uint8(self.model(x).x_hat))
-
-    def extra_loss(self, x: Tensor, output: AEICOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = self.accuracy_loss(self.head(output.codec.y_hat), self._labels)
-        return self.alpha * loss, terms
-
-    def accuracy_loss(self, logits: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of logits (B, classes) with classes (B,), and what is logged."""
-        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
-        return loss, {"cross_entropy": loss, "top1": (logits.argmax(1) == label).float().mean()}
+            if self.reads == "y_hat":
+                codec = self.model.codec(x)
+                features, bits = codec.y_hat, codec.bits_y + codec.bits_z
+            else:
+                output = self.model(x)
+                features, bits = from_uint8(to_uint8(output.x_hat)), output.bits_estimate
+        return ClassifiedOutput(self.head(features), bits, None, {})
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Adds logits (B, classes) and labels (B,) to what every system returns."""
@@ -143,7 +135,8 @@ class AEICClassificationSystem(CompressionSystem):
         }
 
     def hparam_columns(self) -> dict[str, Any]:
-        own = {"reads": self.reads, "train_codec": self.train_codec, "alpha": self.alpha}
+        own = {"reads": self.reads, "train_codec": self.train_codec}
+        own["alpha"] = self.objective.weight("cross_entropy")
         return super().hparam_columns() | own | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

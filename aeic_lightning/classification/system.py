@@ -1,19 +1,23 @@
 """Training of compress-and-classify: its own two steps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
+from torch import Tensor
+from torch.optim import Optimizer
 
 from aeic_lightning.checkpoints.checkpoint import load_strictly, read_checkpoint, with_prefix
-from aeic_lightning.classification.loss import ClassificationLossConfig, rate_distortion_accuracy
+from aeic_lightning.classification.losses import LogitsDistillation
 from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel
-from aeic_lightning.classification.targets import SoftTargets, check_classes, trained_classes
+from aeic_lightning.classification.targets import Mixup, check_classes, trained_classes
 from aeic_lightning.classification.teacher import LogitsTeacher
 from aeic_lightning.errors import UserError
+from aeic_lightning.losses.objective import Objective
 from aeic_lightning.systems.evaluated import EvaluatedSystem
 from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
 
@@ -35,8 +39,6 @@ class ClassificationOptimization:
         final_learning_rate: at the last step.
         warmup_steps: the learning rate rises linearly over so many steps.
         weight_decay: of matrices and kernels; biases, norms and embeddings are not decayed.
-        rate_warmup_steps: the weight of the rate rises linearly from 0 over so many steps. Step 1 leaves latents that
-            an untrained entropy model finds impossible; here it can learn them before they must be cheap.
         prior_learning_rate: highest rate of the density of z, which follows the same course; null for that of the rest.
         on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
             "skip" the update and count it (it still counts as a step).
@@ -47,7 +49,6 @@ class ClassificationOptimization:
     final_learning_rate: float = 1e-5
     warmup_steps: int = 0
     weight_decay: float = 0.05
-    rate_warmup_steps: int = 0
     prior_learning_rate: float | None = None
     on_nonfinite: OnNonfinite = "stop"
 
@@ -76,16 +77,18 @@ class TeacherConfig:
 class ClassificationSystem(GuardedSystem, EvaluatedSystem):
     """Trains the compress-and-classify model. The two steps differ in their configs alone.
 
-    Step 1 (`loss.rate: 0`) quantises nothing and has no rate. Step 2 starts `init_from` step 1 with the rate. The paper
-    trains the prior's quantiles by a second Adam at 1e-3; here they are solved by bisection, which gives what that
-    converges to, so one optimizer is enough.
+    Step 1, whose objective has no `rate`, quantises nothing. Step 2 starts `init_from` step 1 with the rate, whose
+    weight may rise slowly: step 1 leaves latents that an untrained entropy model finds impossible. The paper trains the
+    prior's quantiles by a second Adam at 1e-3; here they are solved by bisection, which gives what that converges to,
+    so one optimizer is enough.
 
     Args:
         sizes: sizes of the model.
-        loss: weights of the terms, mixup, label smoothing.
+        objective: the terms of the loss and their weights, by name (`classification/losses.py`).
         optimization: optimizer and learning rates.
         init_from: checkpoint of step 1, of the same sizes.
-        teacher: classifier to distil from, with `loss.distillation` above 0.
+        teacher: classifier to distil from, by a term `LogitsDistillation`.
+        mixup: parameter of mixup's beta distribution; 0 for none.
         write_streams: whether validation and test of step 2 write each image's file, whose bytes are `bpp`.
         labels: as in `CompressionSystem`.
     """
@@ -93,36 +96,37 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
     def __init__(
         self,
         sizes: ClassificationConfig,
-        loss: ClassificationLossConfig,
+        objective: dict[str, Any],
         optimization: ClassificationOptimization,
         init_from: str | None = None,
         teacher: TeacherConfig | None = None,
+        mixup: float = 0.0,
         write_streams: bool = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__()
-        loss.check()
-        if bool(loss.distillation) != (teacher is not None):
+        self.objective = Objective(objective)
+        distils = bool(self.objective.of_kind(LogitsDistillation))
+        if distils != (teacher is not None):
             raise UserError(
-                f"distillation: loss.distillation is {loss.distillation} and the teacher is "
+                f"distillation: the objective has {'a' if distils else 'no'} LogitsDistillation, and the teacher is "
                 f"{'given' if teacher else 'missing'}; give both or neither"
             )
         self.model = ClassificationModel(sizes)
-        self.loss = loss
         self.optimization = optimization
         self.init_from = init_from
         self.write_streams = write_streams and self.quantise
         self.labels = labels or {}
         classes = sizes.transformer.classes
         self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
-        self.targets = SoftTargets(classes, loss.mixup, loss.label_smoothing)
+        self.mixup = Mixup(classes, mixup)
         self.guard = Guard(self, optimization.on_nonfinite)
         self._mid_step = False
 
     @property
     def quantise(self) -> bool:
         """Whether this is step 2."""
-        return self.loss.rate > 0
+        return self.objective.weight("rate") > 0
 
     def setup(self, stage: str) -> None:
         check_classes(self.trainer, self.model.sizes.transformer.classes)
@@ -134,30 +138,28 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
         self._mid_step = True
-        x, target = self.targets(batch["image"], batch["label"])
-        output = self.model(x, self.quantise)
-        teacher = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher(x)
-        rate_scale = min(1.0, self.global_step / max(self.optimization.rate_warmup_steps, 1))
-        loss = rate_distortion_accuracy(
-            self.loss, output.logits, target, output.x_hat, x, output.bits_estimate, teacher, rate_scale
-        )
+        batch = self.mixup(batch)
+        output = self.model(batch["image"], self.quantise)
+        loss = self.objective(batch, output, self.teacher_logits(batch["image"]), self.global_step)
         terms = {"loss": loss.total} | loss.terms
-        if target.ndim == 1:
-            terms["top1"] = (output.logits.argmax(1) == target).float().mean()
         self.guard.see(terms, batch["name"])
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values | {"step": float(self.global_step)})
         return loss.total
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    @torch.no_grad()
+    def teacher_logits(self, x: Tensor) -> dict[str, Tensor] | None:
+        """The teacher's "logits" (B, classes) of images (B, 3, H, W); None without a teacher."""
+        return None if self.teacher is None else {"logits": self.teacher(x)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if not self.guard.allows({"model": list(self.named_parameters())}):
             optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
 
-    def optimizer_step(self, *args, **kwargs) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._mid_step = False
         step = self.global_step + 1  # Lightning counts the update after this hook
         if self.quantise and (step % QUANTILE_INTERVAL == 0 or step == self.trainer.max_steps):
@@ -210,9 +212,9 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         return {
             "role": "step 2" if self.quantise else "step 1",
             "transformer": f"{transformer.depth}x{transformer.width}",
-            "rate": self.loss.rate,
-            "alpha": self.loss.alpha,
-            "beta": self.loss.beta,
+            "rate": self.objective.weight("rate"),
+            "alpha": self.objective.weight("cross_entropy"),
+            "beta": self.objective.weight("mse_255"),
         } | self.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,37 +1,39 @@
 """The classes of the data: what a head is trained towards, and their names."""
 
+from typing import Any
+
 import lightning
-from timm.data import Mixup
-from timm.data.mixup import one_hot
-from torch import Tensor
+import timm.data
 
 from aeic_lightning.errors import UserError
 
 
-class SoftTargets:
-    """Mixup and label smoothing, by timm; without either, images and classes pass as they are.
+class Mixup:
+    """Mixup of a batch, by timm.
 
-    Mixup draws from numpy's global state, which is seeded for each batch (`guards.seed_batch`).
+    It draws from numpy's global state, which is seeded for each batch (`guards.seed_batch`).
+
+    Args:
+        classes: number of classes.
+        alpha: parameter of mixup's beta distribution; 0 leaves batches as they are.
     """
 
-    def __init__(self, classes: int, mixup: float, smoothing: float) -> None:
-        self.classes = classes
-        self.smoothing = smoothing
-        self.mixup = Mixup(mixup_alpha=mixup, label_smoothing=smoothing, num_classes=classes) if mixup else None
+    def __init__(self, classes: int, alpha: float) -> None:
+        if alpha < 0:
+            raise UserError(f"mixup must be 0 or more, not {alpha}")
+        self.mix = timm.data.Mixup(mixup_alpha=alpha, label_smoothing=0.0, num_classes=classes) if alpha else None
 
-    def __call__(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and classes (B,) -> images and targets: (B, classes), or (B,) when nothing is done.
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with "image" (B, 3, H, W) and "label" (B,) -> the same with mixed images and labels (B, classes).
 
         Raises UserError for a batch of odd size, which cannot be mixed.
         """
-        if self.mixup is not None:
-            if len(x) % 2:
-                raise UserError(f"mixup takes batches of even size, not {len(x)}; change data.batch_size")
-            return self.mixup(x.clone(), label)
-        if self.smoothing:
-            off = self.smoothing / self.classes
-            return x, one_hot(label, self.classes, 1 - self.smoothing + off, off)
-        return x, label
+        if self.mix is None:
+            return batch
+        if len(batch["image"]) % 2:
+            raise UserError(f"mixup takes batches of even size, not {len(batch['image'])}; change data.batch_size")
+        x, label = self.mix(batch["image"].clone(), batch["label"])
+        return batch | {"image": x, "label": label}
 
 
 def check_classes(trainer: lightning.Trainer, classes: int) -> None:

@@ -10,8 +10,7 @@ Overrides are merged before anything is resolved, so that they reach every value
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aeic_lightning.config.layers import merge
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -99,12 +98,6 @@ def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' + '.join(map(str, files))}: {' '.join(str(error).split())}") from error
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where no known word is near."""
-    near = get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _references(config: DictConfig) -> set[str]:

@@ -14,8 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from lightning import Trainer
 
-from aeic_lightning.config import did_you_mean
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
 
 SECTIONS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "vars", "include")
 PACKAGES = ("aeic_lightning", "callbacks", "datamodules", "lightning", "torch", "torchmetrics")

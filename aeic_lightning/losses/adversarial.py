@@ -1,8 +1,10 @@
-"""Projected (vision-aided) discriminator: small trained heads on a frozen backbone (Kumari et al. 2022, "Ensembling
-Off-the-shelf Models for GAN Training"), as AEIC uses it, and the sigmoid GAN losses."""
+"""The adversarial term: a projected (vision-aided) discriminator, small trained heads on a frozen backbone (Kumari et
+al. 2022, "Ensembling Off-the-shelf Models for GAN Training"), as AEIC uses it, and the sigmoid GAN losses."""
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,56 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.diffaugment import diff_augment
+from aeic_lightning.losses.semantic import enlarged, resized
+from aeic_lightning.losses.term import Description, Term
 from aeic_lightning.models.backbones import DinoV3, Lite0
+
+
+class Adversarial(Term):
+    """The generator's loss against a discriminator, which the system trains as the second player. AEIC: weight 0.1.
+
+    Args:
+        backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's.
+        learning_rate: the discriminator's, constant.
+        real_label: the discriminator's target for real images; below 1 it smooths the label.
+    """
+
+    needs_picture = True
+
+    def __init__(
+        self, backbone: Literal["lite0", "dinov3"] = "lite0", learning_rate: float = 2e-5, real_label: float = 1.0
+    ) -> None:
+        super().__init__()
+        if not 0.5 < real_label <= 1:
+            raise UserError(f"adversarial: real_label must be above 0.5 and at most 1, not {real_label}")
+        self.learning_rate, self.real_label = learning_rate, real_label
+        self.discriminator = ProjectedDiscriminator(backbone)
+
+    @classmethod
+    def describe(cls, backbone: str = "lite0", **_: Any) -> Description:
+        sees = resized if backbone == "lite0" else enlarged
+        return Description(backbone=backbone, sees=sees, trained=head_parameters(backbone))
+
+    def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
+        # The generator's gradient passes through the discriminator to x_hat, and must leave nothing behind in it.
+        with frozen_parameters(self.discriminator):
+            return generator_loss(self.discriminator(output.x_hat))
+
+    def discriminator_loss(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """The second player's loss, a scalar, for images (B, 3, H, W); no gradient reaches x_hat."""
+        fake_logits, real_logits = self.discriminator(x_hat.detach()), self.discriminator(x)
+        return discriminator_loss(fake_logits, real_logits, self.real_label)
+
+    @property
+    def chance(self) -> float:
+        """The discriminator's loss where it tells nothing apart."""
+        return 2 * len(self.discriminator.heads) * math.log(2)
+
+    @property
+    def least(self) -> float:
+        """The smallest loss that the discriminator can have; above 0 with smoothed labels."""
+        heads, r = len(self.discriminator.heads), self.real_label
+        return 0.0 if r == 1 else -heads * (r * math.log(r) + (1 - r) * math.log(1 - r))
 
 
 class ProjectedDiscriminator(nn.Module):
@@ -68,6 +119,26 @@ class ProjectedDiscriminator(nn.Module):
         stages = self.backbone.features(x)
         features = [*stages[2:4], self.backbone.pool(stages[-1])]
         return [F.normalize(f, dim=1) * math.sqrt(f.shape[1]) for f in features]
+
+
+def head_parameters(backbone: str) -> int:
+    """Trained parameters of a discriminator, without building it."""
+    maps, embedding = (Lite0.channels[2:4], Lite0.embedding_channels) if backbone == "lite0" else ((768, 768), 768)
+    convolutions = sum(channels * 128 * 9 + 128 + 128 + 1 for channels in maps)
+    return convolutions + embedding * 128 + 128 + 128 + 1
+
+
+@contextmanager
+def frozen_parameters(module: nn.Module) -> Iterator[None]:
+    """Gradients flow through `module` to its input, but not into its parameters."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
 
 
 def discriminator_loss(fake_logits: list[Tensor], real_logits: list[Tensor], real_label: float = 1.0) -> Tensor:

@@ -4,29 +4,30 @@ teacher   x ─> y, z, phi, y_hat ─> l_T, l_res ─> h_0 ... h_8, l_0      (fr
                 │  encoder side       │  decoder side
               ||·||²                ||·||²
                 │                     │
-student   f(y, z, phi, y_hat) ─> f(l_T, l_res) ─> f(h_0 ... h_8, l_0)  (f: one learnable 1x1 layer per pair)
+student   f(y, z, phi, y_hat) ─> f(l_T, l_res) ─> f(h_0 ... h_8, l_0)  (f: a learnable 1x1 convolution, one per tap)
 """
 
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.losses.term import Term
+from aeic_lightning.models.taps import Side, Tap, find_taps
 
 
-@dataclass
-class Pair:
-    """One match between a teacher's and a student's tap.
+@dataclass(frozen=True)
+class TapMatch:
+    """A student's tap and the teacher's that it is compared with.
 
     Args:
-        tap: the student's tap: y, z, phi, y_hat; l_T, l_res, l_0, h_0, h_1, ...
-        side: `encoder` (part of L_enc) or `decoder` (part of L_dec).
-        weight: weight inside of its side's sum.
+        tap: the student's tap: a declared one, a pattern of declared ones such as h_*, or the path of a module.
+        side: `encoder` or `decoder`; default: the tap's own.
+        weight: weight inside of its term's sum.
         teacher_tap: the teacher's tap, where it has another name.
         normalise: divide both taps by their root mean square first. For hidden states of a U-Net that is trained from
             scratch: all that reads them begins with a GroupNorm, so their scale is free, drifts by orders of
@@ -34,89 +35,110 @@ class Pair:
     """
 
     tap: str
-    side: Literal["encoder", "decoder"]
+    side: Side | None = None
     weight: float = 1.0
     teacher_tap: str | None = None
     normalise: bool = False
 
-
-def tap_channels(codec: CodecConfig, decoder: DecoderConfig) -> dict[str, int]:
-    """Channels of every tap, by name."""
-    channels = codec.channels
-    taps = {"y": channels, "z": channels // 2, "phi": channels, "y_hat": channels}
-    taps |= {"l_T": codec.l_T_channels, "l_res": codec.l_res_channels, "l_0": codec.l_res_channels}
-    return taps | {f"h_{n}": width for n, width in enumerate(decoder.unet.hidden_channels)}
-
-
-ENCODER_TAPS = ("y", "z", "phi", "y_hat")
+    @classmethod
+    def of(cls, value: "TapMatch | Mapping[str, Any] | str") -> "TapMatch":
+        """From a name, or from a mapping as it stands in YAML."""
+        try:
+            return value if isinstance(value, cls) else cls(value) if isinstance(value, str) else cls(**value)
+        except TypeError as error:
+            raise UserError(f"distillation: {value} is no tap: write a name, or {{tap: y, weight: 1.0}}") from error
 
 
-class DistillationLoss(nn.Module):
-    """L_enc and L_dec: for each pair the mean of (teacher - f(student))^2, f being a learnable 1x1 convolution.
+class FeatureDistillation(Term):
+    """For each tap the mean of (teacher - f(student))^2, f being a learnable 1x1 convolution; summed with the weights.
 
-    A pair with `normalise` compares teacher / rms(teacher) with f(student / rms(student)), rms over the whole tensor.
-
+    A tap with `normalise` compares teacher / rms(teacher) with f(student / rms(student)), rms over the whole tensor.
     The square is averaged over the elements of the tap, so that a weight means the same at every width and resolution.
-    A projection starts as the identity as far as the widths allow.
+    A projection starts as the identity as far as the widths allow. Each tap's own loss is logged as distill/SIDE/TAP.
 
     Args:
-        pairs: the matches.
-        student, teacher: channels of the taps of each (`tap_channels`).
+        side: `encoder` (L_enc) or `decoder` (L_dec).
+        taps: names or `TapMatch`es; default: all that the model declares on this side.
     """
 
-    def __init__(self, pairs: list[Pair], student: dict[str, int], teacher: dict[str, int]) -> None:
+    tag = "distill/{name}"
+
+    def __init__(self, side: Side, taps: Sequence[TapMatch | dict[str, Any] | str] | None = None) -> None:
         super().__init__()
-        if not pairs:
-            raise UserError("distillation: no pairs; list at least one tap, or train with StudentSystem")
-        self.pairs = pairs
+        if side not in ("encoder", "decoder"):
+            raise UserError(f"distillation: side is encoder or decoder, not {side!r}")
+        if taps is not None and not taps:
+            raise UserError("distillation: no taps; list at least one, or leave `taps` out for all of the side")
+        self.side = side
+        self.wanted = None if taps is None else [TapMatch.of(tap) for tap in taps]
+        self.matches: list[TapMatch] = []
         self.projections = nn.ModuleDict()
-        for pair in pairs:
-            teacher_tap = pair.teacher_tap or pair.tap
-            for name, known, role in ((pair.tap, student, "student"), (teacher_tap, teacher, "teacher")):
-                if name not in known:
-                    near = get_close_matches(name, known, n=1)
-                    hint = f"did you mean {near[0]}?" if near else "taps are " + ", ".join(known)
-                    raise UserError(f"distillation: the {role} has no tap {name!r}; {hint}")
-                if (name in ENCODER_TAPS) != (pair.side == "encoder"):
-                    side = "encoder" if name in ENCODER_TAPS else "decoder"
-                    raise UserError(f"distillation: tap {name!r} lies on the {side} side; write side: {side}")
-            key = f"{pair.side}_{pair.tap}"
-            if key in self.projections:
-                raise UserError(f"distillation: tap {pair.tap!r} is listed twice on the {pair.side} side; keep one")
-            projection = nn.Conv2d(student[pair.tap], teacher[teacher_tap], 1)
+
+    def bind(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Check every tap against both models, and build the projections."""
+        if teacher is None:
+            raise UserError("distillation: there is no teacher; train with DistillationSystem, which names one")
+        declared = student.taps
+        wanted = self.wanted or [TapMatch(tap.name) for tap in declared if tap.side == self.side]
+        self.matches = [named for match in wanted for named in _expand(match, [tap.name for tap in declared])]
+        ours = find_taps(student, [match.tap for match in self.matches], "student")
+        theirs = find_taps(teacher, [match.teacher_tap or match.tap for match in self.matches], "teacher")
+        for match in self.matches:
+            tap, other = ours[match.tap], theirs[match.teacher_tap or match.tap]
+            _check_side(match, tap, self.side)
+            if _key(match) in self.projections:
+                raise UserError(f"distillation: tap {match.tap!r} is listed twice on the {self.side} side; keep one")
+            projection = nn.Conv2d(tap.channels, other.channels, 1)
             nn.init.dirac_(projection.weight)
             nn.init.zeros_(projection.bias)
-            self.projections[key] = projection
+            self.projections[_key(match)] = projection
 
     @property
-    def sides(self) -> set[str]:
-        """Which sides have pairs."""
-        return {pair.side for pair in self.pairs}
+    def student_taps(self) -> list[str]:
+        return [match.tap for match in self.matches]
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        return [match.teacher_tap or match.tap for match in self.matches]
 
     def check_shapes(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
-        """Raise UserError where a pair differs in resolution: a projection changes channels alone."""
-        for pair in self.pairs:
-            ours, theirs = student[pair.tap], teacher[pair.teacher_tap or pair.tap]
+        """Raise UserError where two taps differ in resolution: a projection changes channels alone."""
+        for match in self.matches:
+            ours, theirs = student[match.tap], teacher[match.teacher_tap or match.tap]
             if ours.shape[2:] != theirs.shape[2:]:
                 raise UserError(
-                    f"distillation: tap {pair.tap!r} is {tuple(ours.shape[2:])} in the student but "
-                    f"{tuple(theirs.shape[2:])} in the teacher; use the same stride or another pair"
+                    f"distillation: tap {match.tap!r} is {tuple(ours.shape[2:])} in the student but "
+                    f"{tuple(theirs.shape[2:])} in the teacher; use the same stride or another tap"
                 )
 
     def forward(
-        self, student: dict[str, Tensor], teacher: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Taps by name -> the weighted sum of each side that has pairs, and each tap's own loss as `side/tap`."""
-        sums: dict[str, Tensor] = {}
-        taps: dict[str, Tensor] = {}
-        for pair in self.pairs:
-            ours, theirs = student[pair.tap], teacher[pair.teacher_tap or pair.tap]
-            if pair.normalise:
+        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        total, losses = 0.0, {}
+        for match in self.matches:
+            ours, theirs = output.taps[match.tap], teacher[match.teacher_tap or match.tap]
+            if match.normalise:
                 ours, theirs = _unit_scale(ours), _unit_scale(theirs)
-            loss = F.mse_loss(self.projections[f"{pair.side}_{pair.tap}"](ours), theirs)
-            taps[f"{pair.side}/{pair.tap}"] = loss
-            sums[pair.side] = sums.get(pair.side, 0) + pair.weight * loss
-        return sums, taps
+            loss = F.mse_loss(self.projections[_key(match)](ours), theirs)
+            losses[f"distill/{self.side}/{match.tap}"] = loss
+            total = total + match.weight * loss
+        return total, losses
+
+
+def _expand(match: TapMatch, declared: list[str]) -> list[TapMatch]:
+    names = [name for name in declared if fnmatchcase(name, match.tap)]
+    return [replace(match, tap=name) for name in names] or [match]
+
+
+def _check_side(match: TapMatch, tap: Tap, side: Side) -> None:
+    if tap.side != side:
+        raise UserError(f"distillation: tap {match.tap!r} is on the {tap.side} side; move it to a term of that side")
+    if match.side not in (None, side):
+        raise UserError(f"distillation: tap {match.tap!r} is on the {side} side; write side: {side}")
+
+
+def _key(match: TapMatch) -> str:
+    return match.tap.replace(".", "-")
 
 
 def _unit_scale(tap: Tensor) -> Tensor:

@@ -44,12 +44,8 @@ class LPIPS(nn.Module):
         """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
         with torch.no_grad():
             reference = self.backbone.features(x)
-        return self.compare(self.backbone.features(x_hat), reference)
-
-    def compare(self, features_hat: list[Tensor], features: list[Tensor]) -> Tensor:
-        """Distance (B,) of two images' features from `self.backbone`, for losses that share them."""
         total = 0
-        for f, g, w in zip(features_hat, features, self.channel_weights.net, strict=True):
+        for f, g, w in zip(self.backbone.features(x_hat), reference, self.channel_weights.net, strict=True):
             # F.normalize has a zero gradient at a zero vector (dead ReLUs), where x / sqrt(sum x^2) has NaN.
             difference = F.normalize(f, dim=1, eps=1e-10) - F.normalize(g, dim=1, eps=1e-10)
             total = total + (w * difference.square()).sum(1).mean((1, 2))

@@ -41,12 +41,8 @@ class SemanticLoss(nn.Module):
         """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
         with torch.no_grad():
             reference = self._embed(x)
-        return self.compare(self._embed(x_hat), reference)
-
-    def compare(self, embedding_hat: Tensor, embedding: Tensor) -> Tensor:
-        """Distance (B,) of two images' embeddings (B, n), for losses that share them."""
         # The norm's gradient at 0 is 0, so that equal images are safe.
-        return torch.linalg.vector_norm(F.normalize(embedding_hat, dim=1) - F.normalize(embedding, dim=1), dim=1)
+        return torch.linalg.vector_norm(F.normalize(self._embed(x_hat), dim=1) - F.normalize(reference, dim=1), dim=1)
 
     def _embed(self, x: Tensor) -> Tensor:
         if isinstance(self.backbone, Clip):

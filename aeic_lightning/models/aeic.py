@@ -1,39 +1,28 @@
 """The whole compression model: latent codec and one-step decoder, from image to image."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from aeic_lightning.models.backbones import full_precision
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
+from aeic_lightning.models.taps import Tap, hooked
 
 
 class AEICOutput(NamedTuple):
-    """One pass of the model for images (B, 3, H, W)."""
+    """One pass of the model for images (B, 3, H, W): what the terms of a loss read."""
 
     x_hat: Tensor  # (B, 3, H, W), cropped to the size of the input
     bits_estimate: Tensor  # (B,), likelihood bits of the whole image, padding included
     codec: CodecOutput
     decoder: DecoderOutput
-
-    @property
-    def taps(self) -> dict[str, Tensor]:
-        """Every named tensor that distillation can match."""
-        return codec_taps(self.codec) | decoder_taps(self.decoder.l_0, self.decoder.hidden)
-
-
-def codec_taps(output: CodecOutput) -> dict[str, Tensor]:
-    """y, z, phi, y_hat, l_T, l_res by name."""
-    return {name: getattr(output, name) for name in ("y", "z", "phi", "y_hat", "l_T", "l_res")}
-
-
-def decoder_taps(l_0: Tensor, hidden: list[Tensor]) -> dict[str, Tensor]:
-    """l_0 and h_0, h_1, ... by name."""
-    return {"l_0": l_0} | {f"h_{n}": h for n, h in enumerate(hidden)}
+    taps: dict[str, Tensor]  # every declared tap by name, and the module paths that were asked for
+    rate_weight: Tensor | None  # (B,), what multiplies lambda at each image's rate level; None in a codec of one rate
 
 
 class AEIC(CompressionModel):
@@ -67,16 +56,56 @@ class AEIC(CompressionModel):
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
         return self.decoder(*self.codec.synthesise(y_hat, self.codec.levels(len(y_hat), level))).x_hat
 
-    def forward(self, x: Tensor, level: Tensor | float | None = None) -> AEICOutput:
-        """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.
+    @property
+    def taps(self) -> list[Tap]:
+        """The taps that the parts declare."""
+        return [*self.codec.taps, *self.decoder.denoiser.taps]
 
-        `level` sets the rate of a codec with `rate_levels` (`LatentCodec.levels`).
+    def forward(self, x: Tensor, level: Tensor | float | None = None, tap_paths: Sequence[str] = ()) -> AEICOutput:
+        """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.
 
         Under autocast only the decoder computes in low precision: rounding to integers and differences of cumulatives
         need the codec's float32.
+
+        Args:
+            x: the images.
+            level: the rate of a codec with `rate_levels` (`LatentCodec.levels`).
+            tap_paths: modules whose outputs are taps as well.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            codec = self.codec(x.float(), level)
-        decoder = self.decoder(codec.l_T, codec.l_res)
+        with hooked(self, tap_paths) as outputs:
+            with full_precision(x):
+                codec = self.codec(x.float(), level)
+            decoder = self.decoder(codec.l_T, codec.l_res)
+        taps = self._codec_taps(codec) | self._decoder_taps(decoder.l_0, decoder.hidden) | outputs
         height, width = x.shape[2:]
-        return AEICOutput(decoder.x_hat.float()[..., :height, :width], codec.bits_y + codec.bits_z, codec, decoder)
+        x_hat = decoder.x_hat.float()[..., :height, :width]
+        rate_weight = None if self.codec.gains is None else self.codec.gains.rate_weight(codec.level)
+        return AEICOutput(x_hat, codec.bits_y + codec.bits_z, codec, decoder, taps, rate_weight)
+
+    def compute_taps(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Taps of images (B, 3, H, W) by name or module path, of a pass in one piece (tiles have none).
+
+        It goes no further than needed: the denoiser runs if a tap of its own is asked for, the VAE decoder if a module
+        inside it is.
+        """
+        declared = {tap.name for tap in self.taps}
+        paths = [name for name in names if name not in declared]
+        wanted = set(names) - {tap.name for tap in self.codec.taps}
+        with hooked(self, paths) as outputs:
+            with full_precision(x):
+                codec = self.codec(x.float())
+            taps = self._codec_taps(codec)
+            if any(not name.startswith("codec.") for name in wanted):
+                l_0, hidden = self.decoder.denoiser(codec.l_T)
+                taps |= self._decoder_taps(l_0, hidden)
+                if any(name.startswith("decoder.vae") for name in wanted):
+                    self.decoder.vae(l_0 + codec.l_res)
+        return {name: (taps | outputs)[name] for name in names}
+
+    def _codec_taps(self, output: CodecOutput) -> dict[str, Tensor]:
+        return {tap.name: getattr(output, tap.name) for tap in self.codec.taps}
+
+    def _decoder_taps(self, l_0: Tensor, hidden: list[Tensor]) -> dict[str, Tensor]:
+        # A tiled pass has no hidden states.
+        names = [tap.name for tap in self.decoder.denoiser.taps]
+        return dict(zip(names, [l_0, *hidden], strict=False))

@@ -6,6 +6,9 @@ standard backbones (AlexNet, VGG16, CLIP, DINOv3) read a file that is at hand, o
 Every backbone takes float images (B, 3, H, W) in [-1, 1] and does its own normalisation.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -90,7 +93,23 @@ class Frozen(nn.Module):
 
 def full_precision(x: Tensor) -> torch.autocast:
     """Context in which autocast is off for the device of `x`: a figure must not depend on the trainer's precision."""
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+_remembered: ContextVar[dict | None] = ContextVar("remembered features", default=None)
+
+
+@contextmanager
+def sharing_features() -> Iterator[None]:
+    """While this lasts, Lite0 keeps the features of each tensor, so that losses that see the same images share a pass.
+
+    Every Lite0 has the same weights, so the instances share as well.
+    """
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
 
 
 class Lite0(Frozen):
@@ -127,9 +146,16 @@ class Lite0(Frozen):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Outputs of the five stages, before their next expansion: (B, channels[i], H/strides[i], W/strides[i])."""
+        known = _remembered.get()
+        key = (id(x), torch.is_grad_enabled())
+        if known is not None and key in known:
+            return known[key][1]
         with full_precision(x):
-            x = x.float().contiguous(memory_format=torch.channels_last)
-            return self.net.forward_intermediates(x, intermediates_only=True)
+            images = x.float().contiguous(memory_format=torch.channels_last)
+            features = self.net.forward_intermediates(images, intermediates_only=True)
+        if known is not None:
+            known[key] = x, features  # with x, so that no other tensor takes its id
+        return features
 
     def pool(self, last: Tensor) -> Tensor:
         """Pooled embedding before the classifier, (B, 1280), non-negative, of the last stage's output."""
@@ -240,6 +266,18 @@ def require_clip() -> None:
 def require_dinov3() -> None:
     """Raise UserError, with the command that gets it, unless DINOv3 ViT-B/16 is in the Hugging Face cache."""
     _dinov3_file(None)
+
+
+def require_backbone(name: str) -> None:
+    """Raise UserError, saying how to get it, unless the weights of the network of this name are there."""
+    if name in HUB_FILES:
+        find_weights(name)
+    elif name == "clip":
+        require_clip()
+    elif name == "dinov3":
+        require_dinov3()
+    elif name != "lite0":
+        raise UserError(f"no backbone {name!r}: there are lite0, {', '.join(HUB_FILES)}, clip and dinov3")
 
 
 class DinoV3(Frozen):

@@ -24,11 +24,10 @@ from aeic_lightning.checkpoints.checkpoint import from_dict, model_configs, read
 from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
-from aeic_lightning.losses.rate_distortion import LossConfig
-from aeic_lightning.metrics.dists import EdgeAwareDISTS, patch_starts
+from aeic_lightning.losses.distillation import FeatureDistillation
+from aeic_lightning.losses.objective import Described, describe_objective
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.backbones import find_weights, require_clip, require_dinov3
+from aeic_lightning.models.backbones import require_backbone
 from aeic_lightning.models.decoder import stable_diffusion
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig
@@ -68,9 +67,9 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
     check_settings(config)
     codec_config, decoder_config = experiment_configs(config, file)
     settings = config["model"]["init_args"]
+    terms = describe_objective(settings)
     try:
-        loss = from_dict(LossConfig, settings.get("loss") or {})
-        optimization = from_dict(OptimizationConfig, settings.get("optimization") or {})
+        from_dict(OptimizationConfig, settings.get("optimization") or {}).check()
     except TypeError as error:
         raise UserError(f"{file}: {error}; --print_config lists the settings") from error
     data = (config.get("data") or {}).get("init_args") or {}
@@ -86,9 +85,9 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         part("VAE decoder", model.decoder.vae),
     ]
     x_hat = _model_activations(plan, model, torch.empty(batch, 3, crop, crop, device="meta"), low)
-    _add_losses(plan, loss, optimization, x_hat)
-    _add_teacher(plan, settings, model)
-    _find_missing(plan, config, decoder_config, loss, optimization)
+    _add_terms(plan, terms, x_hat)
+    _add_teacher(plan, settings, model, terms)
+    _find_missing(plan, config, decoder_config, terms)
     plan.assumptions += [
         f"batches of {batch} crops of {crop} x {crop} on each device; every number 4 bytes"
         + (", the decoder's activations 2" if low else ""),
@@ -218,34 +217,22 @@ def _model_activations(plan: Plan, model: AEIC, x: Tensor, low: bool) -> Tensor:
     return x_hat
 
 
-def _add_losses(plan: Plan, loss: LossConfig, optimization: OptimizationConfig, x_hat: Tensor) -> None:
-    """The frozen networks of the loss, and the discriminator."""
+def _add_terms(plan: Plan, terms: list[Described], x_hat: Tensor) -> None:
+    """The frozen networks of the objective, and what else its terms train."""
     batch, _, height, width = x_hat.shape
-    patches = 2 * len(patch_starts(height, EdgeAwareDISTS.patch, EdgeAwareDISTS.stride)) ** 2  # picture and edges
-    patch = (batch * patches, min(height, EdgeAwareDISTS.patch), min(width, EdgeAwareDISTS.patch))
-
-    def resized(backbone: str) -> tuple[int, int, int]:
-        # To 224, but that EfficientNet-Lite0 takes smaller pictures as they are.
-        return (batch, min(height, 224), min(width, 224)) if backbone == "lite0" else (batch, 224, 224)
-
-    used = {
-        "LPIPS": (loss.lpips, loss.lpips_backbone, (batch, height, width)),
-        "edge-aware DISTS": (loss.edge_dists, loss.dists_backbone, patch),
-        "semantic": (loss.semantic, loss.semantic_backbone, resized(loss.semantic_backbone)),
-        "discriminator": (loss.adversarial, optimization.discriminator, resized(optimization.discriminator)),
-    }
-    for name, (weight, backbone, (number, rows, columns)) in used.items():
-        if not weight:
-            continue
-        network = _backbone(backbone).requires_grad_(False)
-        images = torch.empty(number, 3, rows, columns, device="meta", requires_grad=True)
-        kept = _Kept(network)
-        with kept.counting():
-            network(images)
-        plan.parts.append(part(f"{name} ({backbone})", network))
-        plan.activations[f"{name} ({backbone})"] = float(kept.size)
-    if loss.adversarial:
-        plan.parts.append(Part("discriminator's heads", trained=_head_parameters(optimization.discriminator)))
+    for term in terms:
+        description = term.description
+        if description.backbone:
+            network = _backbone(description.backbone).requires_grad_(False)
+            images, rows, columns = description.sees(batch, height, width)
+            kept = _Kept(network)
+            with kept.counting():
+                network(torch.empty(images, 3, rows, columns, device="meta", requires_grad=True))
+            name = f"{term.entry.name} ({description.backbone})"
+            plan.parts.append(part(name, network))
+            plan.activations[name] = float(kept.size)
+        if description.trained:
+            plan.parts.append(Part(f"{term.entry.name}'s own", trained=description.trained))
 
 
 def _backbone(name: str) -> nn.Module:
@@ -262,13 +249,7 @@ def _backbone(name: str) -> nn.Module:
     raise UserError(f"no backbone {name!r}; see the settings of the loss in --print_config")
 
 
-def _head_parameters(backbone: str) -> int:
-    maps, embedding = ((40, 112), 1280) if backbone == "lite0" else ((768, 768), 768)
-    convolutions = sum(channels * 128 * 9 + 128 + 128 + 1 for channels in maps)
-    return convolutions + embedding * 128 + 128 + 128 + 1
-
-
-def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC) -> None:
+def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: list[Described]) -> None:
     """The teacher of a distillation, and the projections."""
     if not settings.get("teacher"):
         return
@@ -286,18 +267,18 @@ def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC) -> None:
         plan.parts.append(Part("teacher's adapter", frozen=own))
     else:
         plan.parts.append(part("teacher's decoder", teacher.decoder))
-    pairs = [Pair(**pair) for pair in settings["pairs"]]
-    betas = {"encoder": settings.get("beta1", 0.5), "decoder": settings.get("beta2", 0.0)}
-    pairs = [pair for pair in pairs if betas[pair.side]]
     with torch.device("meta"):
-        channels = (tap_channels(m.codec.config, m.decoder.config) for m in (student, teacher))
-        plan.parts.append(part("projections", DistillationLoss(pairs, *channels)))
+        for term in terms:
+            if issubclass(term.entry.kind, FeatureDistillation):
+                built = term.entry.build()
+                built.bind(student, teacher)
+                plan.parts.append(part(f"{term.entry.name}'s projections", built))
 
 
 # ---------------------------------------------------------------------- what is not at hand
 
 
-def _find_missing(plan: Plan, config: dict, decoder: Any, loss: LossConfig, optimization: OptimizationConfig) -> None:
+def _find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described]) -> None:
     def need(check, *args: Any) -> None:
         try:
             check(*args)
@@ -309,20 +290,10 @@ def _find_missing(plan: Plan, config: dict, decoder: Any, loss: LossConfig, opti
     if decoder.pretrained:
         need(stable_diffusion.unet_files, decoder.pretrained.unet, decoder.unet)
         need(stable_diffusion.locate, decoder.pretrained.vae, "VAE decoder")
-    networks = [
-        *([loss.lpips_backbone] if loss.lpips else []),
-        *([loss.dists_backbone] if loss.edge_dists else []),
-        *([loss.semantic_backbone] if loss.semantic else []),
-        *([optimization.discriminator] if loss.adversarial else []),
-        *_callback_networks(config),
-    ]
-    for name in networks:
-        if name in ("alex", "vgg", "inception"):
-            need(find_weights, name)
-        elif name == "clip":
-            need(require_clip)
-        elif name == "dinov3":
-            need(require_dinov3)
+    for term in terms:
+        need(term.description.check_files)
+    for name in _callback_networks(config):
+        need(require_backbone, name)
     for key in ("init_from", "receiver_from", "teacher"):
         if settings.get(key):
             need(_checkpoint_file, key, settings[key])

@@ -23,6 +23,7 @@ import yaml
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
+from aeic_lightning.losses.objective import describe_objective, objective_weights
 from aeic_lightning.models.encoders.labels import encoder_labels
 
 FORMAT = "aeic_lightning results 1"
@@ -178,12 +179,11 @@ def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
     """What a run's config says of it; `model.init_args.labels`, which an experimenter wrote, win."""
     model = config["model"]
     settings = model["init_args"]
-    codec, loss = settings.get("codec") or {}, settings.get("loss") or {}
+    codec, weights = settings.get("codec") or {}, objective_weights(settings)
     labels: dict[str, Label] = {"role": model["class_path"].rsplit(".", 1)[-1].removesuffix("System").lower()}
     labels |= encoder_labels(codec)
-    if "rate" in loss:
-        labels["lambda"] = loss["rate"]
-    labels |= {name: settings[name] for name in ("beta1", "beta2") if name in settings}
+    called = {"lambda": "rate", "beta1": "L_enc", "beta2": "L_dec"}
+    labels |= {label: weights[term] for label, term in called.items() if term in weights}
     if seed is not None:
         labels["seed"] = seed
     return labels | _loss_label(settings) | (settings.get("labels") or {})
@@ -207,19 +207,8 @@ def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any
 
     A figure that was trained on flatters; one that is held out does not.
     """
-    loss = config["model"]["init_args"].get("loss") or {}
-    optimization = config["model"]["init_args"].get("optimization") or {}
-    lpips, dists = loss.get("lpips_backbone", "lite0"), loss.get("dists_backbone", "lite0")
-    terms = {  # term of the loss: (the figure that it is, the network behind it)
-        "rate": ("bpp_estimate", None),
-        "mse": ("psnr", None),
-        "lpips": (f"lpips_{lpips}", lpips),
-        "edge_dists": ("dists" if dists == "vgg" else f"dists_{dists}", dists),
-        "semantic": (None, loss.get("semantic_backbone", "lite0")),
-        "adversarial": (None, optimization.get("discriminator", "lite0")),
-    }
-    trained = [terms[name] for name in terms if loss.get(name)]
-    figures, networks = {figure for figure, _ in trained}, {network for _, network in trained} - {None}
+    terms = [term.description for term in describe_objective(config["model"]["init_args"])]
+    figures, networks = {term.metric for term in terms}, {term.backbone for term in terms} - {None}
 
     def part(name: str, entry: dict[str, Any]) -> str:
         if name in figures:

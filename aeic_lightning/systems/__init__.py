@@ -1,7 +1,8 @@
 """LightningModules: teacher, student, and student with a frozen teacher."""
 
-from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems.compression import CompressionSystem
 from aeic_lightning.systems.distillation import DistillationSystem
+from aeic_lightning.systems.optimization import OptimizationConfig
 from aeic_lightning.systems.student import StudentSystem
 from aeic_lightning.systems.teacher import TeacherSystem
 

@@ -132,8 +132,8 @@ class Guard:
             if len(self._rates) == WINDOW and max(self._rates) < NO_RATE:
                 self._say_once(
                     f"the rate has collapsed: bpp_estimate stayed below {NO_RATE:g} for {WINDOW} batches, so the "
-                    "latents carry next to nothing. Lower the weight of the rate (loss.rate), or let it rise more "
-                    "slowly (optimization.rate_warmup_steps)"
+                    "latents carry next to nothing. Lower the weight of the rate (objective.rate), or let "
+                    "it rise more slowly (objective.rate.warmup_steps)"
                 )
         if self.chance and "discriminator" in values:
             self._adversary.append(values["discriminator"])
@@ -142,7 +142,7 @@ class Guard:
                 self._say_once(
                     f"the discriminator has won outright: its loss fell below {limit:.3g}, the mean over {WINDOW} "
                     f"batches ({self.chance:.3g} is chance), so the generator learns next to nothing from it. Lower "
-                    "optimization.discriminator_learning_rate, or smooth its labels (optimization.real_label: 0.9)"
+                    "objective.adversarial.learning_rate, or smooth its labels (objective.adversarial.real_label: 0.9)"
                 )
 
     @property

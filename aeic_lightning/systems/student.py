@@ -1,24 +1,38 @@
 """The student: a model with a shallow encoder, and the receiver that its teacher trained."""
 
 from pathlib import Path
+from typing import Any
 
 from aeic_lightning.checkpoints.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.compression import CompressionSystem
+from aeic_lightning.systems.optimization import OptimizationConfig
 
 
 class StudentSystem(CompressionSystem):
     """AEIC-SE without distillation: the control of every distillation study.
 
     Args:
+        codec, decoder, objective, optimization, init_from, write_streams, labels: see `CompressionSystem`.
         receiver_from: a teacher's checkpoint. The decoder starts from the teacher's, and so does g_s wherever its
             shapes agree (all but its first adapter when M differs). Not used together with `init_from`.
-        **stage: see `CompressionSystem`.
     """
 
-    def __init__(self, *args, receiver_from: str | None = None, **stage) -> None:
-        super().__init__(*args, **stage)
-        if receiver_from and self.init_from:
+    def __init__(
+        self,
+        codec: CodecConfig,
+        decoder: DecoderConfig,
+        objective: dict[str, Any],
+        optimization: OptimizationConfig,
+        init_from: str | None = None,
+        receiver_from: str | None = None,
+        write_streams: bool = True,
+        labels: dict[str, str | int | float] | None = None,
+    ) -> None:
+        super().__init__(codec, decoder, objective, optimization, init_from, write_streams, labels)
+        if receiver_from and init_from:
             raise UserError("student: give receiver_from or init_from, not both; init_from already has a receiver")
         self.receiver_from = receiver_from
 

@@ -66,7 +66,7 @@ def run_words(root: Path, steps: int) -> list[str]:
     )
     return ["fit", "--config", str(TEACHER), f"--vars.root={root}", "--vars.name=run", f"--vars.steps={steps}",
             f"--vars.val_every={steps}", "--data.init_args.batch_size=1", "--data.init_args.val_max_size=[64,64]",
-            "--model.init_args.loss.lpips=0", "--model.init_args.loss.semantic=0",
+            "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
             "--model.init_args.write_streams=false", "--ckpt_path", "auto",
             f"--trainer.callbacks={callbacks}"]  # fmt: skip
 

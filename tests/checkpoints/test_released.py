@@ -14,7 +14,6 @@ from aeic_lightning import cli
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.checkpoints.released import RELEASED, convert, import_released, read_released
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig, UNetConfig
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
@@ -117,7 +116,7 @@ def test_imported_checkpoint_serves_lightning_and_the_next_stage(file, candidate
     import_released(file, tmp_path / "ours.ckpt", candidates=candidates)
     checkpoint = read_checkpoint(tmp_path / "ours.ckpt")
     codec, _ = candidates["small SE"]
-    system = TeacherSystem(codec, decoder_config, LossConfig(lpips=0, semantic=0), OptimizationConfig())
+    system = TeacherSystem(codec, decoder_config, {"rate": 0.8, "mse": 2.0}, OptimizationConfig())
     decoder = {f"model.decoder.{name}": t for name, t in system.model.decoder.state_dict().items()}
     state = {name: t for name, t in checkpoint["state_dict"].items() if ".decoder." not in name}
     path = tmp_path / "whole.ckpt"

@@ -1,6 +1,7 @@
 """The two steps of compress-and-classify, and the same head on AEIC."""
 
 import copy
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -13,16 +14,16 @@ from timm.data import resolve_model_data_config
 
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
-from aeic_lightning.classification import ClassificationConfig, ClassificationLossConfig, TransformerConfig
+from aeic_lightning.classification import ClassificationConfig, CrossEntropy, TransformerConfig
 from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.head import AEICClassificationSystem
-from aeic_lightning.classification.loss import logits_distance, rate_distortion_accuracy
+from aeic_lightning.classification.losses import logits_distance
 from aeic_lightning.classification.system import ClassificationOptimization, ClassificationSystem, TeacherConfig
-from aeic_lightning.classification.targets import SoftTargets
+from aeic_lightning.classification.targets import Mixup
 from aeic_lightning.classification.teacher import LogitsTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
-from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.losses import Objective
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig
 from aeic_lightning.systems.guards import seed_batch
 from callbacks.accuracy import AccuracyMetrics
@@ -35,8 +36,18 @@ SIZES = ClassificationConfig(
     aggregate=[1, 2],
     transformer=TransformerConfig(width=24, depth=2, heads=3, grid=[4, 4], classes=10),
 )
-STEP1 = ClassificationLossConfig()
-STEP2 = ClassificationLossConfig(rate=1.0, alpha=0.3, beta=0.003, mixup=0.0, label_smoothing=0.0)
+ROOM = "aeic_lightning.classification"
+STEP1 = {
+    "cross_entropy": {"class_path": f"{ROOM}.CrossEntropy", "label_smoothing": 0.1},
+    "mse_255": {"class_path": f"{ROOM}.SquaredError255", "weight": 0.001},
+}
+STEP2 = {
+    "rate": 1.0,
+    "cross_entropy": {"class_path": f"{ROOM}.CrossEntropy", "weight": 0.3},
+    "mse_255": {"class_path": f"{ROOM}.SquaredError255", "weight": 0.003},
+}
+CROSS_ENTROPY = {"class_path": f"{ROOM}.CrossEntropy", "label_smoothing": 0.1}
+RATE = {"rate": 0.8, "mse": 2.0}
 HEAD = TransformerConfig(width=24, depth=2, heads=3, grid=[2, 2], classes=10)
 
 
@@ -45,9 +56,9 @@ def digits() -> SampleDigits:
     return SampleDigits(batch_size=8, samples_per_epoch=64, eval_batch_size=100)
 
 
-def classification_system(loss=STEP1, **kwargs) -> ClassificationSystem:
+def classification_system(objective=STEP1, **kwargs) -> ClassificationSystem:
     return ClassificationSystem(
-        SIZES, loss, kwargs.pop("optimization", ClassificationOptimization(learning_rate=2e-3)), **kwargs
+        SIZES, objective, kwargs.pop("optimization", ClassificationOptimization(learning_rate=2e-3)), **kwargs
     )
 
 
@@ -107,10 +118,8 @@ def test_training_lowers_the_loss_on_other_images(trainer, digits, tmp_path):
     def total(system) -> float:
         batch = next(iter(digits.val_dataloader()))
         with torch.no_grad():
-            out = system.eval().evaluate_batch(batch)
-        return rate_distortion_accuracy(
-            STEP2, out["logits"], out["label"], out["x_hat"], out["x"], out["bits_estimate"]
-        ).total.item()
+            out = SimpleNamespace(**system.eval().evaluate_batch(batch))
+        return Objective(STEP2)(batch, out).total.item()
 
     digits.setup("fit")
     system = classification_system(STEP2)
@@ -136,7 +145,7 @@ def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
 def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path):
     def fresh() -> ClassificationSystem:
         torch.manual_seed(1)
-        return classification_system()  # mixup included
+        return classification_system(mixup=0.8)
 
     class Half(lightning.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -152,7 +161,7 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path
 
 
 def test_the_weight_of_the_rate_rises_over_its_warm_up(trainer, digits, tmp_path):
-    system = classification_system(STEP2, optimization=ClassificationOptimization(rate_warmup_steps=4))
+    system = classification_system(STEP2 | {"rate": {"weight": 1.0, "warmup_steps": 4}})
     train(trainer, system, digits, 2, tmp_path, "a")
     logged = {}
     system.log_dict = logged.update
@@ -194,12 +203,19 @@ def test_decay_leaves_out_what_timm_leaves_out():
 
 def test_targets_are_smoothed_and_mixed():
     x, label = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
-    same, smooth = SoftTargets(5, mixup=0.0, smoothing=0.1)(x, label)
-    assert same is x
-    torch.testing.assert_close(smooth, 0.02 + 0.9 * torch.eye(5)[label])
-    assert SoftTargets(5, 0.0, 0.0)(x, label)[1] is label
+    batch = {"image": x, "label": label}
+    assert Mixup(5, 0.0)(batch) is batch
 
-    mixed, target = SoftTargets(5, mixup=0.8, smoothing=0.0)(x, label)
+    logits = torch.randn(4, 5)
+    smooth = 0.02 + 0.9 * torch.eye(5)[label]
+    expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
+    term = CrossEntropy(label_smoothing=0.1)
+    value, logged = term(batch, SimpleNamespace(logits=logits), None)
+    torch.testing.assert_close(value, expected)
+    assert logged["top1"] == (logits.argmax(1) == label).float().mean()
+
+    once = Mixup(5, 0.8)(batch)
+    mixed, target = once["image"], once["label"]
     share = target[0, 1]  # of image 0, which is mixed with image 3
     assert 0 < share < 1
     torch.testing.assert_close(mixed, share * x + (1 - share) * x.flip(0))
@@ -207,18 +223,18 @@ def test_targets_are_smoothed_and_mixed():
 
 
 def test_mixing_follows_the_seed_of_the_batch_alone():
-    targets = SoftTargets(10, mixup=0.8, smoothing=0.1)
+    targets = Mixup(10, 0.8)
     x, label = torch.randn(4, 3, 8, 8), torch.arange(4)
 
     def mixed(batch: int) -> torch.Tensor:
         seed_batch(7, batch, rank=0)
-        return targets(x, label)[0]
+        return targets({"image": x, "label": label})["image"]
 
     first = [mixed(batch) for batch in range(3)]
     assert torch.equal(mixed(2), first[2])
     assert not torch.equal(first[0], first[1])
     with pytest.raises(UserError, match="even size, not 3"):
-        targets(x[:3], label[:3])
+        targets({"image": x[:3], "label": label[:3]})
 
 
 # ---------------------------------------------------------------------------------------------------- a timm teacher
@@ -246,10 +262,8 @@ def test_teacher_gives_timms_logits_at_its_own_normalisation(teacher):
 
 
 def test_distillation_adds_the_distance_of_the_logits(teacher, trainer, digits, tmp_path):
-    loss = ClassificationLossConfig(
-        distillation=2.0, temperature=2.0, mixup=0.0, label_smoothing=0.0, alpha=0.0, beta=0.0
-    )
-    system = classification_system(loss, teacher=teacher)
+    objective = {"distillation": {"class_path": f"{ROOM}.LogitsDistillation", "weight": 2.0, "temperature": 2.0}}
+    system = classification_system(objective, teacher=teacher)
     path = train(trainer, system, digits, 1, tmp_path, "a")
     assert not [name for name in torch.load(path, weights_only=True)["state_dict"] if "teacher" in name]
     batch = {name: value[:4] for name, value in next(iter(digits.val_dataloader())).items()}
@@ -268,7 +282,7 @@ def test_teacher_errors(teacher, tmp_path):
     with pytest.raises(UserError, match="give both or neither"):
         classification_system(teacher=teacher)
     with pytest.raises(UserError, match="give both or neither"):
-        classification_system(ClassificationLossConfig(distillation=1.0))
+        classification_system({"kl": {"class_path": f"{ROOM}.LogitsDistillation"}})
     with pytest.raises(UserError, match="timm has no model"):
         LogitsTeacher("vit_huge_pencil", teacher.weights, 10)
     with pytest.raises(UserError, match="does not hold vit_tiny_patch16_224 with 7 classes"):
@@ -283,19 +297,20 @@ def test_teacher_errors(teacher, tmp_path):
 @pytest.fixture
 def codec(codec_config, decoder_config, trainer, digits, tmp_path) -> str:
     """Checkpoint of a codec without a head."""
-    system = CompressionSystem(codec_config, decoder_config, LossConfig(lpips=0, semantic=0), OptimizationConfig())
+    system = CompressionSystem(codec_config, decoder_config, {"rate": 0.8, "mse": 2.0}, OptimizationConfig())
     return train(trainer, system, digits, 1, tmp_path, "codec")
 
 
 @pytest.fixture
 def head_system(codec):
-    def make(**kwargs) -> AEICClassificationSystem:
+    def make(alpha=0.3, train_codec=False, **kwargs) -> AEICClassificationSystem:
         return AEICClassificationSystem(
             init_from=codec,
             head=HEAD,
-            loss=LossConfig(lpips=0, semantic=0),
+            objective={"cross_entropy": CROSS_ENTROPY | {"weight": alpha}} | (RATE if train_codec else {}),
             optimization=OptimizationConfig([(0, 1e-3)], gradient_clip=0),
             picture_widths=[8, 8, 8, 12],
+            train_codec=train_codec,
             **kwargs,
         )
 
@@ -347,10 +362,12 @@ def test_a_joint_head_trains_the_codec_with_its_cross_entropy(head_system, train
 def test_head_errors(head_system, codec):
     with pytest.raises(UserError, match="frozen codec"):
         head_system(reads="x_hat", train_codec=True)
+    with pytest.raises(UserError, match="the codec is frozen, mse cannot change it"):
+        AEICClassificationSystem(codec, HEAD, {"cross_entropy": CROSS_ENTROPY} | RATE, OptimizationConfig())
     with pytest.raises(UserError, match="reads is 'z'"):
         head_system(reads="z")
     with pytest.raises(UserError, match=r"init_from: no file nowhere\.ckpt"):
-        AEICClassificationSystem("nowhere.ckpt", HEAD, LossConfig(), OptimizationConfig())
+        AEICClassificationSystem("nowhere.ckpt", HEAD, {"mse": 1.0}, OptimizationConfig())
     with pytest.raises(UserError, match="has no classifier"):
         load_classifier(codec)
 

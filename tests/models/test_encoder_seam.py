@@ -221,12 +221,13 @@ def test_train_and_code_by_the_commands(plain, decoder_config, tmp_path, capsys)
         Image.fromarray((waves[..., None].repeat(1, 1, 3) * 2).byte().numpy()).save(tmp_path / f"{number}.png")
     photos = {"train_dir": str(tmp_path), "crop_size": 128, "batch_size": 1}
     sizes = {key: value for key, value in asdict(plain).items() if value is not None}
-    loss = {"rate": 1.0, "lpips": 0.0, "semantic": 0.0}
+    objective = {"rate": 1.0, "mse": 2.0}
     config = {
         "seed_everything": 0,
         "model": {
             "class_path": "aeic_lightning.systems.TeacherSystem",
-            "init_args": {"codec": sizes, "decoder": asdict(decoder_config), "loss": loss, "optimization": {}},
+            "init_args": {"codec": sizes, "decoder": asdict(decoder_config), "objective": objective,
+                          "optimization": {}},
         },
         "data": {"class_path": "datamodules.ImageFolder", "init_args": photos},
         "trainer": {

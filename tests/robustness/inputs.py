@@ -22,7 +22,8 @@ from tests.robustness.runs import ROOT
 
 TEACHER = str(ROOT / "experiments" / "tiny" / "teacher_stage1.yaml")
 CHEAP = [
-    "--model.init_args.loss.lpips=0", "--model.init_args.loss.semantic=0", "--vars.steps=1", "--vars.val_every=1",
+    "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0", "--vars.steps=1",
+    "--vars.val_every=1",
     "--model.init_args.write_streams=false", "--trainer.logger=false",
     "--trainer.callbacks=[{class_path: callbacks.checkpoint.LastCheckpoint}]",
 ]  # fmt: skip
@@ -187,7 +188,7 @@ def _settings() -> list[Case]:
     model, data = "--model.init_args.", "--data.init_args."
     words = {
         "no such config file": ([], "no config file"),
-        "loss misspelt": ([f"{model}loss.rat=3"], "did you mean rate"),
+        "loss misspelt": ([f"{model}objective.rat=3"], "did you mean rate"),
         "codec misspelt": ([f"{model}codec.width=[8]"], "did you mean widths"),
         "nested setting misspelt": ([f"{model}decoder.unet.width=[8]"], "did you mean widths"),
         "optimization misspelt": ([f"{model}optimization.warmup=3"], "did you mean warmup_steps"),
@@ -293,7 +294,8 @@ def _checkpoints() -> list[Case]:
              lambda f: f.fit("ckpt", "good", good, f"{f.root}/good.ckpt",
                              "--model.init_args.codec.widths=[16,32,48,64,96]"), "the config asks for"),
         Case("--ckpt_path: without the discriminator",
-             lambda f: f.fit("ckpt", "good", good, f"{f.root}/good.ckpt", "--model.init_args.loss.adversarial=0.1"),
+             lambda f: f.fit("ckpt", "good", good, f"{f.root}/good.ckpt",
+                             "--model.init_args.objective.adversarial=0.1"),
              "trained with another model"),
         Case("init_from: of another width",
              lambda f: f.fit("ckpt", "good", f"--model.init_args.init_from={f.root}/good.ckpt",

@@ -20,7 +20,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig
@@ -39,14 +38,17 @@ DECODER = DecoderConfig(
     unet=UNetConfig(widths=[8, 16, 16, 16], heads=[1, 2, 2, 2], layers=1, groups=4),
     vae=VAEConfig(widths=[8, 8, 8, 16], layers=0, groups=4),
 )
-LOSS = LossConfig(rate=0.5, mse=2.0, lpips=0.1, edge_dists=0.1, semantic=0.1, adversarial=0.1)
+LOSS = {
+    "rate": 0.5, "mse": 2.0, "lpips": 0.1, "edge_dists": 0.1, "semantic": 0.1,
+    "adversarial": {"weight": 0.1, "learning_rate": 1e-12},
+}  # fmt: skip
 
 
 class Recorder(CompressionSystem):
     """Keeps the gradients that each update is made of."""
 
     def step_players(self) -> None:
-        named = {"generator": self._trained(), "discriminator": self._heads()}
+        named = {"generator": self.generator_parameters(), "discriminator": self.discriminator_parameters()}
         self.gradients.append({player: torch.cat([p.grad.flatten() for _, p in ps]) for player, ps in named.items()})
         super().step_players()
 
@@ -85,9 +87,7 @@ def run(folder: Path, processes: int, accumulate: int) -> dict:
     lightning.seed_everything(3, verbose=False)
     # Steps too small to matter: Adam would blow up a difference in the last digit of a small gradient to one of a whole
     # step, and a latent that is rounded the other way would then change the gradients of all that follow.
-    optimization = OptimizationConfig(
-        [(0, 1e-12)], gradient_clip=1.0, accumulate=accumulate, discriminator_learning_rate=1e-12
-    )
+    optimization = OptimizationConfig([(0, 1e-12)], gradient_clip=1.0, accumulate=accumulate)
     system = (Recorder if processes == 2 else Joint)(CODEC, DECODER, LOSS, optimization)
     system.gradients, system.states = [], []
     trainer = lightning.Trainer(

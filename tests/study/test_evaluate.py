@@ -17,7 +17,6 @@ from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.models.backbones import Lite0
 from aeic_lightning.models.random_model import random_model, save
@@ -110,7 +109,7 @@ def test_figures_are_those_of_the_callbacks(photos, tmp_path, codec_config, kind
     arithmetic rounds a few latents the other way, so that bytes are equal but figures only close."""
     model = random_model(codec_config)
     save(model, tmp_path / "model.ckpt")
-    loss = LossConfig(lpips=0, semantic=0)
+    loss = {"rate": 0.8, "mse": 2.0}
     system = kind(codec_config, model.decoder.config, loss, OptimizationConfig())
     system.model.load_state_dict(model.state_dict())
     quality, patches = QualityMetrics(), PatchFID(patch_size=64, min_patches=2)
@@ -298,7 +297,7 @@ def test_what_was_trained_on_is_said():
     info = {name: {"backbone": backbone} for name, backbone in backbones.items()}
 
     def parts(**loss):
-        config = {"model": {"init_args": {"loss": loss}}}
+        config = {"model": {"init_args": {"objective": loss}}}
         return {name: entry.get("in_training") for name, entry in with_part_in_training(info, config).items()}
 
     assert parts(mse=1.0) == dict.fromkeys(info, "held out") | {
@@ -310,7 +309,7 @@ def test_what_was_trained_on_is_said():
     assert with_lpips["psnr"] == "held out"
     assert with_lpips["lpips_lite0"] == "in the loss"
     assert with_lpips["fid_lite0"] == with_lpips["dists_lite0"] == "its network is in the loss"
-    assert parts(edge_dists=1.0, dists_backbone="vgg")["dists"] == "in the loss"
+    assert parts(edge_dists={"weight": 1.0, "backbone": "vgg"})["dists"] == "in the loss"
     assert parts(adversarial=0.1)["lpips_lite0"] == "its network is in the loss"
 
 

@@ -10,8 +10,7 @@ from aeic_lightning import cli
 from aeic_lightning.checkpoints.released import RELEASED
 from aeic_lightning.config import load_config
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.distillation import Pair
-from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.losses.objective import objective_weights
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import PretrainedConfig, UNetConfig
 from aeic_lightning.study.complexity import experiment_configs
@@ -19,6 +18,7 @@ from aeic_lightning.study.plan import check_settings, make_plan, print_plan
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, TeacherSystem
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper"
+OBJECTIVE = {"rate": 0.8, "mse": 2.0, "adversarial": 0.1, "lpips": 1.0, "semantic": 0.1}
 STAGES = ("me_stage1", "me_stage2", "se_stage1", "se_stage2", "se_stage3")
 
 
@@ -31,8 +31,8 @@ def config(codec_config, decoder_config) -> dict:
             "init_args": {
                 "codec": asdict(codec_config),
                 "decoder": asdict(decoder_config),
-                "loss": {"adversarial": 0.1, "lpips": 1.0},
-                "optimization": {"discriminator": "lite0"},
+                "objective": dict(OBJECTIVE),
+                "optimization": {},
             },
         },
         "data": {"class_path": "datamodules.SamplePhotos", "init_args": {"crop_size": 128, "batch_size": 2}},
@@ -46,7 +46,7 @@ def trained(plan) -> int:
 
 def test_trained_parameters_are_those_of_the_optimizers(config, codec_config, decoder_config):
     plan = make_plan(config, "x.yaml")
-    system = TeacherSystem(codec_config, decoder_config, LossConfig(adversarial=0.1), OptimizationConfig())
+    system = TeacherSystem(codec_config, decoder_config, OBJECTIVE, OptimizationConfig())
     optimizers = system.configure_optimizers()
     assert trained(plan) == sum(p.numel() for o in optimizers for group in o.param_groups for p in group["params"])
     assert plan.memory["AdamW"] == 8 * trained(plan)
@@ -88,15 +88,14 @@ def test_distillation_counts_the_teacher_once(config, codec_config, decoder_conf
     state = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
     torch.save({"state_dict": state, "model_config": teacher.config}, path)
     config["model"]["class_path"] = "aeic_lightning.systems.DistillationSystem"
-    config["model"]["init_args"] |= {"teacher": str(path), "pairs": [{"tap": "y", "side": "encoder"}], "beta1": 0.5}
+    sides = {"L_enc": {"weight": 0.5, "taps": ["y"]}}
+    config["model"]["init_args"]["teacher"] = str(path)
+    config["model"]["init_args"]["objective"] |= sides
     plan = make_plan(config, "x.yaml")
     parts = {part.name: part for part in plan.parts}
     assert parts["teacher's codec"].frozen == sum(p.numel() for p in teacher.codec.parameters())
     assert parts["teacher's decoder"].frozen == sum(p.numel() for p in teacher.decoder.parameters())
-    built = DistillationSystem(
-        codec_config, decoder_config, LossConfig(adversarial=0.1), OptimizationConfig(), teacher=str(path),
-        pairs=[Pair("y", "encoder")],
-    )  # fmt: skip
+    built = DistillationSystem(codec_config, decoder_config, OBJECTIVE | sides, OptimizationConfig(), teacher=str(path))
     assert trained(plan) == sum(p.numel() for p in built.parameters() if p.requires_grad)
 
 
@@ -107,8 +106,8 @@ def test_shared_base_is_counted_once(config, codec_config, decoder_config, tmp_p
     state = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
     torch.save({"state_dict": state, "model_config": teacher.config}, tmp_path / "teacher.ckpt")
     config["model"]["class_path"] = "aeic_lightning.systems.DistillationSystem"
-    arguments = {"teacher": str(tmp_path / "teacher.ckpt"), "pairs": [{"tap": "l_0", "side": "decoder"}], "beta2": 1.0}
-    config["model"]["init_args"] |= arguments | {"decoder": asdict(decoder), "beta1": 0.0}
+    config["model"]["init_args"] |= {"teacher": str(tmp_path / "teacher.ckpt"), "decoder": asdict(decoder)}
+    config["model"]["init_args"]["objective"]["L_dec"] = {"weight": 1.0, "taps": ["l_0"]}
     shared = make_plan(config, "x.yaml")
     config["model"]["init_args"]["share_base"] = False
     separate = make_plan(config, "x.yaml")
@@ -132,7 +131,7 @@ def test_exit_code_and_what_is_missing(config, capsys):
 
 
 def test_settings_that_fit_would_refuse_are_refused(config):
-    config["model"]["init_args"]["loss"]["lpipps"] = 1
+    config["model"]["init_args"]["objective"]["lpipps"] = 1
     with pytest.raises(UserError, match="lpipps"):
         make_plan(config, "x.yaml")
 
@@ -149,7 +148,7 @@ def test_stages_of_the_paper_are_the_released_models(stage, rate):
     assert decoder.gradient_checkpointing
     assert (codec, replace(decoder, gradient_checkpointing=False)) == RELEASED[name]
     settings = config["model"]["init_args"]
-    assert settings["loss"]["rate"] == rate
+    assert objective_weights(settings)["rate"] == rate
     if settings.get("teacher") and "2" in stage:
         assert settings["teacher"].endswith(f"me_stage2_{rate}/checkpoints/last.ckpt")
 
@@ -167,7 +166,8 @@ def test_recipe_of_the_paper():
         config = stages[stage]
         settings, trainer = config["model"]["init_args"], config["trainer"]
         batch = config["data"]["init_args"]["batch_size"] * settings["optimization"]["accumulate"] * trainer["devices"]
-        weights = {k: v for k, v in settings["loss"].items() if isinstance(v, float | int) and k != "rate" and v}
+        weights = {name: weight for name, weight in objective_weights(settings).items() if weight}
+        weights = {name: weight for name, weight in weights.items() if name not in ("rate", "L_enc", "L_dec")}
         return trainer["max_steps"], batch, config["data"]["init_args"]["crop_size"], weights
 
     first = {"mse": 2.0, "lpips": 1.0, "semantic": 0.1}
@@ -179,10 +179,8 @@ def test_recipe_of_the_paper():
     assert [optimization["me_stage1"].learning_rate(step) for step in (0, 279_999, 280_000)] == [1e-4, 1e-4, 5e-5]
     steps = (0, 10_000, 25_000, 28_000, 29_000)
     assert [optimization["se_stage2"].learning_rate(step) for step in steps] == [5e-5, 2e-5, 1e-5, 5e-6, 1e-6]
-    betas = [
-        (stages[stage]["model"]["init_args"]["beta1"], stages[stage]["model"]["init_args"]["beta2"])
-        for stage in ("se_stage1", "se_stage2", "se_stage3")
-    ]
+    weights = [objective_weights(stages[f"se_stage{n}"]["model"]["init_args"]) for n in (1, 2, 3)]
+    betas = [(weight["L_enc"], weight["L_dec"]) for weight in weights]
     assert betas == [(0.5, 0.0), (0.0, 0.001), (0.0, 0.001)]
     for stage, config in stages.items():
         every, accumulate = config["trainer"]["val_check_interval"], optimization[stage].accumulate

@@ -8,18 +8,17 @@ from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.models.codec import entropy, latent_codec
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from callbacks.quality import QualityMetrics
 
 
-def make(codec_config, decoder_config, adversarial=0.0, init_from=None, **optimization) -> TeacherSystem:
+def make(codec_config, decoder_config, adversarial=0.0, init_from=None, rate_warmup=0, **optimization) -> TeacherSystem:
     seed_everything(0, verbose=False)
     return TeacherSystem(
         codec_config,
         decoder_config,
-        LossConfig(lpips=0.0, semantic=0.0, adversarial=adversarial),
+        {"rate": {"weight": 0.8, "warmup_steps": rate_warmup}, "mse": 2.0, "adversarial": adversarial},
         OptimizationConfig(**{"learning_rates": [(0, 1e-3)], **optimization}),
         init_from=init_from,
     )
@@ -46,7 +45,9 @@ def test_generator_gradients_never_reach_the_discriminator(codec_config, decoder
 
     class Watched(TeacherSystem):
         def step_players(self):
-            gradients.append([p.grad.clone() for p in self.discriminator.parameters() if p.requires_grad])
+            gradients.append(
+                [p.grad.clone() for p in self.objective.adversary.discriminator.parameters() if p.requires_grad]
+            )
             super().step_players()
 
     for weight in (0.1, 100.0):
@@ -59,16 +60,16 @@ def test_generator_gradients_never_reach_the_discriminator(codec_config, decoder
 
 
 def test_frozen_parameters_get_no_gradient_but_pass_it_on(codec_config, decoder_config):
-    from aeic_lightning.losses.adversarial import generator_loss
-    from aeic_lightning.systems.compression import frozen_parameters
+    from aeic_lightning.losses.adversarial import frozen_parameters, generator_loss
 
     system = make(codec_config, decoder_config, adversarial=1.0)
     x_hat = torch.zeros(1, 3, 64, 64, requires_grad=True)
-    with frozen_parameters(system.discriminator):
-        generator_loss(system.discriminator(x_hat)).backward()
+    discriminator = system.objective.adversary.discriminator
+    with frozen_parameters(discriminator):
+        generator_loss(discriminator(x_hat)).backward()
     assert x_hat.grad.abs().sum() > 0
-    assert all(p.grad is None for p in system.discriminator.parameters())
-    assert any(p.requires_grad for p in system.discriminator.parameters())
+    assert all(p.grad is None for p in discriminator.parameters())
+    assert any(p.requires_grad for p in discriminator.parameters())
 
 
 def test_accumulated_batches_equal_one_large_batch(codec_config, decoder_config, loader, trainer, monkeypatch):
@@ -86,12 +87,12 @@ def test_accumulated_batches_equal_one_large_batch(codec_config, decoder_config,
             gradients = seen
 
             def step_players(self):
-                players = (self.model, self.discriminator)
+                players = (self.model, self.objective)
                 self.gradients.extend(p.grad.clone() for m in players for p in m.parameters() if p.grad is not None)
                 super().step_players()
 
             def on_train_batch_start(self, batch, batch_idx):
-                self.discriminator.eval()  # no augmentation, no power iteration
+                self.objective.eval()  # no augmentation, no power iteration
 
         system.__class__ = Watched
         fitted = trainer(1)
@@ -136,12 +137,12 @@ def test_learning_rate_and_lambda_follow_generator_steps(codec_config, decoder_c
 
     class Watched(TeacherSystem):
         def step_players(self):
-            scale = self.rate_scale
+            scale = self.objective.entries["rate"].weight_at(self.global_step) / 0.8
             super().step_players()
-            seen.append((round(self.trainer.optimizers[0].param_groups[0]["lr"], 6), scale))
+            seen.append((round(self.trainer.optimizers[0].param_groups[0]["lr"], 6), round(scale, 6)))
 
     system = make(
-        codec_config, decoder_config, 0.1, learning_rates=[(0, 0.01), (3, 0.004)], warmup_steps=2, rate_warmup_steps=4
+        codec_config, decoder_config, 0.1, learning_rates=[(0, 0.01), (3, 0.004)], warmup_steps=2, rate_warmup=4
     )
     system.__class__ = Watched
     trainer(5).fit(system, loader(1))
@@ -191,8 +192,8 @@ def test_the_checkpoint_alone_gives_the_model(codec_config, decoder_config, load
     with torch.no_grad():
         assert torch.equal(model(x).x_hat, system.model.eval()(x).x_hat)
     names = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
-    assert {name.split(".")[0] for name in names} == {"model", "discriminator"}
-    assert not any(name.startswith("discriminator.backbone") for name in names), "frozen networks are not saved"
+    assert {name.split(".")[0] for name in names} == {"model", "objective"}
+    assert not any(".backbone" in name for name in names), "frozen networks are not saved"
 
 
 def test_bytes_are_those_of_the_files(codec_config, decoder_config, loader, trainer, tmp_path):

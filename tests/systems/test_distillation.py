@@ -1,21 +1,22 @@
 """Teacher and students: the teacher must be there and stay as it is; each side's loss is what it says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.distillation import DistillationLoss, Pair, tap_channels
-from aeic_lightning.losses.rate_distortion import LossConfig
+from aeic_lightning.losses import FeatureDistillation, TapMatch
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, StudentSystem, TeacherSystem
 
-LOSS = LossConfig(lpips=0.0, semantic=0.0)
+LOSS = {"rate": 0.8, "mse": 2.0}
 OPTIMIZATION = OptimizationConfig(learning_rates=[(0, 1e-2)])
-ENCODER = [Pair(tap, "encoder") for tap in ("y", "z", "phi", "y_hat")]
-DECODER = [Pair(tap, "decoder") for tap in ("l_T", "l_res", "l_0", *(f"h_{n}" for n in range(9)))]
+ENCODER = [TapMatch(tap) for tap in ("y", "z", "phi", "y_hat")]
+DECODER = [TapMatch(tap) for tap in ("l_T", "l_res", "l_0", *(f"h_{n}" for n in range(9)))]
 
 
 @pytest.fixture
@@ -35,10 +36,17 @@ def student_config(codec_config) -> CodecConfig:
     return CodecConfig(**vars(codec_config) | {"widths": [8, 8, 8, 16, 16], "context_width": 8})
 
 
-def distill(student_config, decoder_config, teacher, pairs=(*ENCODER, *DECODER), **kwargs) -> DistillationSystem:
+def distill(
+    student_config, decoder_config, teacher, encoder=ENCODER, decoder=DECODER, beta1=0.5, beta2=0.1, **kwargs
+) -> DistillationSystem:
     seed_everything(0, verbose=False)
-    arguments = {"teacher": teacher, "pairs": list(pairs), "beta1": 0.5, "beta2": 0.1, **kwargs}
-    return DistillationSystem(student_config, decoder_config, LOSS, OPTIMIZATION, **arguments)
+    sides = {"L_enc": {"weight": beta1, "taps": encoder}, "L_dec": {"weight": beta2, "taps": decoder}}
+    return DistillationSystem(student_config, decoder_config, LOSS | sides, OPTIMIZATION, teacher=teacher, **kwargs)
+
+
+def objective(system, x):
+    """The objective's output for images."""
+    return system.objective({"image": x}, system(x), system.teacher_taps(x))
 
 
 def test_the_teacher_is_bit_identical_after_training(student_config, decoder_config, teacher, loader, trainer):
@@ -73,7 +81,7 @@ def test_a_student_saves_itself_alone(student_config, decoder_config, teacher, l
     fitted.fit(system, loader(1))
     fitted.save_checkpoint(tmp_path / "student.ckpt")
     names = torch.load(tmp_path / "student.ckpt", weights_only=True)["state_dict"]
-    assert {name.split(".")[0] for name in names} == {"model", "distillation"}
+    assert {name.split(".")[0] for name in names} == {"model", "objective"}
 
 
 def test_a_missing_teacher_stops_before_step_0(student_config, decoder_config, tmp_path):
@@ -106,89 +114,151 @@ def test_taps_are_the_forward_pass(codec_config, decoder_config):
         assert torch.equal(taps[name], seen[name]), name
     assert torch.equal(taps["h_0"], seen["h_0"][0])
     assert torch.equal(torch.cat([taps["l_T"], taps["l_res"]], 1), seen["g_s"])
-    assert {name: tap.shape[1] for name, tap in taps.items()} == tap_channels(codec_config, decoder_config)
+    sizes = {tap.name: (tap.channels, -(-128 // tap.stride), -(-64 // tap.stride)) for tap in model.taps}
+    assert {name: tuple(tap.shape[1:]) for name, tap in taps.items()} == sizes
+    assert {tap.name for tap in model.taps if tap.side == "encoder"} == {"y", "z", "phi", "y_hat"}
 
 
-def test_losses_are_mean_squares_of_projected_taps(student_config, codec_config, decoder_config):
-    loss = DistillationLoss(
-        [Pair("y", "encoder", 2.0), Pair("z", "encoder"), Pair("h_3", "decoder", teacher_tap="h_5")],
-        tap_channels(student_config, decoder_config),
-        tap_channels(codec_config, decoder_config),
-    )
+@pytest.fixture
+def bound(student_config, codec_config, decoder_config):
+    """bound(side, taps): the term between a narrow student and a wider teacher."""
+
+    def make(side, taps):
+        term = FeatureDistillation(side, taps)
+        term.bind(AEIC(student_config, decoder_config), AEIC(codec_config, decoder_config))
+        return term
+
+    return make
+
+
+def value(term, student, teacher):
+    return term({}, SimpleNamespace(taps=student), teacher)
+
+
+def test_losses_are_mean_squares_of_projected_taps(bound):
+    encoder = bound("encoder", [TapMatch("y", weight=2.0), "z"])
+    decoder = bound("decoder", [{"tap": "h_3", "side": "decoder", "teacher_tap": "h_5"}])
     student = {"y": torch.randn(2, 16, 4, 4), "z": torch.randn(2, 8, 1, 1), "h_3": torch.randn(2, 16, 2, 2)}
     teacher = {"y": torch.randn(2, 32, 4, 4), "z": torch.randn(2, 16, 1, 1), "h_5": torch.randn(2, 16, 2, 2)}
-    sums, taps = loss(student, teacher)
     expected = {}
-    for key, mine, theirs in (("encoder_y", "y", "y"), ("encoder_z", "z", "z"), ("decoder_h_3", "h_3", "h_5")):
-        f = loss.projections[key]
+    for term, mine, theirs in ((encoder, "y", "y"), (encoder, "z", "z"), (decoder, "h_3", "h_5")):
+        f = term.projections[mine]
         projected = torch.einsum("oi,bihw->bohw", f.weight[:, :, 0, 0], student[mine]) + f.bias[:, None, None]
-        expected[key] = ((teacher[theirs] - projected) ** 2).mean()
-    assert torch.allclose(taps["encoder/y"], expected["encoder_y"])
-    assert torch.allclose(sums["encoder"], 2 * expected["encoder_y"] + expected["encoder_z"])
-    assert torch.allclose(sums["decoder"], expected["decoder_h_3"])
+        expected[mine] = ((teacher[theirs] - projected) ** 2).mean()
+    total, taps = value(encoder, student, teacher)
+    assert torch.allclose(taps["distill/encoder/y"], expected["y"])
+    assert torch.allclose(total, 2 * expected["y"] + expected["z"])
+    assert torch.allclose(value(decoder, student, teacher)[0], expected["h_3"])
 
 
-def test_a_normalised_pair_does_not_see_scale():
+def test_a_normalised_tap_does_not_see_scale(bound):
     """Against numpy's own arithmetic, and the same whatever the scale of either tap."""
-    ours, theirs = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
-    loss = DistillationLoss([Pair("h_0", "decoder", normalise=True)], {"h_0": 4}, {"h_0": 4})
+    ours, theirs = torch.randn(2, 8, 3, 5), torch.randn(2, 8, 3, 5)
+    term = bound("decoder", [TapMatch("h_0", normalise=True)])
     s, t = ours.numpy().astype(float), theirs.numpy().astype(float)
     expected = ((t / (t**2).mean() ** 0.5 - s / (s**2).mean() ** 0.5) ** 2).mean()
     for factor in (1e-3, 1.0, 1e6):
-        sums, _ = loss({"h_0": ours * factor}, {"h_0": theirs / factor})
-        assert sums["decoder"].item() == pytest.approx(expected, rel=1e-5)
+        total, _ = value(term, {"h_0": ours * factor}, {"h_0": theirs / factor})
+        assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_beta1_and_beta2_weigh_their_sides(student_config, decoder_config, teacher, loader):
     x = next(iter(loader(1)))["image"]
     system = distill(student_config, decoder_config, teacher, beta1=0.7, beta2=0.02).eval()
-    output = system.model(x)
-    total, terms = system.extra_loss(x, output)
-    expected = 0.7 * terms["distill/L_enc"] + 0.02 * terms["distill/L_dec"]
-    assert torch.allclose(total, expected)
+    out = objective(system, x)
+    terms = out.terms
+    student = 0.8 * terms["bpp_estimate"] + 2 * terms["mse"]
+    assert torch.allclose(out.total, student + 0.7 * terms["distill/L_enc"] + 0.02 * terms["distill/L_dec"])
+    sides = {"encoder": ENCODER, "decoder": DECODER}
     assert {name for name in terms if name.count("/") == 2} == {
-        f"distill/{pair.side}/{pair.tap}" for pair in (*ENCODER, *DECODER)
+        f"distill/{side}/{match.tap}" for side, matches in sides.items() for match in matches
     }
+
+
+def test_all_taps_of_a_side_are_the_default_and_patterns_name_several(bound):
+    assert bound("encoder", None).student_taps == [match.tap for match in ENCODER]
+    assert bound("decoder", None).student_taps == [match.tap for match in DECODER]
+    some = bound("decoder", ["l_0", {"tap": "h_*", "normalise": True, "weight": 3.0}])
+    assert some.student_taps == ["l_0", *(f"h_{n}" for n in range(9))]
+    assert [(match.normalise, match.weight) for match in some.matches] == [(False, 1.0)] + [(True, 3.0)] * 9
 
 
 def test_a_side_of_weight_zero_costs_nothing(student_config, decoder_config, teacher):
     system = distill(student_config, decoder_config, teacher, beta2=0.0)
-    assert system.distillation.sides == {"encoder"}
+    assert "L_dec" not in system.objective.terms
     calls = []
     system.teacher.net.decoder.register_forward_hook(lambda *_: calls.append(1))
     system.teacher.net.decoder.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    x = torch.zeros(1, 3, 128, 128)
-    system.extra_loss(x, system.model(x))
+    objective(system, torch.zeros(1, 3, 128, 128))
     assert not calls
 
 
 @pytest.mark.parametrize(
-    ("pairs", "message"),
+    ("taps", "message"),
     [
-        ([Pair("h_9", "decoder")], "no tap 'h_9'; did you mean h_"),
-        ([Pair("yhat", "encoder")], "did you mean y_hat"),
-        ([Pair("y", "decoder")], "write side: encoder"),
-        ([Pair("l_0", "encoder")], "write side: decoder"),
-        ([Pair("y", "encoder"), Pair("y", "encoder")], "listed twice"),
-        ([], "no pairs"),
+        (["h_9"], "no tap 'h_9'; did you mean h_"),
+        (["yhat"], "did you mean y_hat"),
+        ([TapMatch("y", "decoder")], "'y' is on the encoder side; write side: encoder"),
+        (["l_0"], "'l_0' is on the decoder side; move it to a term of that side"),
+        (["y", "y"], "listed twice"),
+        ([], "no taps"),
+        ([{"tpa": "y"}], "is no tap: write a name, or"),
+        (["codec.g_a.99"], r"the student has no tap 'codec.g_a.99'; did you mean codec\.g_a\."),
+        ([TapMatch("y", teacher_tap="codec.g_a.99")], "the teacher has no tap 'codec.g_a.99'"),
+        (["codec.context.g_c"], "runs 4 times a pass; a tap runs once"),
+        (["codec.g_s"], "'codec.g_s' is on the decoder side"),
     ],
 )
-def test_bad_pairs_are_said_in_words(codec_config, decoder_config, pairs, message):
-    channels = tap_channels(codec_config, decoder_config)
+def test_bad_taps_are_said_in_words(bound, taps, message):
     with pytest.raises(UserError, match=message):
-        DistillationLoss(pairs, channels, channels)
+        bound("encoder", taps)
+
+
+def test_any_module_is_a_tap(student_config, decoder_config, teacher, loader, trainer):
+    """By its path, of either model; the value is the module's output in the one pass, and it trains."""
+    x = next(iter(loader(1)))["image"]
+    encoder = ["codec.g_a.0", {"tap": "codec.h_a", "teacher_tap": "z"}]
+    decoder = ["decoder.denoiser.trunk.mid_block", "decoder.vae.conv_in", "decoder.denoiser.trunk.down_blocks.1"]
+    system = distill(student_config, decoder_config, teacher, encoder=encoder, decoder=decoder)
+    seen, passes = {}, []
+    system.model.decoder.vae.register_forward_hook(lambda *_: passes.append(1))
+    for net, name in ((system.model, "student"), (system.teacher.net, "teacher")):
+        for path in ("codec.g_a.0", "decoder.vae.conv_in"):
+            net.get_submodule(path).register_forward_hook(
+                lambda m, i, out, key=(name, path): seen.__setitem__(key, out.detach())
+            )
+    system.train()
+    terms = objective(system, x).terms
+    assert len(passes) == 1
+    for side, name, path in (("encoder", "L_enc", "codec.g_a.0"), ("decoder", "L_dec", "decoder.vae.conv_in")):
+        f = system.objective.terms[name].projections[path.replace(".", "-")]
+        expected = F.mse_loss(f(seen["student", path]), seen["teacher", path])
+        assert torch.allclose(terms[f"distill/{side}/{path}"], expected)
+    assert torch.allclose(terms["distill/encoder/codec.h_a"], terms["distill/encoder/codec.h_a"])
+    before = {name: p.clone() for name, p in system.objective.named_parameters()}
+    fitted = trainer(2)
+    fitted.fit(system, loader(2))
+    assert len(before) == 10
+    assert not any(torch.equal(p, before[name]) for name, p in system.objective.named_parameters())
+    assert "train/distill/decoder/decoder.denoiser.trunk.mid_block" in fitted.callback_metrics
 
 
 def test_shapes_are_compared_before_step_0(student_config, decoder_config, teacher, loader, trainer):
-    pairs = [Pair("h_0", "decoder", teacher_tap="h_3")]
-    system = distill(student_config, decoder_config, teacher, pairs=pairs, beta1=0.0)
+    taps = [TapMatch("h_0", teacher_tap="h_3")]
+    system = distill(student_config, decoder_config, teacher, decoder=taps, beta1=0.0)
     with pytest.raises(UserError, match=r"tap 'h_0' is \(\d+, \d+\) in the student but"):
         trainer(1).fit(system, loader(1))
 
 
-def test_a_weight_without_pairs_is_refused(student_config, decoder_config, teacher):
-    with pytest.raises(UserError, match=r"beta2 is 0\.1 but no pair has side: decoder"):
-        distill(student_config, decoder_config, teacher, pairs=ENCODER)
+def test_a_teacher_that_nothing_reads_is_refused(student_config, decoder_config, teacher):
+    with pytest.raises(UserError, match=r"no term reads the teacher; give L_enc or L_dec"):
+        distill(student_config, decoder_config, teacher, beta1=0.0, beta2=0.0)
+
+
+def test_a_student_without_teacher_cannot_distil(student_config, decoder_config, loader, trainer):
+    system = StudentSystem(student_config, decoder_config, LOSS | {"L_enc": 0.5}, OPTIMIZATION)
+    with pytest.raises(UserError, match="there is no teacher; train with DistillationSystem"):
+        trainer(1).fit(system, loader(1))
 
 
 def test_students_start_from_the_teachers_receiver(student_config, decoder_config, teacher, loader, trainer):
@@ -214,15 +284,15 @@ def test_students_start_from_the_teachers_receiver(student_config, decoder_confi
 
 
 def test_a_second_stage_keeps_projections_it_shares(student_config, decoder_config, teacher, loader, trainer, tmp_path):
-    first = distill(student_config, decoder_config, teacher, pairs=ENCODER, beta2=0.0)
+    first = distill(student_config, decoder_config, teacher, beta2=0.0)
     fitted = trainer(2)
     fitted.fit(first, loader(2))
     fitted.save_checkpoint(tmp_path / "stage1.ckpt")
     second = distill(student_config, decoder_config, teacher, init_from=str(tmp_path / "stage1.ckpt"))
     second.load_start()
-    for key, projection in first.distillation.projections.items():
-        assert torch.equal(projection.weight, second.distillation.projections[key].weight)
-    fresh = second.distillation.projections["decoder_l_T"]
+    for name, p in first.objective.named_parameters():
+        assert torch.equal(p, second.objective.get_parameter(name))
+    fresh = second.objective.terms["L_dec"].projections["l_T"]
     assert torch.equal(fresh.weight, F.pad(torch.eye(12), (0, 0, 0, 0)).reshape(12, 12, 1, 1))
 
 

@@ -9,32 +9,34 @@ import torch
 from lightning.pytorch import Callback
 
 from aeic_lightning.errors import RunError
+from aeic_lightning.losses import Term
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
-from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig
 from aeic_lightning.systems.guards import WINDOW, Guard, seed_batch
 
-LOSS = LossConfig(rate=0.5, mse=1.0, lpips=0.0, semantic=0.0)
+LOSS = {"rate": 0.5, "mse": 1.0}
 
 
-class Poisoned(CompressionSystem):
-    """Breaks the loss or a gradient of chosen batches."""
+class Poison(Term):
+    """Breaks the loss or a gradient of chosen batches, counted from 0."""
 
-    poison: dict[int, str]
+    def __init__(self, batches: dict[int, str]):
+        super().__init__()
+        self.batches, self.batch = batches, -1
 
-    def extra_loss(self, x, output):
-        kind = self.poison.get(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+    def forward(self, batch, output, teacher):
+        self.batch += 1
+        kind = self.batches.get(self.batch)
         if kind == "loss":
-            return x.new_tensor(float("inf")), {"extra": x.new_tensor(float("inf"))}
+            return output.x_hat.new_tensor(float("inf"))
         if kind == "gradient":  # sqrt has an infinite slope at 0, and 0 * inf is NaN
-            return (output.x_hat * 0).sum().abs().sqrt(), {}
-        return 0.0, {}
+            return (output.x_hat * 0).sum().abs().sqrt()
+        return output.x_hat.new_tensor(0.0)
 
 
 def system(codec_config, decoder_config, poison, loss=LOSS, **optimization):
-    one = Poisoned(codec_config, decoder_config, loss, OptimizationConfig([(0, 1e-3)], **optimization))
-    one.poison = poison
-    return one
+    objective = loss | {"extra": {"class_path": f"{__name__}.Poison", "batches": poison}}
+    return CompressionSystem(codec_config, decoder_config, objective, OptimizationConfig([(0, 1e-3)], **optimization))
 
 
 def weights(one):
@@ -66,7 +68,7 @@ def test_accumulated_batches_are_all_named(codec_config, decoder_config, loader,
 
 def test_skipping_leaves_the_update_out_and_counts(codec_config, decoder_config, loader, trainer, capsys, tmp_path):
     """The weights are those of a run that never had the update; both players skip it."""
-    adversarial = LossConfig(rate=0.5, mse=1.0, lpips=0.0, semantic=0.0, adversarial=0.1)
+    adversarial = LOSS | {"adversarial": 0.1}
     one = system(codec_config, decoder_config, {1: "gradient"}, adversarial, on_nonfinite="skip")
     before = {}
 
@@ -114,7 +116,7 @@ def test_a_rate_that_collapses_is_said_once(guard, capsys):
         one.see({"bpp_estimate": torch.tensor(5e-5)}, ["a"])
     said = capsys.readouterr().err
     assert said.count("the rate has collapsed") == 1
-    assert "loss.rate" in said
+    assert "objective.rate" in said
 
 
 def test_a_discriminator_that_wins_outright_is_said(guard, capsys):

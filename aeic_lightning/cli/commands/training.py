@@ -8,7 +8,7 @@ from aeic_lightning.errors import UserError
 
 EXAMPLES = """
 any setting can be overridden, and the override reaches every value that refers to it:
-  --vars.steps=200  --model.init_args.loss.rate=4  --trainer.callbacks=[]
+  --vars.steps=200  --model.init_args.objective.mse=4  --trainer.callbacks=[]
 
 examples:
   python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml

@@ -23,6 +23,7 @@ from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.encoders.labels import STAR, encoder_labels
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.layers import Down, Up
+from aeic_lightning.models.taps import Tap
 
 LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
 
@@ -179,6 +180,14 @@ class LatentCodec(nn.Module):
         self.g_s = synthesis_transform(
             channels, config.synthesis_widths, config.synthesis_depths, config.l_T_channels + config.l_res_channels
         )
+        self.taps = [
+            Tap("y", "encoder", channels, self.stride),
+            Tap("z", "encoder", channels // 2, 4 * self.stride),
+            Tap("phi", "encoder", channels, self.stride),
+            Tap("y_hat", "encoder", channels, self.stride),
+            Tap("l_T", "decoder", config.l_T_channels, LATENT_STRIDE),
+            Tap("l_res", "decoder", config.l_res_channels, LATENT_STRIDE),
+        ]
         self._init_weights()
 
     def _init_weights(self) -> None:

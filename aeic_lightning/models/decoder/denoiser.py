@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.models.taps import Tap
 
 # The layers beside which the paper puts LoRA; `conv` is that of the down- and upsamplers.
 LORA_LAYERS = (
@@ -239,6 +240,14 @@ class Denoiser(nn.Module):
                 trunk = UNetTrunk(config)
             self.adapt(trunk, "own")
         self.conv_out = nn.Conv2d(config.widths[0], out_channels, 3, padding=1)
+        last = len(config.widths) - 1
+        down = [min(level + 1, last) for level in range(last + 1)]  # each block but the last ends by halving
+        levels = [*down, last, *(max(level - 1, 0) for level in reversed(range(last + 1)))]
+        self.taps = [Tap("l_0", "decoder", out_channels, 8)]
+        self.taps += [
+            Tap(f"h_{n}", "decoder", channels, 8 * 2**level)
+            for n, (channels, level) in enumerate(zip(config.hidden_channels, levels, strict=True))
+        ]
 
     def adapt(self, trunk: UNetTrunk, name: str) -> None:
         """Work through an adapter of this name, newly made, on `trunk`, which may be another denoiser's as well."""

@@ -10,14 +10,12 @@ from torch.utils.data import DataLoader
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.distillation import Pair
-from aeic_lightning.losses.rate_distortion import LossConfig
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import OneStepDecoder
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, TeacherSystem
 
 L_T, L_RES = 12, 8
-PAIRS = [Pair("y", "encoder"), Pair("l_0", "decoder"), Pair("h_1", "decoder"), Pair("h_4", "decoder")]
+SIDES = {"L_enc": {"weight": 0.5, "taps": ["y"]}, "L_dec": {"weight": 1.0, "taps": ["l_0", "h_1", "h_4"]}}
 
 
 def randomise(decoder: OneStepDecoder) -> None:
@@ -149,11 +147,9 @@ def teacher_file(codec_config, pretrained, tmp_path):
 def system(codec_config, pretrained, teacher_file, **options) -> DistillationSystem:
     torch.manual_seed(1)
     student = replace(codec_config, widths=[8, 8, 8, 16, 16])
-    loss = LossConfig(lpips=0.0, semantic=0.0)
+    objective = {"rate": 0.8, "mse": 2.0} | SIDES
     optimization = OptimizationConfig(learning_rates=[(0, 1e-2)])
-    return DistillationSystem(
-        student, pretrained, loss, optimization, teacher=str(teacher_file), pairs=PAIRS, beta1=0.5, beta2=1.0, **options
-    )
+    return DistillationSystem(student, pretrained, objective, optimization, teacher=str(teacher_file), **options)
 
 
 def fit(system, steps=3, **options):
@@ -193,9 +189,8 @@ def test_shared_and_separate_networks_give_the_same_gradients(codec_config, pret
     results = []
     for training in (shared, separate):
         torch.manual_seed(5)  # the noise of the rate
-        output = training.train().model(x)
-        loss, _ = training.extra_loss(x, output)
-        loss.backward()
+        output = training.train()(x)
+        training.objective({"image": x}, output, training.teacher_taps(x)).total.backward()
         results.append([p.grad for p in training.parameters() if p.grad is not None])
     assert len(results[0]) == len(results[1]) > 100
     for a, b in zip(*results, strict=True):
@@ -241,7 +236,7 @@ def test_checkpoint_of_a_student_loads_anywhere_but_on_another_base(
 
 def test_stages_follow_each_other(codec_config, pretrained, teacher_file):
     """`init_from` over a base: the next stage starts with what the first one trained."""
-    loss, optimization = LossConfig(lpips=0.0, semantic=0.0), OptimizationConfig(learning_rates=[(0, 0.0)])
+    loss, optimization = {"rate": 0.8, "mse": 2.0}, OptimizationConfig(learning_rates=[(0, 0.0)])
     training = TeacherSystem(codec_config, pretrained, loss, optimization, init_from=str(teacher_file))
     fit(training, steps=1)
     x = torch.rand(1, 3, 128, 128) * 2 - 1
@@ -257,8 +252,8 @@ def test_cached_taps_train_alike(codec_config, pretrained, teacher_file, tmp_pat
     for folder in (None, tmp_path / "taps", tmp_path / "taps"):
         training = system(codec_config, pretrained, teacher_file, teacher_cache=folder and str(folder))
         asked = []
-        compute = training.teacher_taps
-        monkeypatch.setattr(training, "teacher_taps", lambda x, c=compute, a=asked: a.append(len(x)) or c(x))
+        compute = training.compute_teacher_taps
+        monkeypatch.setattr(training, "compute_teacher_taps", lambda x, c=compute, a=asked: a.append(len(x)) or c(x))
         fit(training)
         runs.append((training.model.state_dict(), sum(asked)))
     assert [asked for _, asked in runs] == [3, 3, 0]

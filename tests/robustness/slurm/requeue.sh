@@ -16,7 +16,7 @@ trap 'rm -rf "$folder"' EXIT
     echo "cd '$PWD'; export OMP_NUM_THREADS=1"
     printf '%s ' srun "$python" -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml --ckpt_path auto \
         "--vars.root=$folder" --vars.name=run --vars.steps=60 --vars.val_every=60 --data.init_args.batch_size=1 \
-        '--data.init_args.val_max_size=[64,64]' --model.init_args.loss.lpips=0 --model.init_args.loss.semantic=0 \
+        '--data.init_args.val_max_size=[64,64]' --model.init_args.objective.lpips=0 --model.init_args.objective.semantic=0 \
         "'--trainer.callbacks=[{class_path: callbacks.checkpoint.LastCheckpoint},
           {class_path: callbacks.progress.PlainProgress, init_args: {every_n_steps: 1}}]'"
 } >"$folder/job.sh"

@@ -1,0 +1,228 @@
+"""The objective: the one place where the terms of a loss are built and summed.
+
+    L = sum over the terms of weight x value,    AEIC: lambda R + g1 MSE + g2 perceptual + g3 semantic + g4 adversarial
+                                                       + beta1 L_enc + beta2 L_dec
+
+In YAML it maps each term's name to what it is, so that an including file changes one weight without repeating the rest:
+
+    objective:
+      rate: {weight: 0.8, warmup_steps: 400}       # a shipped term, by its short name
+      mse: 2.0                                     # the same, its weight alone
+      lpips: {weight: 1.0, backbone: vgg}          # what is neither weight nor warmup_steps is an argument of the class
+      semantic: 0                                  # neither built nor computed; null does the same
+      mine: {class_path: my_package.MyTerm, weight: 0.1, init_args: {sigma: 3}}
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.losses.adversarial import Adversarial
+from aeic_lightning.losses.distillation import FeatureDistillation
+from aeic_lightning.losses.edge_dists import EdgeAwareDISTSTerm
+from aeic_lightning.losses.lpips import LPIPSTerm
+from aeic_lightning.losses.mse import MSE
+from aeic_lightning.losses.rate import Rate
+from aeic_lightning.losses.semantic import SemanticTerm
+from aeic_lightning.losses.term import Description, Term
+from aeic_lightning.models.backbones import sharing_features
+
+SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
+    "rate": (Rate, {}),
+    "mse": (MSE, {}),
+    "lpips": (LPIPSTerm, {}),
+    "edge_dists": (EdgeAwareDISTSTerm, {}),
+    "semantic": (SemanticTerm, {}),
+    "adversarial": (Adversarial, {}),
+    "L_enc": (FeatureDistillation, {"side": "encoder"}),
+    "L_dec": (FeatureDistillation, {"side": "decoder"}),
+}
+"""Terms with a short name: class, and arguments that the name stands for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the objective, not built yet."""
+
+    name: str
+    weight: float
+    warmup_steps: int
+    kind: type[Term]
+    arguments: dict[str, Any]
+
+    def describe(self) -> Description:
+        """What is known of the term without building it."""
+        return self.kind.describe(**self.arguments)
+
+    def build(self) -> Term:
+        """The term itself."""
+        return self.kind(**self.arguments)
+
+    def weight_at(self, step: int | None) -> float:
+        """The weight of the update that follows `step` updates; it rises linearly from 0 over `warmup_steps`."""
+        if step is None or not self.warmup_steps:
+            return self.weight
+        return self.weight * min(1.0, step / self.warmup_steps)
+
+
+class ObjectiveOutput(NamedTuple):
+    """The weighted total, and each term by its name in the log, before its weight; all scalars."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Weighted sum of terms.
+
+    Args:
+        terms: name -> weight, or mapping with `weight`, `warmup_steps`, `class_path` and the class's arguments.
+
+    Raises UserError for a term that is unknown or cannot be built, and where no term has a weight.
+    """
+
+    def __init__(self, terms: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.entries = read_objective(terms)
+        if not self.entries:
+            raise UserError("objective: no term has a weight above 0; there would be nothing to learn")
+        self.terms = nn.ModuleDict({name: entry.build() for name, entry in self.entries.items()})
+        self.bound = False
+
+    def bind(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
+        """Tell the terms which models they compare. Raises UserError for a tap that does not fit."""
+        for term in self.terms.values():
+            term.bind(student, teacher)
+        self.bound = True
+
+    def forward(
+        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None = None, step: int | None = None
+    ) -> ObjectiveOutput:
+        """The sum for one batch; see `Term.forward`. `step` is what warm-ups count; without it they are over."""
+        total, logged = 0.0, {}
+        with sharing_features():
+            for name, term in self.terms.items():
+                value = term(batch, output, teacher)
+                value, further = value if isinstance(value, tuple) else (value, {})
+                total = total + self.entries[name].weight_at(step) * value
+                logged |= {term.tag.format(name=name): value} | further
+        return ObjectiveOutput(total, logged)
+
+    def weight(self, name: str) -> float:
+        """Weight of a term; 0 for one that is not there."""
+        return self.entries[name].weight if name in self.entries else 0.0
+
+    def of_kind(self, kind: type[Term]) -> list[Term]:
+        """The terms of a class."""
+        return [term for term in self.terms.values() if isinstance(term, kind)]
+
+    @property
+    def adversary(self) -> Adversarial | None:
+        """The term whose discriminator is the second player."""
+        found = self.of_kind(Adversarial)
+        if len(found) > 1:
+            raise UserError("objective: two adversarial terms; there is one discriminator at a time")
+        return found[0] if found else None
+
+    @property
+    def student_taps(self) -> list[str]:
+        """Taps that the terms read from the output of the model that is trained."""
+        return list(dict.fromkeys(tap for term in self.terms.values() for tap in term.student_taps))
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """Taps that the terms read from the teacher; none if there is nothing to distil."""
+        return list(dict.fromkeys(tap for term in self.terms.values() for tap in term.teacher_taps))
+
+
+def read_objective(terms: Mapping[str, Any]) -> dict[str, Entry]:
+    """The terms of a weight above 0, by name; nothing is built. Raises UserError for what cannot be."""
+    if not isinstance(terms, Mapping):
+        raise UserError(f"objective: {terms!r} is no mapping of names to weights, such as {{rate: 0.8, mse: 2.0}}")
+    entries = {name: _read_entry(name, value) for name, value in terms.items()}
+    return {name: entry for name, entry in entries.items() if entry is not None and entry.weight}
+
+
+class Described(NamedTuple):
+    """One line of a config's objective and what is known of its term."""
+
+    entry: Entry
+    description: Description
+
+
+def describe_objective(settings: Mapping[str, Any]) -> list[Described]:
+    """The terms of a config's `model.init_args`, those of weight 0 left out; nothing is built.
+
+    Configs of before there was an `objective` are understood as well.
+    """
+    return [Described(entry, entry.describe()) for entry in read_objective(objective_settings(settings)).values()]
+
+
+def objective_weights(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The weight of each term that a config's `model.init_args` names, those of weight 0 included."""
+    terms = objective_settings(settings)
+    return {
+        name: (term.get("weight", 1.0) if isinstance(term, Mapping) else term) or 0.0 for name, term in terms.items()
+    }
+
+
+def objective_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`objective` of a config's `model.init_args`, or what the `loss` of an older one says."""
+    if "objective" in settings or "loss" not in settings:
+        return dict(settings.get("objective") or {})
+    loss, optimization = settings["loss"] or {}, settings.get("optimization") or {}
+    backbones = {
+        "lpips": loss.get("lpips_backbone"),
+        "edge_dists": loss.get("dists_backbone"),
+        "semantic": loss.get("semantic_backbone"),
+        "adversarial": optimization.get("discriminator"),
+    }
+    terms = {name: {"weight": loss[name]} for name in SHIPPED if name in loss}
+    for name in terms.keys() & backbones.keys():
+        terms[name]["backbone"] = backbones[name] or "lite0"
+    betas = {"L_enc": settings.get("beta1"), "L_dec": settings.get("beta2")}
+    terms |= {name: {"weight": weight} for name, weight in betas.items() if weight is not None}
+    return terms | ({"mse": {"weight": loss["beta"]}} if "beta" in loss else {})
+
+
+def _read_entry(name: str, value: Any) -> Entry | None:
+    if value is None or value == 0:
+        return None
+    given = dict(value) if isinstance(value, Mapping) else {"weight": value}
+    weight, warmup_steps, path = given.pop("weight", 1.0), given.pop("warmup_steps", 0), given.pop("class_path", None)
+    if weight is None or weight == 0:
+        return None
+    if path is None and name not in SHIPPED:
+        raise UserError(
+            f"objective: no term {name!r}{did_you_mean(name, SHIPPED)}; the shipped ones are {', '.join(SHIPPED)}, "
+            f"any other needs a class_path (to change its weight alone, set objective.{name}.weight)"
+        )
+    kind, arguments = (_load(name, path), {}) if path else SHIPPED[name]
+    arguments = arguments | (given.pop("init_args", None) or {}) | given
+    for key, number in (("weight", weight), ("warmup_steps", warmup_steps)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise UserError(f"objective.{name}: {key} must be a number, 0 or more, not {number!r}")
+    parameters = signature(kind).parameters
+    for argument in arguments:
+        if argument not in parameters:
+            known = [*parameters, "weight", "warmup_steps"]
+            hint = did_you_mean(argument, known) or f"; it takes {', '.join(known)}"
+            raise UserError(f"objective.{name}: {kind.__name__} does not take {argument!r}{hint}")
+    return Entry(name, float(weight), int(warmup_steps), kind, arguments)
+
+
+def _load(name: str, path: str) -> type[Term]:
+    module, _, kind = path.rpartition(".")
+    try:
+        found: Callable = getattr(import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"objective.{name}: class_path {path} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Term)):
+        raise UserError(f"objective.{name}: {path} is no subclass of aeic_lightning.losses.Term")
+    return found

@@ -1,0 +1,82 @@
+"""What a term of the objective is. To add a loss: one file with a subclass of `Term`, one line in the YAML."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from aeic_lightning.models.backbones import require_backbone
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a term without building it; `plan` and the results read it.
+
+    Args:
+        metric: the metric that training on the term improves directly, such as "lpips_vgg".
+        backbone: the frozen network that it uses, as `metric_info` names it: lite0, vgg, clip ...
+        sees: (images, height, width) of a batch -> those that pass through the backbone.
+        trained: parameters of the term's own that a second optimizer trains.
+        files: raises UserError where a file that the term needs, beside the backbone's, is missing.
+    """
+
+    metric: str | None = None
+    backbone: str | None = None
+    sees: Callable[[int, int, int], Size] = lambda images, height, width: (images, height, width)
+    trained: int = 0
+    files: Callable[[], None] | None = None
+
+    def check_files(self) -> None:
+        """Raise UserError, saying how to get it, for the first file that is missing."""
+        if self.backbone:
+            require_backbone(self.backbone)
+        if self.files:
+            self.files()
+
+
+class Term(nn.Module):
+    """One term of the objective.
+
+    A subclass implements `forward`. It overrides `describe` if it uses a frozen network or files or is a metric, and
+    `bind` if it compares taps. `tag` is the name under which it is logged, {name} being its name in the objective.
+    """
+
+    tag = "{name}"
+    needs_picture = False
+    """Whether `forward` reads `output.x_hat`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def describe(cls, **arguments: Any) -> Description:
+        """What the constructor's arguments, the default ones left out, say of the term; nothing is built."""
+        return Description()
+
+    @property
+    def student_taps(self) -> list[str]:
+        """Taps, by name or module path, that `forward` reads from `output.taps`. Known once bound."""
+        return []
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """Taps that `forward` reads from `teacher`. Known once bound."""
+        return []
+
+    def bind(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Called once, before the optimizers are made, with the model that is trained and the teacher's, if any."""
+
+    def forward(
+        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The term's value, a scalar before its weight, or that and further scalars to log by name.
+
+        Args:
+            batch: what the data module gives: "image" (B, 3, H, W) in [-1, 1], "name", "label" if there are classes.
+            output: what the model gives: x_hat, bits_estimate, taps; logits, if it classifies.
+            teacher: the teacher's taps by name; None without a teacher.
+        """
+        raise NotImplementedError

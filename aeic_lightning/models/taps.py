@@ -1,0 +1,111 @@
+"""Taps: the tensors of a model that distillation can match.
+
+Each part declares its own once, as `taps`: the codec y, z, phi, y_hat, l_T and l_res, the denoiser l_0, h_0 ... h_8.
+The output of any other module is a tap too, under the module's path: `decoder.denoiser.trunk.mid_block`. Forward hooks
+collect those during the one pass (`AEIC.forward`).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aeic_lightning.errors import UserError
+
+Side = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tap: a tensor (B, channels, H / stride, W / stride), H and W being those of the padded image.
+
+    Args:
+        name: its name, or the path of the module that gives it.
+        side: which half of the distillation it belongs to: `encoder` (L_enc) or `decoder` (L_dec).
+        channels: its channels.
+        stride: pixels of the image per position.
+    """
+
+    name: str
+    side: Side
+    channels: int
+    stride: int
+
+
+def find_taps(model: nn.Module, names: Iterable[str], role: str = "model") -> dict[str, Tap]:
+    """The taps of these names, declared or module paths, whose sizes one pass without data finds (meta device).
+
+    Args:
+        model: an `AEIC`.
+        names: of the taps.
+        role: what the messages call the model.
+
+    Raises UserError for a name that is neither, and for a module whose output is not one map (B, C, h, w) a pass.
+    """
+    declared = {tap.name: tap for tap in model.taps}
+    modules = {path for path, _ in model.named_modules() if path}
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in declared and name not in modules:
+            near = get_close_matches(name, declared, n=1) or get_close_matches(name, modules, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"taps are {', '.join(declared)}, and module paths"
+            raise UserError(f"distillation: the {role} has no tap {name!r}; {hint}")
+    paths = [name for name in names if name not in declared]
+    if paths:
+        declared |= _probe(model, paths, role)
+    return {name: declared[name] for name in names}
+
+
+@contextmanager
+def hooked(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the modules at these paths, by path, while the context lasts; the first of a tuple."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str):
+        return lambda module, inputs, output: found.__setitem__(path, _first(output))
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def side_of(path: str) -> Side:
+    """The side of a module's output: what is before y_hat belongs to the encoder's, the rest to the decoder's."""
+    return "decoder" if path.startswith(("decoder", "codec.g_s")) else "encoder"
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _probe(model: nn.Module, paths: list[str], role: str) -> dict[str, Tap]:
+    side = 16 * model.codec.stride
+    outputs: dict[str, list[Any]] = {path: [] for path in paths}
+    handles = [
+        model.get_submodule(path).register_forward_hook(lambda m, i, out, path=path: outputs[path].append(_first(out)))
+        for path in paths
+    ]
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    was_training = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            torch.func.functional_call(model.train(), on_meta, (torch.empty(1, 3, side, side, device="meta"),))
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    for path, found in outputs.items():
+        if len(found) != 1:
+            raise UserError(f"distillation: {path} of the {role} runs {len(found)} times a pass; a tap runs once")
+        if not isinstance(found[0], Tensor) or found[0].ndim != 4 or side % found[0].shape[-1]:
+            shape = tuple(found[0].shape) if isinstance(found[0], Tensor) else type(found[0]).__name__
+            raise UserError(f"distillation: {path} of the {role} gives {shape}, not a map (B, C, h, w); take another")
+    return {path: Tap(path, side_of(path), out.shape[1], side // out.shape[-1]) for path, (out,) in outputs.items()}

@@ -1,0 +1,154 @@
+"""Manual optimization of two players: the settings, the optimizers, and one update of each."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.losses.objective import Objective
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
+
+QUANTILE_INTERVAL = 50
+
+
+@dataclass
+class OptimizationConfig:
+    """How the generator is trained. Steps are generator updates. The defaults are AEIC-ME stage 1's.
+
+    The discriminator's learning rate is an argument of the adversarial term, warm-ups of weights are the objective's.
+
+    Args:
+        learning_rates: [step, rate] pairs: the rate from each step on. A list, because an experiment that includes
+            another replaces its lists, whereas a mapping would keep the other's later steps.
+        schedule: `constant` between the steps of `learning_rates`; `cosine` falls from the one rate there to
+            `final_learning_rate` at `trainer.max_steps`.
+        final_learning_rate: of `cosine`.
+        warmup_steps: the learning rate rises linearly over so many steps.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of each player's gradient; 0 for none.
+        accumulate: batches whose gradients are averaged for one step, for both players.
+        on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
+            "skip" the update and count it.
+    """
+
+    learning_rates: list[tuple[int, float]] = field(default_factory=lambda: [(0, 1e-4), (280_000, 5e-5)])
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    gradient_clip: float = 0.1
+    accumulate: int = 1
+    on_nonfinite: OnNonfinite = "stop"
+
+    def check(self) -> None:
+        """Raise UserError for settings that cannot work."""
+        if 0 not in dict(self.learning_rates):
+            raise UserError("optimization: learning_rates must say the rate from step 0 on, as in [[0, 1e-4]]")
+        if self.schedule not in ("constant", "cosine"):
+            raise UserError(f"optimization: schedule is constant or cosine, not {self.schedule!r}")
+        if self.schedule == "cosine" and len(self.learning_rates) > 1:
+            raise UserError("optimization: schedule: cosine falls from one rate; give learning_rates: [[0, RATE]]")
+        if self.accumulate < 1:
+            raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
+
+    def learning_rate(self, step: int, max_steps: int = -1) -> float:
+        """Rate of the update that follows `step` of `max_steps` updates; `cosine` needs to know how many there are."""
+        _, rate = max((start, rate) for start, rate in self.learning_rates if start <= step)
+        if self.schedule == "cosine":
+            share = (step - self.warmup_steps) / max(max_steps - 1 - self.warmup_steps, 1)
+            height = (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+            rate = self.final_learning_rate + (rate - self.final_learning_rate) * height
+        return rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+
+
+class TwoPlayerSystem(GuardedSystem):
+    """A system whose generator may have an adversary: `objective.adversary`'s discriminator.
+
+    Only the generator's optimizer steps through Lightning, so `global_step`, `max_steps`, checkpoint intervals and the
+    x axis of every curve count generator updates.
+    """
+
+    model: AEIC
+    objective: Objective
+    optimization: OptimizationConfig
+
+    _accumulated = 0  # batches whose gradients the next update has so far
+
+    def make_guard(self) -> Guard:
+        """The guard of both players."""
+        adversary = self.objective.adversary
+        chances = {"chance": adversary.chance, "least": adversary.least} if adversary else {}
+        return Guard(self, self.optimization.on_nonfinite, **chances)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        config, adversary = self.optimization, self.objective.adversary
+        if config.schedule == "cosine" and self.trainer.max_steps < 1:
+            raise UserError("optimization: schedule: cosine must know where it ends; set trainer.max_steps")
+        trained = [p for _, p in self.generator_parameters()]
+        # Each update sets its own rate; this one is only what optimizers begin with.
+        rate, decay = config.learning_rates[0][1], config.weight_decay
+        generator = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
+        if adversary is None:
+            return [generator]
+        heads = [p for _, p in self.discriminator_parameters()]
+        return [generator, torch.optim.AdamW(heads, lr=adversary.learning_rate)]
+
+    def update_when_due(self) -> None:
+        """One update of each player after every `accumulate` batches."""
+        self._accumulated += 1
+        if self._accumulated == self.optimization.accumulate:
+            self._accumulated = 0
+            self.step_players()
+
+    def step_players(self) -> None:
+        """One update of each player from the gradients so far, unless the guard finds them not finite."""
+        optimizers = self.optimizers()
+        generator, *rest = optimizers if isinstance(optimizers, list) else [optimizers]
+        players = {"generator": list(self.generator_parameters())}
+        if rest:
+            players["discriminator"] = list(self.discriminator_parameters())
+        if not self.guard.allows(players):
+            for player in (generator, *rest):
+                player.zero_grad()
+            return
+        for group in generator.param_groups:
+            group["lr"] = self.optimization.learning_rate(self.global_step, self.trainer.max_steps)
+        for player in (generator, *rest):
+            if self.optimization.gradient_clip:
+                # Not by Lightning, which refuses a fused optimizer under any mixed precision.
+                trained = [p for group in player.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(trained, self.optimization.gradient_clip)
+        for adversary in rest:
+            # Not through Lightning's wrapper, which would count it as a step.
+            adversary.optimizer.step()
+            adversary.zero_grad()
+        generator.step()
+        generator.zero_grad()
+        if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
+            self.model.codec.prior.update_quantiles()
+
+    def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that are trained but the discriminator's."""
+        others = {id(p) for _, p in self.discriminator_parameters()}
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad and id(p) not in others)
+
+    def discriminator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The heads of the discriminator, if there is one."""
+        adversary = self.objective.adversary
+        named = adversary.discriminator.named_parameters() if adversary else ()
+        return ((name, p) for name, p in named if p.requires_grad)
+
+    @property
+    def generator_step(self) -> int:
+        """Updates of the generator so far."""
+        return self.global_step
+
+    @property
+    def mid_step(self) -> bool:
+        """Whether gradients of an unfinished step are being accumulated; a checkpoint would lose them."""
+        return self._accumulated > 0

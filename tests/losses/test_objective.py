@@ -1,0 +1,174 @@
+"""The one place where the terms are built and summed."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.losses import Objective, Term
+from aeic_lightning.losses.adversarial import generator_loss
+from aeic_lightning.losses.objective import describe_objective, objective_weights, read_objective
+from aeic_lightning.metrics.dists import EdgeAwareDISTS
+from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.semantic import SemanticLoss
+from aeic_lightning.models.backbones import Lite0
+
+
+def evaluate(terms, x_hat, x, bits=None, step=None, **output):
+    output = SimpleNamespace(x_hat=x_hat, bits_estimate=torch.ones(len(x)) if bits is None else bits, **output)
+    return Objective(terms)({"image": x}, output, None, step)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 64, 96) * 2 - 1, torch.rand(2, 3, 64, 96) * 2 - 1
+
+
+class LogitsOfZero(Term):
+    """A term of someone else's, with an argument."""
+
+    def __init__(self, target: float = 0.0):
+        super().__init__()
+        self.target = target
+
+    def forward(self, batch, output, teacher):
+        distance = (output.x_hat.mean() - self.target).abs()
+        return distance, {"seen": batch["image"].mean()}
+
+
+def test_sum_of_weighted_terms(images):
+    x_hat, x = images
+    objective = Objective(
+        {
+            "rate": {"weight": 3, "warmup_steps": 10},
+            "mse": 2,
+            "lpips": 0.5,
+            "edge_dists": {"weight": 0.25},
+            "semantic": 0.1,
+            "adversarial": 0.2,
+            "mine": {"class_path": f"{__name__}.LogitsOfZero", "weight": 0.3, "init_args": {"target": 2.0}},
+        }
+    ).eval()
+    bits = torch.tensor([100.0, 300.0])
+    out = objective({"image": x}, SimpleNamespace(x_hat=x_hat, bits_estimate=bits), None, step=5)
+    bpp = 200.0 / (64 * 96)
+    expected = (
+        0.5 * 3 * bpp
+        + 2 * ((x_hat - x) ** 2).mean()
+        + 0.5 * LPIPS()(x_hat, x).mean()
+        + 0.25 * EdgeAwareDISTS()(x_hat, x).mean()
+        + 0.1 * SemanticLoss()(x_hat, x).mean()
+        + 0.2 * generator_loss(objective.adversary.discriminator(x_hat))
+        + 0.3 * (2 - x_hat.mean())
+    )
+    assert out.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    names = {"bpp_estimate", "mse", "lpips", "edge_dists", "semantic", "adversarial", "mine", "seen"}
+    assert out.terms.keys() == names
+    assert out.terms["bpp_estimate"].item() == pytest.approx(bpp)
+
+
+def test_warm_ups_end_and_none_is_none():
+    rate = read_objective({"rate": {"weight": 2.0, "warmup_steps": 4}})["rate"]
+    assert [rate.weight_at(step) for step in (0, 1, 4, 9, None)] == [0.0, 0.5, 2.0, 2.0, 2.0]
+    assert read_objective({"rate": 2.0})["rate"].weight_at(0) == 2.0
+
+
+@pytest.mark.parametrize(("size", "passes"), [(64, 2), (256, 4)])
+def test_sharing_features_changes_no_figure(size, passes, monkeypatch):
+    """Small crops share one pass for LPIPS and the semantic loss; large ones do not, since one is reduced first."""
+    x_hat, x = torch.rand(1, 3, size, size) * 2 - 1, torch.rand(1, 3, size, size) * 2 - 1
+    expected = LPIPS()(x_hat, x).item(), SemanticLoss()(x_hat, x).item()
+    seen = []
+    intermediates = type(Lite0().net).forward_intermediates
+    monkeypatch.setattr(
+        type(Lite0().net), "forward_intermediates", lambda net, *a, **k: seen.append(1) or intermediates(net, *a, **k)
+    )
+    terms = evaluate({"lpips": 1.0, "semantic": 0.1}, x_hat, x).terms
+    assert len(seen) == passes
+    assert (terms["lpips"].item(), terms["semantic"].item()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_terms_of_weight_zero_are_not_built(images):
+    terms = {"rate": 1, "mse": 1.0, "lpips": 0, "semantic": None, "edge_dists": {"weight": 0.0, "backbone": "vgg"}}
+    assert set(Objective(terms).terms) == {"rate", "mse"}
+    assert set(evaluate(terms, *images).terms) == {"bpp_estimate", "mse"}
+
+
+def test_gradients_reach_the_reconstruction_and_the_bits(images):
+    x_hat, x = images
+    x_hat.requires_grad_()
+    bits = torch.tensor([10.0, 20.0], requires_grad=True)
+    evaluate({"rate": 0.8, "mse": 2.0, "lpips": 1.0, "semantic": 0.1}, x_hat, x, bits).total.backward()
+    assert (x_hat.grad != 0).any()
+    assert torch.allclose(bits.grad, torch.full((2,), 0.8 / 2 / (64 * 96)))
+
+
+def test_each_image_may_have_its_own_weight_of_the_rate(images):
+    bits, weight = torch.tensor([100.0, 300.0]), torch.tensor([2.0, 0.5])
+    out = evaluate({"rate": 4.0}, *images, bits, rate_weight=weight)
+    assert out.total.item() == pytest.approx(4 * (200 + 150) / 2 / (64 * 96))
+    assert out.terms["bpp_estimate"].item() == pytest.approx(200 / (64 * 96))
+
+
+def test_a_file_that_includes_another_changes_one_weight():
+    """What OmegaConf makes of an include or an override, as the experiment files do it."""
+    base = {"rate": 0.8, "lpips": {"weight": 1.0, "backbone": "vgg"}, "semantic": 0.1}
+    merged = OmegaConf.merge(base, {"rate": {"weight": 2, "warmup_steps": 3}, "lpips": {"weight": 0.5}, "semantic": 0})
+    entries = read_objective(OmegaConf.to_container(merged))
+    assert {name: (entry.weight, entry.warmup_steps) for name, entry in entries.items()} == {
+        "rate": (2.0, 3),
+        "lpips": (0.5, 0),
+    }
+    assert entries["lpips"].arguments == {"backbone": "vgg"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"lpipps": 1.0}, r"no term 'lpipps'; did you mean lpips\?"),
+        (
+            {"cross_entropy": 0.5},
+            r"needs a class_path \(to change its weight alone, set objective.cross_entropy.weight",
+        ),
+        ({"lpips": {"weight": 1.0, "bakbone": "vgg"}}, "LPIPSTerm does not take 'bakbone'; did you mean backbone"),
+        ({"lpips": {"weight": 1.0, "backbone": "vvg"}}, "LPIPS has no backbone 'vvg'"),
+        ({"mse": -1.0}, "objective.mse: weight must be a number, 0 or more, not -1.0"),
+        ({"mse": "much"}, "objective.mse: weight must be a number"),
+        ({"rate": {"weight": 1.0, "warmup_steps": -1}}, "warmup_steps must be a number"),
+        ({"mine": {"class_path": "nowhere.Term"}}, "class_path nowhere.Term cannot be imported"),
+        ({"mine": {"class_path": "torch.nn.Identity"}}, "is no subclass of aeic_lightning.losses.Term"),
+        ({"mse": 0}, "no term has a weight above 0"),
+        ({"L_enc": 1.0}, "there is no teacher; train with DistillationSystem"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(terms, message):
+    with pytest.raises(UserError, match=message):
+        Objective(terms).bind(torch.nn.Identity())
+
+
+def test_descriptions_need_no_network(monkeypatch):
+    """Of a backbone whose weights are not there, of an older config, and of a term without a description."""
+
+    def build(module):
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", build)
+    mine = {"class_path": f"{__name__}.LogitsOfZero", "weight": 0.3}
+    new = {"objective": {"lpips": {"weight": 1.0, "backbone": "vgg"}, "adversarial": 0.1, "mse": 0, "mine": mine}}
+    found = {term.entry.name: term.description for term in describe_objective(new)}
+    assert {name: (d.metric, d.backbone) for name, d in found.items()} == {
+        "lpips": ("lpips_vgg", "vgg"), "adversarial": (None, "lite0"), "mine": (None, None)
+    }  # fmt: skip
+    old = {
+        "loss": {"rate": 2.0, "mse": 8.0, "lpips": 0.0, "edge_dists": 0.2, "dists_backbone": "vgg", "adversarial": 0.1},
+        "optimization": {"discriminator": "dinov3"},
+        "beta1": 0.0,
+        "beta2": 0.001,
+    }
+    found = {term.entry.name: term.description for term in describe_objective(old)}
+    assert found.keys() == {"rate", "mse", "edge_dists", "adversarial", "L_dec"}
+    assert (found["edge_dists"].metric, found["adversarial"].backbone) == ("dists", "dinov3")
+    weights = objective_weights(old)
+    assert (weights["rate"], weights["L_enc"], weights["L_dec"], weights["lpips"]) == (2.0, 0.0, 0.001, 0.0)
