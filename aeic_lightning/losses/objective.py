@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.losses.adversarial import Adversarial
+from aeic_lightning.losses.chroma import Chroma
 from aeic_lightning.losses.distillation import FeatureDistillation
 from aeic_lightning.losses.edge_dists import EdgeAwareDISTSTerm
 from aeic_lightning.losses.lpips import LPIPSTerm
@@ -36,6 +37,7 @@ from aeic_lightning.models.backbones import sharing_features
 SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
     "rate": (Rate, {}),
     "mse": (MSE, {}),
+    "chroma": (Chroma, {}),
     "lpips": (LPIPSTerm, {}),
     "edge_dists": (EdgeAwareDISTSTerm, {}),
     "semantic": (SemanticTerm, {}),

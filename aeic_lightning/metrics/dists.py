@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.backbones import Frozen, Lite0, TorchvisionFeatures, read_state_dict
+from aeic_lightning.models.backbones import Frozen, Lite0, Lite2, TorchvisionFeatures, read_state_dict
 
 
 class DISTS(nn.Module):
@@ -20,21 +20,21 @@ class DISTS(nn.Module):
     (var_f + var_g + c) the rest; c = 1e-6 (eqs. 5-7). The weights sum to 1.
 
     `vgg` is the standard figure `dists` (learned alpha and beta, shipped with torchmetrics; 0 to 1). `lite0` is
-    `dists_lite0`: EfficientNet-Lite0's stages, each of the six levels with weight 1/6, half of it texture and half
-    structure, evenly over its channels. Its features have both signs, so that it lies in [0, 2].
+    `dists_lite0`, and `lite2` is `dists_lite2`: EfficientNet-Lite's stages, each of the six levels with weight 1/6,
+    half of it texture and half structure, evenly over its channels. Its features have both signs, so it lies in [0, 2].
 
     Args:
-        backbone: "lite0" or "vgg".
+        backbone: "lite0", "lite2" or "vgg".
         weights: VGG16's torchvision file; default: torch.hub's cache.
 
     Raises UserError when the backbone is unknown or its weights are missing.
     """
 
-    def __init__(self, backbone: Literal["lite0", "vgg"] = "lite0", weights: str | None = None):
+    def __init__(self, backbone: Literal["lite0", "lite2", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
-        if backbone == "lite0":
-            self.name = "dists_lite0"
-            self.backbone = Lite0(weights)
+        if backbone in ("lite0", "lite2"):
+            self.name = f"dists_{backbone}"
+            self.backbone = (Lite0 if backbone == "lite0" else Lite2)(weights)
             alpha = [torch.full((c,), 1 / (12 * c)) for c in (3, *self.backbone.channels)]
             beta = alpha
         elif backbone == "vgg":
@@ -42,7 +42,7 @@ class DISTS(nn.Module):
             self.backbone = TorchvisionFeatures("vgg", weights, l2_pooling=True)
             alpha, beta = _learned_weights((3, *self.backbone.channels))
         else:
-            raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0 or vgg")
+            raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0, lite2 or vgg")
         self.level_weights = Frozen(nn.ModuleDict({"alpha": nn.ParameterList(alpha), "beta": nn.ParameterList(beta)}))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:

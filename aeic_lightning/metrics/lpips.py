@@ -10,34 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.backbones import Frozen, Lite0, TorchvisionFeatures, read_state_dict
+from aeic_lightning.models.backbones import Frozen, Lite0, Lite2, TorchvisionFeatures, read_state_dict
 
 
 class LPIPS(nn.Module):
     """sum_l mean_hw sum_c w_lc (f_lc / |f_l| - g_lc / |g_l|)^2, with |.| the norm over channels at a position.
 
-    `alex` and `vgg` are the standard figures (version 0.1): channel weights w from the `lpips` package. `lite0` has no
-    learned weights: w_lc = 1/5 for every channel of each of EfficientNet-Lite0's five stages, i.e. the mean over
-    stages and positions of the squared distance of unit vectors, in [0, 4].
+    `alex` and `vgg` are the standard figures (version 0.1): channel weights w from the `lpips` package. `lite0` and
+    `lite2` have no learned weights: w_lc = 1/5 for every channel of each of EfficientNet-Lite's five stages, i.e. the
+    mean over stages and positions of the squared distance of unit vectors, in [0, 4].
 
     Args:
-        backbone: "lite0", "alex" or "vgg"; the figure's name is lpips_lite0, lpips_alex or lpips_vgg.
+        backbone: "lite0", "lite2", "alex" or "vgg"; the metric's name is lpips_ and that.
         weights: AlexNet's or VGG16's torchvision file; default: torch.hub's cache.
 
     Raises UserError when the backbone is unknown or its weights are missing.
     """
 
-    def __init__(self, backbone: Literal["lite0", "alex", "vgg"] = "lite0", weights: str | None = None):
+    def __init__(self, backbone: Literal["lite0", "lite2", "alex", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
         self.name = f"lpips_{backbone}"
-        if backbone == "lite0":
-            self.backbone = Lite0(weights)
+        if backbone in ("lite0", "lite2"):
+            self.backbone = (Lite0 if backbone == "lite0" else Lite2)(weights)
             channel_weights = [torch.full((1, c, 1, 1), 1 / 5) for c in self.backbone.channels]
         elif backbone in ("alex", "vgg"):
             self.backbone = TorchvisionFeatures(backbone, weights)
             channel_weights = _learned_weights(backbone)
         else:
-            raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, alex or vgg")
+            raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, lite2, alex or vgg")
         self.channel_weights = Frozen(nn.ParameterList(channel_weights))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-BACKBONES = {"lite0": "EfficientNet-Lite0", "alex": "AlexNet", "vgg": "VGG-16", "inception": "Inception-v3"}
+BACKBONES = {
+    "lite0": "EfficientNet-Lite0",
+    "lite2": "EfficientNet-Lite2",
+    "alex": "AlexNet",
+    "vgg": "VGG-16",
+    "inception": "Inception-v3",
+}
 STANDARD_BACKBONE = {"dists": "vgg", "fid": "inception", "kid": "inception"}
 """The backbone of a metric whose name says none."""
 

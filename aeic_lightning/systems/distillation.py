@@ -52,24 +52,29 @@ class DistillationSystem(StudentSystem):
         if share_base and ours.config.pretrained and theirs.config.pretrained:
             # After the teacher was frozen as a whole: from now on its base has a part that is trained.
             ours.share_base(theirs, "student")
+        if self.teacher.net.rate_levels != self.model.rate_levels:
+            raise UserError(
+                f"distillation: the teacher {teacher} has {self.teacher.net.rate_levels} rate levels, the student "
+                f"{self.model.rate_levels}; give the student's codec the teacher's rate_levels"
+            )
         self.objective.bind(self.model, self.teacher.net)
         names = self.objective.teacher_taps
         if not names:
             raise UserError("distillation: no term reads the teacher; give L_enc or L_dec, or use StudentSystem")
         self.cache = TapCache(teacher_cache, teacher, set(names)) if teacher_cache else None
 
-    def teacher_taps(self, x: Tensor) -> dict[str, Tensor]:
-        """The teacher's taps for images (B, 3, H, W), from the cache where they are there."""
+    def teacher_taps(self, x: Tensor, level: Tensor | None) -> dict[str, Tensor]:
+        """The teacher's taps for images (B, 3, H, W) at the student's rate levels, from the cache if they are there."""
         if self.cache is None:
-            return self.compute_teacher_taps(x)
-        taps, share = self.cache.taps(x, self.compute_teacher_taps)
+            return self.compute_teacher_taps(x, level)
+        taps, share = self.cache.taps(x, level, self.compute_teacher_taps)
         self.log("train/distill/cached", share)
         return taps
 
     @torch.no_grad()
-    def compute_teacher_taps(self, x: Tensor) -> dict[str, Tensor]:
+    def compute_teacher_taps(self, x: Tensor, level: Tensor | None) -> dict[str, Tensor]:
         """The teacher's taps for images (B, 3, H, W); its denoiser runs only when a tap of the decoder is compared."""
-        return self.teacher.net.compute_taps(x, self.objective.teacher_taps)
+        return self.teacher.net.compute_taps(x, self.objective.teacher_taps, level)
 
     def on_fit_start(self) -> None:
         """Compare the shapes of all taps on one small batch before step 0."""

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from aeic_lightning.checkpoints.weights import WEIGHTS, locate
 from aeic_lightning.files import write_whole
 from aeic_lightning.models.backbones import read_state_dict
 
@@ -26,23 +27,29 @@ class TapCache:
     """
 
     def __init__(self, folder: str | Path, teacher: str | Path, names: set[str]) -> None:
-        with Path(teacher).open("rb") as file:
+        path = locate(teacher)
+        with (path / WEIGHTS if path.is_dir() else path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         taps = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()
         self.folder = Path(folder) / f"{digest[:16]}-{taps[:8]}"
         self.names = names
 
-    def taps(self, x: Tensor, compute: Callable[[Tensor], dict[str, Tensor]]) -> tuple[dict[str, Tensor], float]:
-        """The taps of images (B, 3, H, W), and the share of the images that were there already.
+    def taps(
+        self, x: Tensor, level: Tensor | None, compute: Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], float]:
+        """The taps of images (B, 3, H, W) at rate levels (B,), and the share that was there already.
 
         `compute` is called on the others, and what it gives is kept.
         """
         low = torch.is_autocast_enabled(x.device.type)
         precision = str(torch.get_autocast_dtype(x.device.type) if low else x.dtype).removeprefix("torch.")
-        files = [self.folder / precision / f"{_digest(image)}.safetensors" for image in x]
+        levels = [""] * len(x) if level is None else [f"-{value:g}" for value in level.tolist()]
+        files = [
+            self.folder / precision / f"{_digest(image)}{at}.safetensors" for image, at in zip(x, levels, strict=True)
+        ]
         missing = [i for i, file in enumerate(files) if not file.is_file()]
         if missing:
-            computed = compute(x[missing])
+            computed = compute(x[missing], None if level is None else level[missing])
             for row, i in enumerate(missing):
                 write_whole(files[i], save({name: computed[name][row].cpu().contiguous() for name in self.names}))
         rows = [read_state_dict(file) for file in files]

@@ -1,11 +1,13 @@
 import lpips
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.models.backbones import lite_file, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,23 @@ def test_saves_and_trains_nothing(lite0):
 
 
 def test_bad_choices_are_refused():
-    with pytest.raises(UserError, match="choose lite0, alex or vgg"):
+    with pytest.raises(UserError, match="choose lite0, lite2, alex or vgg"):
         LPIPS("squeeze")
     with pytest.raises(UserError, match="carries its own weights"):
         LPIPS("lite0", "alexnet.pth")
+
+
+def test_lite2_is_another_network_with_timms_own_features():
+    metric = LPIPS("lite2")
+    assert metric.name == "lpips_lite2"
+    x = torch.rand(1, 3, 96, 64) * 2 - 1
+    net = timm.create_model("tf_efficientnet_lite2", pretrained=False).eval()
+    state = list(read_state_dict(lite_file(2)).values())
+    net.load_state_dict(dict(zip(net.state_dict(), state, strict=True)))
+    with torch.no_grad():
+        expected = net.forward_intermediates(x, intermediates_only=True)
+        found = metric.backbone.features(x)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-3 * theirs.abs().max())
+    assert metric(x, x).item() == 0
+    assert metric((x + 0.3).clamp(-1, 1), x).item() != pytest.approx(LPIPS()((x + 0.3).clamp(-1, 1), x).item())

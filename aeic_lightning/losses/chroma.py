@@ -1,0 +1,30 @@
+"""Distortion of the colours."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aeic_lightning.losses.term import Description, Term
+
+# The rows of JPEG's Cb and Cr for RGB (ITU-T T.871), without the offset.
+CB_CR = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+class Chroma(Term):
+    """Mean squared error of Cb and Cr, for images in [-1, 1].
+
+    A small model that starts from random weights may learn shapes long before colours, which are a few percent of the
+    squared error: it then stands on a plateau of grey pictures for thousands of steps. A weight of half of the MSE's,
+    or more, takes it off within hundreds.
+    """
+
+    needs_picture = True
+
+    @classmethod
+    def describe(cls) -> Description:
+        return Description()
+
+    def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
+        difference = output.x_hat - batch["image"]
+        return torch.einsum("oc,bchw->bohw", difference.new_tensor(CB_CR), difference).square().mean()
