@@ -191,14 +191,9 @@ def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
 
 def _loss_label(settings: dict[str, Any]) -> dict[str, Label]:
     """The other terms of the loss: stages that learn from different terms are different curves."""
-    terms = settings.get("objective") or settings.get("loss") or {}
     labelled = ("rate", "L_enc", "L_dec")  # lambda, beta1, beta2
-    weights = {
-        name: entry.get("weight") if isinstance(entry, dict) else entry
-        for name, entry in terms.items()
-        if name not in labelled
-    }
-    words = [f"{name} {weight:g}" for name, weight in weights.items() if isinstance(weight, int | float) and weight]
+    weights = {name: weight for name, weight in objective_weights(settings).items() if name not in labelled}
+    words = [f"{name} {weight:g}" for name, weight in weights.items() if weight]
     return {"loss": ", ".join(words)} if words else {}
 
 

@@ -74,7 +74,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads."""
         return self.model(x, tap_paths=self.tap_paths)
 
-    def teacher_taps(self, x: Tensor, level: Tensor | None) -> dict[str, Tensor] | None:
+    def teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor] | None:
         """What the objective compares the model's taps with; None without a teacher."""
         return None
 

@@ -1,5 +1,6 @@
 """Dual-side feature distillation: a frozen teacher beside a student."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,16 +64,16 @@ class DistillationSystem(StudentSystem):
             raise UserError("distillation: no term reads the teacher; give L_enc or L_dec, or use StudentSystem")
         self.cache = TapCache(teacher_cache, teacher, set(names)) if teacher_cache else None
 
-    def teacher_taps(self, x: Tensor, level: Tensor | None) -> dict[str, Tensor]:
+    def teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
         """The teacher's taps for images (B, 3, H, W) at the student's rate levels, from the cache if they are there."""
         if self.cache is None:
             return self.compute_teacher_taps(x, level)
-        taps, share = self.cache.taps(x, level, self.compute_teacher_taps)
+        taps, share = self.cache.taps(x, self.compute_teacher_taps, level)
         self.log("train/distill/cached", share)
         return taps
 
     @torch.no_grad()
-    def compute_teacher_taps(self, x: Tensor, level: Tensor | None) -> dict[str, Tensor]:
+    def compute_teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
         """The teacher's taps for images (B, 3, H, W); its denoiser runs only when a tap of the decoder is compared."""
         return self.teacher.net.compute_taps(x, self.objective.teacher_taps, level)
 
@@ -88,7 +89,7 @@ class DistillationSystem(StudentSystem):
                 term.check_shapes(student, teacher)
         self.model.train(was_training)
 
-    def load_stage(self, path: str) -> None:
+    def load_stage(self, path: str | Path) -> None:
         """The model of the stage before, and its projections wherever this stage has the same ones."""
         super().load_stage(path)
         state = with_prefix(read_checkpoint(path, "init_from"), "objective.terms.")

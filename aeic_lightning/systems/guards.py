@@ -7,7 +7,7 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -84,7 +84,7 @@ class Guard:
         self._bad |= {name: value for name, value in named.items() if not math.isfinite(value)}
         self._watch_collapse(named)
 
-    def allows(self, players: dict[str, Sequence[tuple[str, nn.Parameter]]]) -> bool:
+    def allows(self, players: Mapping[str, Sequence[tuple[str, nn.Parameter]]]) -> bool:
         """Whether to take the update. `players` are the named parameters of each optimizer.
 
         Raises RunError where a loss or a gradient is not finite and the run shall stop.
@@ -115,7 +115,7 @@ class Guard:
             )
         return False
 
-    def _describe(self, bad: dict[str, float], players: dict[str, Sequence[tuple[str, nn.Parameter]]]) -> str:
+    def _describe(self, bad: dict[str, float], players: Mapping[str, Sequence[tuple[str, nn.Parameter]]]) -> str:
         terms = {name: value for name, value in bad.items() if name != "loss"} or bad
         if terms:
             return "the loss is not finite: " + ", ".join(f"{name} is {value}" for name, value in terms.items())

@@ -1,5 +1,6 @@
 """Teacher and students: the teacher must be there and stay as it is; each side's loss is what it says."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses import FeatureDistillation, TapMatch
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.random_model import save
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, StudentSystem, TeacherSystem
 
 LOSS = {"rate": 0.8, "mse": 2.0}
@@ -311,3 +313,20 @@ def test_training_loss_is_student_plus_teacher_terms(student_config, decoder_con
         totals[arm] = {name: value.item() for name, value in fitted.callback_metrics.items()}
     added = 0.5 * totals["both"]["train/distill/L_enc"] + 0.1 * totals["both"]["train/distill/L_dec"]
     assert totals["both"]["train/loss"] == pytest.approx(totals["none"]["train/loss"] + added, rel=1e-4)
+
+
+def test_the_teacher_is_asked_at_the_students_rate_levels(student_config, decoder_config, tmp_path):
+    levels = [4.0, 1.0, 0.25]
+    teacher = AEIC(replace(student_config, rate_levels=levels), decoder_config).eval()
+    path = tmp_path / "teacher.ckpt"
+    save(teacher, path)
+    system = distill(replace(student_config, rate_levels=levels), decoder_config, path, beta2=0.0)
+    x = torch.rand(3, 3, 64, 64) * 2 - 1
+    level = torch.tensor([0.0, 2.0, 1.0])
+    taps = system.teacher_taps(x, level)
+    with torch.no_grad():
+        for row in range(3):
+            expected = system.teacher.net.codec(x[row : row + 1], level[row].item()).y
+            assert torch.allclose(taps["y"][row], expected[0], atol=1e-5)
+    with pytest.raises(UserError, match="rate levels"):
+        distill(student_config, decoder_config, path)
