@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli import main
-from aeic_lightning.models.backbones import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
+from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "experiments" / "paper"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aeic_lightning.classification.model import Normalisation
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.backbones import Frozen, full_precision, read_state_dict
+from aeic_lightning.models.frozen import Frozen, full_precision, read_state_dict
 
 
 class LogitsTeacher(Frozen):

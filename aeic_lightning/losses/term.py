@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aeic_lightning.models.backbones import require_backbone
+from aeic_lightning.models.backbone_files import require_backbone
 
 Size = tuple[int, int, int]
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.backbones import Frozen, Lite0, Lite2, TorchvisionFeatures, read_state_dict
+from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
+from aeic_lightning.models.frozen import Frozen, read_state_dict
 
 
 class DISTS(nn.Module):

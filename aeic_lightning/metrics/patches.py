@@ -19,7 +19,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8
-from aeic_lightning.models.backbones import Lite0, find_weights
+from aeic_lightning.models.backbone_files import find_weights
+from aeic_lightning.models.backbones import Lite0
 from aeic_lightning.random_state import own_random_state
 
 PATCHES_AT_ONCE = 32

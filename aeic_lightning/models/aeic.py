@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from aeic_lightning.models.backbones import full_precision
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
+from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.models.taps import Tap, hooked
 
 

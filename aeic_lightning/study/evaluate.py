@@ -21,7 +21,7 @@ from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
 from aeic_lightning.images import from_uint8, save_png
-from aeic_lightning.models.backbones import full_precision
+from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.provenance import git_state
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample
 from aeic_lightning.study.results import (

@@ -15,7 +15,7 @@ from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
-from aeic_lightning.models.backbones import require_backbone
+from aeic_lightning.models.backbone_files import require_backbone
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.results import summary_rows
 from datamodules.base import ImageFiles

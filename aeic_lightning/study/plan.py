@@ -27,7 +27,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses.distillation import FeatureDistillation
 from aeic_lightning.losses.objective import Described, describe_objective
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.backbones import require_backbone
+from aeic_lightning.models.backbone_files import require_backbone
 from aeic_lightning.models.decoder import stable_diffusion
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig

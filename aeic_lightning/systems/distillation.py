@@ -9,9 +9,9 @@ from torch import Tensor
 from aeic_lightning.checkpoints.checkpoint import load_aeic, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.distillation import FeatureDistillation
-from aeic_lightning.models.backbones import Frozen
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.frozen import Frozen
 from aeic_lightning.systems.optimization import OptimizationConfig
 from aeic_lightning.systems.student import StudentSystem
 from aeic_lightning.systems.tap_cache import TapCache

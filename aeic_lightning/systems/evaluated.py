@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.models.backbones import full_precision
 from aeic_lightning.models.base import CompressionModel
+from aeic_lightning.models.frozen import full_precision
 
 
 class EvaluatedSystem(lightning.LightningModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aeic_lightning.checkpoints.weights import WEIGHTS, locate
 from aeic_lightning.files import write_whole
-from aeic_lightning.models.backbones import read_state_dict
+from aeic_lightning.models.frozen import read_state_dict
 
 
 class TapCache:

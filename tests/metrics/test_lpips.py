@@ -7,7 +7,8 @@ import torchvision
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.lpips import LPIPS
-from aeic_lightning.models.backbones import lite_file, read_state_dict
+from aeic_lightning.models.backbone_files import lite_file
+from aeic_lightning.models.frozen import read_state_dict
 
 
 @pytest.fixture(scope="module")

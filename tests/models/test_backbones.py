@@ -13,7 +13,9 @@ from torchvision.transforms import v2
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.backbones import Clip, DinoV3, Frozen, Lite0, TorchvisionFeatures, find_weights
+from aeic_lightning.models.backbone_files import find_weights
+from aeic_lightning.models.backbones import Clip, DinoV3, Lite0, TorchvisionFeatures
+from aeic_lightning.models.frozen import Frozen
 
 
 @pytest.fixture(scope="module")

