@@ -78,7 +78,8 @@ class DistillationSystem(StudentSystem):
         return self.teacher.net.compute_taps(x, self.objective.teacher_taps, level)
 
     def on_fit_start(self) -> None:
-        """Compare the shapes of all taps on one small batch before step 0."""
+        """Begin the average, and compare the shapes of all taps on one small batch before step 0."""
+        super().on_fit_start()
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():

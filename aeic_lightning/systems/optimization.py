@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.systems.averaging import RAW, WeightAverage
 from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
 
 QUANTILE_INTERVAL = 50
@@ -31,6 +33,8 @@ class OptimizationConfig:
         warmup_steps: the learning rate rises linearly over so many steps.
         weight_decay: of AdamW.
         gradient_clip: largest norm of each player's gradient; 0 for none.
+        ema: share of the weights' moving average that a step keeps, such as 0.999; 0 for no average. Validation, test
+            and every reader of the checkpoint then use the average (`WeightAverage`).
         accumulate: batches whose gradients are averaged for one step, for both players.
         on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
             "skip" the update and count it.
@@ -42,6 +46,7 @@ class OptimizationConfig:
     warmup_steps: int = 0
     weight_decay: float = 0.01
     gradient_clip: float = 0.1
+    ema: float = 0.0
     accumulate: int = 1
     on_nonfinite: OnNonfinite = "stop"
 
@@ -53,6 +58,10 @@ class OptimizationConfig:
             raise UserError(f"optimization: schedule is constant or cosine, not {self.schedule!r}")
         if self.schedule == "cosine" and len(self.learning_rates) > 1:
             raise UserError("optimization: schedule: cosine falls from one rate; give learning_rates: [[0, RATE]]")
+        if not 0 <= self.ema < 1:
+            raise UserError(
+                f"optimization: ema is the share that an average keeps, 0 or more and below 1, not {self.ema}"
+            )
         if self.accumulate < 1:
             raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
 
@@ -77,6 +86,7 @@ class TwoPlayerSystem(GuardedSystem):
     objective: Objective
     optimization: OptimizationConfig
 
+    average: WeightAverage | None = None
     _accumulated = 0  # batches whose gradients the next update has so far
 
     def make_guard(self) -> Guard:
@@ -97,6 +107,40 @@ class TwoPlayerSystem(GuardedSystem):
             return [generator]
         heads = [p for _, p in self.discriminator_parameters()]
         return [generator, torch.optim.AdamW(heads, lr=adversary.learning_rate)]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.start_average()
+
+    def start_average(self) -> None:
+        """Begin to average the weights, unless a checkpoint has brought an average."""
+        if self.optimization.ema and self.average is None:
+            self.average = WeightAverage(self.model, self.optimization.ema)
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.swap_in()
+
+    def on_validation_end(self) -> None:
+        if self.average is not None:
+            self.average.swap_out()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.average is not None:
+            self.average.save(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING and RAW in checkpoint:
+            if self.optimization.ema:
+                self.start_average()
+                self.average.load(checkpoint)
+            else:
+                raise UserError(
+                    f"{self.trainer.ckpt_path} has averaged weights; go on with optimization.ema as it was, or start "
+                    "a new run from it by init_from"
+                )
 
     def update_when_due(self) -> None:
         """One update of each player after every `accumulate` batches."""
@@ -129,6 +173,8 @@ class TwoPlayerSystem(GuardedSystem):
             adversary.zero_grad()
         generator.step()
         generator.zero_grad()
+        if self.average is not None:
+            self.average.update(self.global_step)
         if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
             self.model.codec.prior.update_quantiles()
 

@@ -1,0 +1,76 @@
+"""Averages of the weights over the steps of a run (Polyak and Juditsky 1992), as an exponential moving average.
+
+At a constant learning rate much of what a network lacks is noise of the last steps. The average has less of it: it
+shows early what a decay of the learning rate to zero would give in the end.
+"""
+
+import torch
+from torch import Tensor
+
+from aeic_lightning.models.aeic import AEIC
+
+RAW = "raw_weights"
+"""Entry of a checkpoint with the weights that training goes on from; `state_dict` has the averages."""
+
+
+class WeightAverage:
+    """Averages of a model's trained parameters, on its device.
+
+    Args:
+        model: whose parameters are averaged.
+        decay: share of the average that a step keeps, below 1. Early averages keep less: (1 + t) / (10 + t) after t
+            steps.
+    """
+
+    def __init__(self, model: AEIC, decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self.averages = {name: p.detach().clone() for name, p in self._trained()}
+        self._raw: dict[str, Tensor] | None = None  # the model's own state while it holds the averages
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        averages, weights = zip(*((self.averages[name], p) for name, p in self._trained()), strict=True)
+        torch._foreach_lerp_(list(averages), list(weights), 1 - keep)
+
+    @torch.no_grad()
+    def swap_in(self) -> None:
+        """Put the averages into the model, for an evaluation; the prior's quantiles are solved for them."""
+        if self._raw is None:
+            self._raw = self._own_state()
+            for name, p in self._trained():
+                p.copy_(self.averages[name])
+            self.model.prior.update_quantiles()
+
+    @torch.no_grad()
+    def swap_out(self) -> None:
+        """Put the model's own weights back, bit for bit."""
+        if self._raw is not None:
+            for name, p in self._trained():
+                p.copy_(self._raw[name])
+            self.model.prior.quantiles.copy_(self._raw["prior.quantiles"])
+            self._raw = None
+
+    def _own_state(self) -> dict[str, Tensor]:
+        own = {name: p.detach().clone() for name, p in self._trained()}
+        return own | {"prior.quantiles": self.model.prior.quantiles.clone()}
+
+    def save(self, checkpoint: dict, prefix: str = "model.") -> None:
+        """Make the averages the checkpoint's `state_dict`, which readers use, and keep the raw weights beside."""
+        checkpoint[RAW] = self._raw or self._own_state()
+        checkpoint["state_dict"] |= {prefix + name: average for name, average in self.averages.items()}
+
+    def load(self, checkpoint: dict, prefix: str = "model.") -> None:
+        """Take the averages from a checkpoint that training goes on from, whose `state_dict` gets the raw weights."""
+        raw, state = dict(checkpoint[RAW]), checkpoint["state_dict"]
+        quantiles = raw.pop("prior.quantiles")
+        for name in self.averages:
+            self.averages[name].copy_(state[prefix + name])
+            state[prefix + name] = raw[name]
+        own = next(name for name, buffer in self.model.named_buffers() if buffer is self.model.prior.quantiles)
+        state[prefix + own] = quantiles
