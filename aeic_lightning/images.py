@@ -22,11 +22,6 @@ from aeic_lightning.image_metadata import without_metadata
 
 # A closed list: Pillow would otherwise try every plugin, among them ones that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-# What Pillow registers for these formats.
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".pfm",
-)  # fmt: skip
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

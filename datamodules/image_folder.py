@@ -1,25 +1,21 @@
 """Images in folders."""
 
-import os
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.images import SUFFIXES
+from aeic_lightning.image_files import SUFFIXES, find_images, image_names
 from datamodules.base import ImageDataModule, ImageFiles
 
 
 class ImageFolder(ImageDataModule):
     """Folders of image files, searched with their subfolders (and links to folders).
 
-    Files count by their suffix, in any case (`aeic_lightning.images.SUFFIXES`: jpg, jfif, png, webp, bmp, tif, ppm, pgm
-    and others); what begins with a dot is left out. The number of other files is reported. An image's name is its path
-    within the folder without the suffix; where two files would share it (a.png and a.jpg), they keep their suffix.
+    Files count by their suffix, in any case (`aeic_lightning.image_files.SUFFIXES`: jpg, jfif, png, webp, bmp, tif,
+    ppm, pgm and more); what begins with a dot is left out. The number of other files is reported. An image's name is
+    its path within the folder without the suffix; where two files would share it (a.png and a.jpg), they keep it.
 
     Args:
         train_dir: training images; not needed for evaluation alone.
@@ -100,41 +96,3 @@ def _check_disjoint(argument: str, train: ImageFiles, images: ImageFiles) -> Non
             f"{len(shared)} image(s) are in data.train_dir and in data.{argument}, such as {min(shared)}"
             "; folders are searched with their subfolders, so keep them apart"
         )
-
-
-def find_images(root: Path) -> list[Path]:
-    """Image files below `root`, sorted by path; links to folders are followed, each folder once.
-
-    The first process reports on standard error how many other files were passed over, by suffix.
-    """
-    found, seen, others = [], set(), Counter()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                found.append(Path(folder, name))
-            elif not name.startswith("."):
-                others[Path(name).suffix.lower() or "no suffix"] += 1
-    if others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        more = ", ..." if len(others) > 5 else ""
-        rank_zero_only(print)(
-            f"passed over {others.total()} of {len(found) + others.total()} files in {root}: {kinds}{more}",
-            file=sys.stderr,
-        )
-    return sorted(found)
-
-
-def image_names(root: Path, paths: list[Path]) -> list[str]:
-    """Unique names: relative to `root`, with forward slashes, and without the suffix wherever that is unambiguous."""
-    full = [path.relative_to(root).as_posix() for path in paths]
-    short = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    count = Counter(short)
-    names = [a if count[a] == 1 else b for a, b in zip(short, full, strict=True)]
-    # a.png, a.jpg and a.png.tif: the third's short name is the first's full one.
-    return names if len(set(names)) == len(names) else full

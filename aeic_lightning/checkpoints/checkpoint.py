@@ -25,6 +25,7 @@ from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
+from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.build import encoder_class
 
 
@@ -152,7 +153,7 @@ def load_aeic(
     Args:
         path: the checkpoint.
         role: its part in the messages.
-        receiver: without it a pretrained base is not read, nor needed: the codec works, the decoder does not. A sender
+        receiver: without it there is no decoder but its tensors: the codec works, and no picture is made. A sender
             needs no more.
         base: where the base weights lie, instead of where they lay in training; they must be the same ones.
     """
@@ -165,10 +166,12 @@ def _load_aeic(
     codec, decoder = model_configs(checkpoint, path)
     if base and decoder.pretrained:
         decoder.pretrained = replace(decoder.pretrained, unet=base.unet, vae=base.vae)
-    model = AEIC(codec, decoder)
     if receiver:
+        model = AEIC(codec, decoder)
         model.decoder.load_base()
         check_base(model, checkpoint, path, role)
+    else:
+        model = AEIC(codec, StoredDecoder(with_prefix(checkpoint, "model.decoder.")))
     _fill(model, checkpoint, path, role)
     return model.eval()
 

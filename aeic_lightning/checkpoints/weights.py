@@ -9,15 +9,15 @@ shipped model will do.
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported where it is needed: that there is no such file is found without it.
 
 FORMAT = "aeic_lightning weights 1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -42,11 +42,20 @@ def missing(name: str | Path) -> str:
     return f"no file {name}{did_you_mean(str(name), known)}; train it first or correct the path{shipped}"
 
 
-def write_weights(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+def require(name: str | Path, role: str = "checkpoint") -> None:
+    """Raise UserError when there is no such checkpoint or model; `role` names its part in the message."""
+    if not locate(name).exists():
+        raise UserError(f"{role}: {missing(name)}")
+
+
+def write_weights(folder: str | Path, config: dict[str, Any], state: "dict[str, Tensor]") -> None:
     """Write a model's tensors as float16, and `config` beside them.
 
     Raises UserError for a value that float16 cannot hold.
     """
+    import torch
+    from safetensors.torch import save
+
     folder = Path(folder)
     half = {}
     for name, tensor in state.items():
@@ -78,6 +87,9 @@ def read_weights(folder: str | Path) -> dict[str, Any]:
 
     Raises UserError when a file is missing or damaged.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     config = read_config(folder)
     try:
         state = load_file(Path(folder) / WEIGHTS)

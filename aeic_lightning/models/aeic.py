@@ -2,16 +2,19 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
-from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
+from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.models.taps import Tap, hooked
+
+if TYPE_CHECKING:
+    from aeic_lightning.models.decoder import DecoderOutput
 
 
 class AEICOutput(NamedTuple):
@@ -20,20 +23,30 @@ class AEICOutput(NamedTuple):
     x_hat: Tensor  # (B, 3, H, W), cropped to the size of the input
     bits_estimate: Tensor  # (B,), likelihood bits of the whole image, padding included
     codec: CodecOutput
-    decoder: DecoderOutput
+    decoder: "DecoderOutput"
     taps: dict[str, Tensor]  # every declared tap by name, and the module paths that were asked for
     rate_weight: Tensor | None  # (B,), what multiplies lambda at each image's rate level; None in a codec of one rate
 
 
 class AEIC(CompressionModel):
-    """x -> codec -> l_T, l_res -> decoder -> x_hat."""
+    """x -> codec -> l_T, l_res -> decoder -> x_hat.
+
+    Args:
+        codec: sizes of the codec.
+        decoder: sizes of the decoder, or a `StoredDecoder` in its place: the model then sends, and makes no picture.
+    """
 
     generative = True
 
-    def __init__(self, codec: CodecConfig, decoder: DecoderConfig) -> None:
+    def __init__(self, codec: CodecConfig, decoder: DecoderConfig | nn.Module) -> None:
         super().__init__()
         self.codec = LatentCodec(codec)
-        self.decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
+        if isinstance(decoder, DecoderConfig):
+            # Here, since a sender does without: diffusers takes ten seconds to import.
+            from aeic_lightning.models.decoder import OneStepDecoder
+
+            decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
+        self.decoder = decoder
 
     @property
     def config(self) -> dict:

@@ -20,6 +20,7 @@ from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
+from aeic_lightning.image_files import image_names
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.provenance import git_state
@@ -31,7 +32,6 @@ from aeic_lightning.study.results import (
     run_labels,
     with_part_in_training,
 )
-from datamodules.image_folder import image_names
 
 # ---------------------------------------------------------------------- what is evaluated
 

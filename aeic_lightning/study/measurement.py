@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
+from aeic_lightning.image_files import SAMPLE_PHOTOS, find_images, image_names, require_images
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
 from aeic_lightning.models.backbone_files import require_backbone
@@ -20,10 +21,8 @@ from aeic_lightning.provenance import command_line
 from aeic_lightning.study.results import summary_rows
 from datamodules.base import ImageFiles
 from datamodules.crops import centre_crop
-from datamodules.image_folder import find_images, image_names
 from datamodules.sample_photos import SamplePhotos
 
-SAMPLE_PHOTOS = "sample-photos"
 BACKBONES = ("lite0", "lite2", "alex", "vgg", "inception")
 PACKAGES = ("torch", "torchmetrics", "timm", "lpips", "numpy", "pillow")
 
@@ -166,9 +165,8 @@ def open_images(source: str, max_size: tuple[int, int] | None = None) -> Images:
         photos = SamplePhotos()
         photos.setup()
         return Images(photos.val_images, max_size)
+    require_images(source)
     root = Path(source).expanduser()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {source}; give a folder of images, or {SAMPLE_PHOTOS}")
     paths = find_images(root)
     if not paths:
         raise UserError(f"no image in {source} or below it")

@@ -9,11 +9,13 @@ a model card, `README.md`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aeic_lightning.checkpoints.weights import WEIGHTS, read_config, shipped_models
-from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from aeic_lightning.codec import Codec
 
 DEFAULT = "small-student"
 """What `compress` takes where no model is named."""
@@ -45,11 +47,13 @@ def models() -> list[Shipped]:
     return [_read(name, folder) for name, folder in shipped_models().items()]
 
 
-def load(name: str = DEFAULT, device: str = "cpu", fast: bool = False) -> Codec:
+def load(name: str = DEFAULT, device: str = "cpu", fast: bool = False) -> "Codec":
     """A shipped model, ready to compress and decompress. Raises UserError for an unknown name."""
     known = shipped_models()
     if name not in known:
         raise UserError(f"no shipped model {name!r}{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}")
+    from aeic_lightning.codec import Codec
+
     return Codec.from_pretrained(known[name], device=device, fast=fast)
 
 

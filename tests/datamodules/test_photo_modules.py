@@ -12,8 +12,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.image_files import image_names
 from datamodules import HuggingFaceImages, ImageFolder, SamplePhotos
-from datamodules.image_folder import image_names
 
 RNG = np.random.default_rng(3)
 

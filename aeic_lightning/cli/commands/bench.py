@@ -28,6 +28,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if args.repeats < 1 or args.threads < 1:
         raise UserError("--repeats and --threads must be at least 1")
 
+    from aeic_lightning.checkpoints.weights import require
+
+    if args.checkpoint:
+        require(args.checkpoint)
+
     import torch
 
     torch.set_num_threads(args.threads)

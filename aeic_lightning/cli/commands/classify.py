@@ -32,9 +32,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     refuse_extra(extra)
     if args.top < 1:
         raise UserError(f"--top is {args.top}; it starts at 1")
-    from aeic_lightning.classification.checkpoint import load_classifier
+    from aeic_lightning.checkpoints.weights import require
 
     paths = _streams(args.streams)
+    require(args.checkpoint)
+
+    from aeic_lightning.classification.checkpoint import load_classifier
+
     classifier = load_classifier(args.checkpoint)
     failed, began = 0, time.monotonic()
     for path in paths:

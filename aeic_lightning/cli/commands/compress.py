@@ -43,8 +43,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file with its bytes and bits per pixel, then the sums. Exit code 2 if any image failed."""
     refuse_extra(extra)
     from aeic_lightning.bitstream.files import conversions_of
-    from aeic_lightning.checkpoints.weights import locate, missing
-    from datamodules.image_folder import find_images
+    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.image_files import find_images
 
     conversions = conversions_of(args.images, args.out, ".aeic", find_images, args.force)
     if args.workers < 1:
@@ -57,8 +57,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         from aeic_lightning.zoo import DEFAULT
 
         name = args.model or DEFAULT
-    if not locate(name).exists():
-        raise UserError(f"model: {missing(name)}")
+    require(name, "model")
 
     bfloat16 = False
     if args.fast:

@@ -25,9 +25,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file. A file that cannot be decoded gives no picture, and exit code 2 at the end."""
     refuse_extra(extra)
     from aeic_lightning.bitstream.files import conversions_of, find_streams, read_stream
+    from aeic_lightning.checkpoints.weights import require
 
     conversions = conversions_of(args.streams, args.out, ".png", find_streams, args.force)
     name = args.checkpoint or args.model
+    if name:
+        require(name, "model")
 
     from aeic_lightning.bitstream.stream import reconstruct
 

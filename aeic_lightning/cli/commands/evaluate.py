@@ -62,6 +62,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--levels and --bpp go with --checkpoint; pictures that are there already have their rate")
     labels, max_size = check_measure_arguments(args)
 
+    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.image_files import require_images
+
+    for source in filter(None, (args.images, args.reconstructions)):
+        require_images(source)
+    if args.checkpoint:
+        require(args.checkpoint)
+
     from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint, evaluate_files, summary
     from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import write_results

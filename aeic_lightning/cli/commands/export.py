@@ -20,6 +20,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     output = Path(args.out)
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
+    from aeic_lightning.checkpoints.weights import require
+
+    require(args.checkpoint)
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

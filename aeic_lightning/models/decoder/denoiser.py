@@ -14,7 +14,6 @@ A teacher and a student then share one trunk, each with an adapter, a conv_in an
 """
 
 import warnings
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +31,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aeic_lightning.errors import UserError
+from aeic_lightning.models.decoder.config import UNetConfig
 from aeic_lightning.models.taps import Tap
 
 # The layers beside which the paper puts LoRA; `conv` is that of the down- and upsamplers.
@@ -40,51 +39,6 @@ LORA_LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "conv"),
 )
-
-
-@dataclass
-class UNetConfig:
-    """Sizes of the U-Net. The defaults are those of Stable Diffusion 2.1 (and SD-Turbo).
-
-    Args:
-        widths: channels of each resolution.
-        heads: attention heads of each resolution.
-        layers: resnets in a down block (an up block has one more).
-        groups: groups of every GroupNorm.
-        attention: whether each resolution has attention; null: all but the last. Its cost grows with the square of the
-            image: small decoders for a CPU leave it to the coarser resolutions. The middle block always has it.
-    """
-
-    widths: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
-    heads: list[int] = field(default_factory=lambda: [5, 10, 20, 20])
-    layers: int = 2
-    groups: int = 32
-    attention: list[bool] | None = None
-
-    @property
-    def attends(self) -> list[bool]:
-        """Whether each resolution has attention."""
-        return [i + 1 < len(self.widths) for i in range(len(self.widths))] if self.attention is None else self.attention
-
-    def check(self) -> None:
-        """Raise UserError where the sizes do not fit together."""
-        if len(self.attends) != len(self.widths):
-            raise UserError(
-                f"decoder: {len(self.widths)} U-Net widths but {len(self.attends)} values of attention; "
-                "give one for each"
-            )
-        if len(self.widths) != len(self.heads):
-            raise UserError(f"decoder: {len(self.widths)} U-Net widths but {len(self.heads)} heads; give one for each")
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            if width % heads or width % self.groups:
-                raise UserError(
-                    f"decoder: U-Net width {width} is not a multiple of its {heads} heads and of {self.groups} groups"
-                )
-
-    @property
-    def hidden_channels(self) -> list[int]:
-        """Channels of h_0, h_1, ...: down blocks, mid block, up blocks."""
-        return [*self.widths, self.widths[-1], *reversed(self.widths)]
 
 
 class DenoiserOutput(NamedTuple):

@@ -1,7 +1,6 @@
 """The receiver's decoder: one denoiser pass, plus l_res, through a VAE decoder."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -11,87 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.decoder import stable_diffusion
-from aeic_lightning.models.decoder.denoiser import Denoiser, UNetConfig
+from aeic_lightning.models.decoder.config import DecoderConfig, VAEConfig
+from aeic_lightning.models.decoder.denoiser import Denoiser
 from aeic_lightning.models.decoder.tiling import TilingConfig, blend_tiles, fits
-
-
-@dataclass
-class VAEConfig:
-    """Sizes of the VAE decoder. The defaults are those of the half-width decoder of the paper.
-
-    Args:
-        widths: channels from full resolution (first) to stride 8 (last); from stride `patch` on.
-        layers: resnets in a block, less one.
-        groups: groups of every GroupNorm; 0 leaves the norms out, which small decoders that are trained from scratch
-            learn colours faster without.
-        attention: whether the middle block, at stride 8, has attention.
-        patch: the last convolution gives so many pixels in each direction at once (1, 2, 4 or 8). The blocks at full
-            resolution, which cost a CPU the most for the least, go.
-    """
-
-    widths: list[int] = field(default_factory=lambda: [64, 128, 256, 256])
-    layers: int = 2
-    groups: int = 32
-    attention: bool = True
-    patch: int = 1
-
-    def check(self) -> None:
-        """Raise UserError where the sizes do not fit together."""
-        if self.patch not in (1, 2, 4, 8):
-            raise UserError(f"decoder: the VAE decoder's patch is 1, 2, 4 or 8 pixels, not {self.patch}")
-        strides = [stride for stride in (1, 2, 4, 8) if stride >= self.patch]
-        if len(self.widths) != len(strides):
-            raise UserError(
-                f"decoder: the VAE decoder needs {len(strides)} widths (strides {', '.join(map(str, strides))}), "
-                f"not {len(self.widths)}"
-            )
-        if self.groups and any(width % self.groups for width in self.widths):
-            raise UserError(f"decoder: every VAE width must be a multiple of its {self.groups} groups")
-
-
-@dataclass
-class PretrainedConfig:
-    """A frozen base, and LoRA over its U-Net. Of the decoder, then, only LoRA, conv_in and conv_out are trained and
-    kept in checkpoints.
-
-    Both names are looked for as a path, then in the folder AEIC_WEIGHTS (environment), then in the Hugging Face cache;
-    nothing is downloaded.
-
-    Args:
-        unet: a diffusers folder (with `unet/`, or that folder itself), or a repository's name.
-        vae: the state dict of a VAE decoder, as a file or as REPOSITORY/path/in/it.
-        rank: of LoRA.
-        alpha: LoRA's output is scaled by alpha / rank.
-    """
-
-    unet: str = "stabilityai/sd-turbo"
-    vae: str = "Guaishou74851/AdcSR/weight/pretrained/halfDecoder.ckpt"
-    rank: int = 32
-    alpha: float = 8.0
-
-    def check(self) -> None:
-        """Raise UserError for an adapter that cannot be."""
-        if self.rank < 1:
-            raise UserError(f"decoder.pretrained: rank must be at least 1, not {self.rank}")
-
-
-@dataclass
-class DecoderConfig:
-    """The one-step decoder.
-
-    Args:
-        unet: sizes of the denoiser.
-        vae: sizes of the VAE decoder.
-        pretrained: frozen weights under LoRA; null trains both networks whole, from random weights.
-        gradient_checkpointing: keep less for the backward pass and compute it again: less memory, a third more time.
-        tiling: in evaluation mode, tile what is larger than a tile; null never does.
-    """
-
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    pretrained: PretrainedConfig | None = None
-    gradient_checkpointing: bool = False
-    tiling: TilingConfig | None = None
 
 
 def vae_decoder(in_channels: int, config: VAEConfig) -> Decoder:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.decoder.denoiser import UNetConfig
+from aeic_lightning.models.decoder.config import UNetConfig
 
 WEIGHTS_FOLDER = "AEIC_WEIGHTS"  # environment: a folder in which base weights are looked for
 

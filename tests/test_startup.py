@@ -1,0 +1,68 @@
+"""What commands import: heavy libraries only where they are needed, and nothing before a missing file is found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"lightning", "transformers", "diffusers", "peft", "torchvision", "timm", "torchmetrics", "datasets", "sklearn"}
+RUN = """
+import json, sys
+from aeic_lightning.cli import main
+code = main(json.loads(sys.argv[1]))
+print(json.dumps([code, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+
+
+def modules_after(arguments, folder):
+    """Exit code and top-level modules of a process that ran one command."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(arguments)],
+        capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    code, names = json.loads(done.stdout.splitlines()[-1])
+    return code, set(names), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compress", "photo.png", "--checkpoint", "none.ckpt", "-o", "out"],
+        ["compress", "none.png", "-o", "out"],
+        ["decompress", "photo.png", "--checkpoint", "none.ckpt", "-o", "out"],
+        ["evaluate", "--checkpoint", "none.ckpt", "--images", ".", "-o", "result.json"],
+        ["evaluate", "--checkpoint", "none.ckpt", "--images", "nowhere", "-o", "result.json"],
+        ["classify", "photo.png", "--checkpoint", "none.ckpt"],
+        ["verify", "photo.png", "--checkpoint", "none.ckpt"],
+        ["export", "--checkpoint", "none.ckpt", "-o", "out"],
+        ["bench", "--checkpoint", "none.ckpt"],
+        ["fit", "--config", "none.yaml"],
+        ["plan", "--config", "none.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_a_missing_file_is_found_without_torch(arguments, tmp_path):
+    (tmp_path / "photo.png").touch()
+    code, modules, said = modules_after(arguments, tmp_path)
+    assert code == 2
+    assert any(name in said for name in ("none.ckpt", "none.png", "none.yaml", "nowhere"))
+    assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
+
+
+def test_compress_imports_no_training_library(tmp_path):
+    from PIL import Image
+
+    from aeic_lightning.models.random_model import CODECS, random_model, save
+
+    save(random_model(CODECS["tiny"]), tmp_path / "model.ckpt")
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
+    code, modules, said = modules_after(["compress", "photo.png", "--checkpoint", "model.ckpt", "-o", "out"], tmp_path)
+    assert code == 0, said
+    assert (tmp_path / "out/photo.aeic").is_file()
+    assert "torch" in modules
+    assert not modules & HEAVY
