@@ -244,7 +244,7 @@ def encoder_costs(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 
 
 @lru_cache
-def _costs(config: str) -> dict[str, dict[str, float]]:
+def _costs(config: str) -> dict[str, dict[str, float]] | None:
     import torch
 
     from aeic_lightning.models.aeic import AEIC
