@@ -217,7 +217,10 @@ def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any
 
 
 def encoder_costs(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
-    """Parameters and MACs per pixel of g_a, and of all that the sender runs; None for another kind of model."""
+    """Parameters and MACs per pixel of g_a, and of all that the sender runs.
+
+    None for another kind of model, and for an encoder that cannot be imported here, whose results can still be read.
+    """
     settings = config["model"]["init_args"]
     if not {"codec", "decoder"} <= set(settings):
         return None
@@ -225,13 +228,19 @@ def encoder_costs(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 
 
 @lru_cache
-def _costs(config: str) -> dict[str, dict[str, float]]:
+def _costs(config: str) -> dict[str, dict[str, float]] | None:
     import torch
 
     from aeic_lightning.models.aeic import AEIC
+    from aeic_lightning.models.encoders.build import encoder_class
     from aeic_lightning.study.complexity import codec_costs, experiment_configs
 
     codec, decoder = experiment_configs(json.loads(config), "config.yaml")
+    if codec.encoder:
+        try:
+            encoder_class(codec.encoder)
+        except UserError:
+            return None
     with torch.device("meta"):
         costs = codec_costs(AEIC(codec, decoder))
     return {

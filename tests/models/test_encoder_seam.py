@@ -19,7 +19,7 @@ from aeic_lightning.models.encoders.build import find_reach
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.complexity import codec_costs
-from aeic_lightning.study.results import run_labels
+from aeic_lightning.study.results import encoder_costs, run_labels
 from tests.models.plain_encoder import AttentiveEncoder, PlainEncoder, PooledEncoder, PositionedEncoder
 
 HERE = "tests.models.plain_encoder"
@@ -203,6 +203,14 @@ def test_labels_are_the_class_and_its_arguments(plain, codec_config):
     codec = asdict(CodecConfig()) | {"encoder": plain.encoder}
     config = {"model": {"class_path": "x.TeacherSystem", "init_args": {"codec": codec}}}
     assert run_labels(config, None) == {"role": "teacher"} | label
+
+
+def test_results_can_be_read_where_their_encoder_is_not(plain, decoder_config):
+    settings = {"codec": asdict(plain), "decoder": asdict(decoder_config)}
+    config = {"model": {"init_args": settings}}
+    assert encoder_costs(config)["encoder_parameters"]["g_a"] == sum(p.numel() for p in PlainEncoder(16).parameters())
+    settings["codec"]["encoder"]["class_path"] = "my_pkg.MyEncoder"
+    assert encoder_costs(config) is None
 
 
 # ---------------------------------------------------------------------- the commands
