@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("reference", nargs="+", metavar="REFERENCE", help="all points of the reference curve")
     parser.add_argument("--test", nargs="+", required=True, metavar="TEST", help="points of the other curves")
-    parser.add_argument("--metric", nargs="+", help="figures to hold equal; default: all that every result has")
+    parser.add_argument("--metric", nargs="+", help="metrics to hold equal; default: all that every result has")
     parser.add_argument("--rate", choices=["bpp", "bpp_estimate"], help="default: bpp where all results have it")
     parser.add_argument("--by", nargs="+", metavar="LABEL", help="labels that tell curves apart; default: all but "
-                        "seed, lambda, quality and target")  # fmt: skip
+                        "the seed and the setting of the rate")  # fmt: skip
     parser.add_argument("--min-overlap", type=float, default=0.5, metavar="SHARE",
                         help="refuse curves that share less of their range of quality (default 0.5)")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for none (default 1000)")
