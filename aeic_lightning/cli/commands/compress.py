@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _results(conversions: list, settings: tuple, workers: int):
+def _results(conversions: list, settings: tuple[str, str, bool, dict[str, Any]], workers: int):
     """For each conversion its (bytes, height, width), or what went wrong; in order."""
     if min(workers, len(conversions)) == 1:
         _start(*settings)
@@ -100,7 +100,7 @@ def _results(conversions: list, settings: tuple, workers: int):
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(
-        min(workers, len(conversions)), get_context("spawn"), _start, (*settings, workers)
+        min(workers, len(conversions)), get_context("spawn"), initializer=_start, initargs=(*settings, workers)
     ) as pool:
         yield from pool.map(_compress, conversions)
 
@@ -136,4 +136,4 @@ def _compress(conversion: Any) -> tuple[int, int, int] | str:
     except UserError as error:
         return str(error)
     write_whole(conversion.target, data)
-    return len(data), *image.shape[1:]
+    return len(data), image.shape[1], image.shape[2]
