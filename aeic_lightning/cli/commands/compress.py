@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from typing import Any
 
 from aeic_lightning.cli import refuse_extra
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         print(f"--fast: {fast_choice()}")
         bfloat16 = bfloat16_is_quicker()  # here, and not by workers that disturb one another
-    settings = (
+    settings: Settings = (
         str(name),
         args.device,
         args.fast,
@@ -90,7 +91,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _results(conversions: list, settings: tuple[str, str, bool, dict[str, Any]], workers: int):
+Settings = tuple[str, str, bool, bool, dict[str, Any]]
+"""What `_start` is given: model, device, --fast, bfloat16, the rate."""
+
+
+def _results(conversions: list, settings: Settings, workers: int):
     """For each conversion its (bytes, height, width), or what went wrong; in order."""
     if min(workers, len(conversions)) == 1:
         _start(*settings)
@@ -99,9 +104,8 @@ def _results(conversions: list, settings: tuple[str, str, bool, dict[str, Any]],
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(
-        min(workers, len(conversions)), get_context("spawn"), initializer=_start, initargs=(*settings, workers)
-    ) as pool:
+    start = partial(_start, workers=workers)
+    with ProcessPoolExecutor(min(workers, len(conversions)), get_context("spawn"), start, settings) as pool:
         yield from pool.map(_compress, conversions)
 
 
