@@ -50,7 +50,7 @@ class Codec(
         self.bitstream = Bitstream(model, fast)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (what a codec needs, beside **hub)
         cls, name: str | Path, *, device: str = "cpu", fast: bool = False, revision: str | None = None, **hub: Any
     ) -> "Codec":
         """Load a model.
@@ -128,7 +128,7 @@ class Codec(
         if not (save_directory / "README.md").exists():
             write_whole(save_directory / "README.md", model_card(save_directory.name, config, stored.fingerprint))
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> "_Card":
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """The card that `save_pretrained` has written already."""
         return _Card()
 

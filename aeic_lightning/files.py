@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and the names that they get."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from aeic_lightning.errors import UserError
@@ -23,3 +24,11 @@ def file_name(name: str) -> str:
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise UserError(f"{name!r} cannot name a file: it leads out of the folder")
     return "__".join(Path(name).parts)
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package lies, without importing it, which may take seconds. Raises UserError."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {package} is not installed; pip install {package.replace('_', '-')}")
+    return Path(spec.submodule_search_locations[0])

@@ -69,15 +69,16 @@ def work(task: str, folder: Path, repeats: int) -> dict[str, float]:
     file = folder / "image.aeic"
     if task == "classify":
         classifier = load_classifier(folder / "model.ckpt")
+
+        @torch.inference_mode()
+        def once() -> None:
+            classifier.logits(classifier.bitstream.decode(file.read_bytes()))
     else:
         model, net = load_model(folder / "model.ckpt"), timm.create_model("deit_small_patch16_224").eval()
         bitstream = Bitstream(model)
 
-    @torch.inference_mode()
-    def once() -> None:
-        if task == "classify":
-            classifier.logits(classifier.bitstream.decode(file.read_bytes()))
-        else:
+        @torch.inference_mode()
+        def once() -> None:
             picture = from_uint8(reconstruct(model, bitstream.decode(file.read_bytes())))[None]
             net(torch.nn.functional.interpolate(picture, (224, 224), mode="bicubic", antialias=True))
 

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from aeic_lightning.bitstream.exact import Context, HyperSynthesis, exact_mode
 from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import CODECS, random_model, save
 
 SETTINGS = {
@@ -40,8 +42,11 @@ def latents(job: dict) -> np.ndarray:
     torch.backends.mkldnn.enabled = job.get("onednn", True)
     if job.get("medium"):
         torch.set_float32_matmul_precision("medium")
-    codec = load_model(job["checkpoint"]).codec
-    h_s, context = codec.h_s, codec.context
+    model = load_model(job["checkpoint"])
+    assert isinstance(model, AEIC)
+    codec = model.codec
+    h_s: Any = codec.h_s
+    context: Any = codec.context
     if job["exact"]:
         h_s, context = HyperSynthesis(h_s), Context(context)
     if job.get("channels_last"):

@@ -18,6 +18,7 @@ import torch
 
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.released import import_released
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import PretrainedConfig, TilingConfig
 from benchmarks.full_size_files import make_files, peak_memory, reset_peak_memory
 
@@ -34,6 +35,7 @@ def decode(case: str, height: int, width: int, files: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         import_released(files / "AEIC_SE.pkl", Path(folder, "se.ckpt"), base)
         model = load_model(Path(folder, "se.ckpt"))
+    assert isinstance(model, AEIC)
     model.decoder.config.tiling = CASES[case]
     y_hat = torch.randn(1, model.codec.channels, height // 32, width // 32)
     reset_peak_memory()
@@ -60,7 +62,8 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.files and args.case:
-        decode(args.case, *map(int, args.size.split("x")), args.files)
+        height, width = map(int, args.size.split("x"))
+        decode(args.case, height, width, args.files)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         files = args.files or make_files(Path(folder))

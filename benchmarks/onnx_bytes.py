@@ -18,6 +18,7 @@ from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli.commands.verify import random_images
 from aeic_lightning.images import from_uint8, read_image
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import CODECS, random_model
 
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--checkpoint")
     args = parser.parse_args()
     model = load_model(args.checkpoint) if args.checkpoint else random_model(CODECS[args.size])
+    assert isinstance(model, AEIC)
     bitstream = Bitstream(model)
     equal = 0
     with tempfile.TemporaryDirectory() as folder:

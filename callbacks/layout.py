@@ -98,7 +98,8 @@ class ComparisonLayout(Callback):
 
 def _labels(trainer: Trainer, seed: int | None) -> dict[str, int | float | str]:
     """The labels of a run from its config, as they will be read from its folder; none where there is no config."""
-    record = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    record = next((c for c in callbacks if isinstance(c, SaveConfigCallback)), None)
     if record is None:
         return {}
     return run_labels(yaml.safe_load(record.parser.dump(record.config, skip_validation=True)), seed)

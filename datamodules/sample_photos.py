@@ -57,7 +57,6 @@ class SamplePhotos(ImageDataModule):
 
 
 def _package_folder(package: str) -> Path:
-    # find_spec does not import the package, which would take seconds.
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"the sample photographs need the package {package}; pip install scikit-image scikit-learn")

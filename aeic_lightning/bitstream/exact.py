@@ -18,9 +18,10 @@ Layout: float32 (h, w, C), channels last, one image at a time, on the CPU.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
 @contextmanager
 def exact_mode():
     """Switch off what could replace float32 by something shorter: autocast, reduced-precision products."""
-    kinds = torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul
+    mkldnn: Any = torch.backends.mkldnn  # PyTorch sets these two at run time
+    kinds = mkldnn.conv, mkldnn.matmul
     before = [kind.fp32_precision for kind in kinds]
     for kind in kinds:
         kind.fp32_precision = "ieee"
@@ -66,7 +68,7 @@ def exact_mode():
             kind.fp32_precision = precision
 
 
-def to_integers(x: Tensor, limit: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+def to_integers(x: Tensor, limit: int, dim: int | tuple[int, ...] = -1) -> tuple[Tensor, Tensor]:
     """Integers of at most `limit` and the peaks along `dim`: x is about integers times peak / limit."""
     peak = x.abs().amax(dim, keepdim=True).clamp_(min=TINY)
     # limit / peak would be limit * (1 / peak), and runtimes approximate reciprocals.
@@ -83,8 +85,13 @@ class Linear(nn.Module):
         norm: what stands before, whose weight and bias are taken over.
     """
 
+    weight: Tensor
+    step: Tensor
+    bias: Tensor
+
     def __init__(self, conv: nn.Conv2d, limit: int = LIMIT, gelu: int = 0, norm: ChannelNorm | None = None) -> None:
         super().__init__()
+        assert conv.bias is not None
         self.limit = limit
         weight, bias = conv.weight.detach().flatten(1).float().cpu(), conv.bias.detach().float().cpu()
         if norm is not None:
@@ -115,11 +122,12 @@ class Linear(nn.Module):
         weights, step, bias = self.parts[quarter]
         return product(q, weights, self.limit).mul_(peak).mul_(step).add_(bias)
 
-    def _part(self, quarter: int | None) -> tuple[Tensor, ...]:
+    def _part(self, quarter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         whole = self.weight, self.step, self.bias
         if quarter is None:
             return whole
-        return tuple(part.unflatten(-1, (2, 4, -1))[..., quarter, :].flatten(-2) for part in whole)
+        weight, step, bias = (part.unflatten(-1, (2, 4, -1))[..., quarter, :].flatten(-2) for part in whole)
+        return weight, step, bias
 
 
 class Depthwise(nn.Module):
@@ -129,6 +137,9 @@ class Depthwise(nn.Module):
         convs: of equally many channels each.
         gelu: the outputs are in units of 1/GELU_STEPS, for `Gelu`.
     """
+
+    step: Tensor
+    bias: Tensor
 
     def __init__(self, *convs: nn.Conv2d, gelu: bool = False) -> None:
         super().__init__()
@@ -143,7 +154,8 @@ class Depthwise(nn.Module):
             steps.append(step.flatten())
         unit = GELU_STEPS if gelu else 1
         self.register_buffer("step", torch.cat(steps) / DEPTHWISE_LIMIT * unit)
-        self.register_buffer("bias", torch.cat([conv.bias.detach() for conv in convs]).float().cpu() * unit)
+        biases = [conv.bias.detach() for conv in convs if conv.bias is not None]
+        self.register_buffer("bias", torch.cat(biases).float().cpu() * unit)
 
     def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The sums, integers, in pieces (h, w, c) of the C channels; and the value (C,) of one."""
@@ -205,6 +217,8 @@ class Norm(nn.Module):
 class Gelu(nn.Module):
     """gelu(v) = v Phi(v) of 1024 v, Phi from a table at steps of 1/1024."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         # Rounded to 2^-24, far coarser than what implementations of erfc differ by.
@@ -258,7 +272,7 @@ class AdapterLayer(nn.Module):
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        first, _, depthwise, _, last = adapter.branch1
+        first, _, depthwise, _, last = cast(Iterable[nn.Conv2d], adapter.branch1)
         self.first = Linear(first, gelu=first.out_channels)
         self.depthwise = Depthwise(depthwise, gelu=True)
         self.last = Linear(last)
@@ -325,7 +339,7 @@ class HyperSynthesis(nn.Module):
 
     def __init__(self, h_s: nn.Sequential) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(Upsample(m) if isinstance(m, Up) else Star(m) for m in h_s))
+        self.layers = nn.Sequential(*(Upsample(m) if isinstance(m, Up) else Star(cast(StarBlock, m)) for m in h_s))
 
     def forward(self, z_hat: Tensor) -> Tensor:
         with in_pieces():
@@ -340,14 +354,15 @@ class Context(nn.Module):
 
     def __init__(self, context: QuadtreeContext) -> None:
         super().__init__()
-        self.adapter_in = nn.ModuleList(AdapterLayer(a) for a in context.adapter_in)
-        self.g_c = nn.Sequential(*(GatedNeXt(*layer) for layer in context.g_c))
-        self.adapter_out = nn.ModuleList(AdapterLayer(a) for a in context.adapter_out)
+        self.adapter_in = nn.ModuleList(AdapterLayer(cast(Adapter, a)) for a in context.adapter_in)
+        self.g_c = nn.Sequential(*(GatedNeXt(*cast(tuple[InceptionNeXt, GatedCNN], layer)) for layer in context.g_c))
+        self.adapter_out = nn.ModuleList(AdapterLayer(cast(Adapter, a)) for a in context.adapter_out)
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mean and raw scale, each (1, M, h, w); zero where the step codes nothing."""
         with in_pieces():
-            return self.params_by(base, self.adapter_in[step], partial(self.adapter_out[step].coded, step=step))
+            adapter_out = cast(AdapterLayer, self.adapter_out[step])
+            return self.params_by(base, self.adapter_in[step], partial(adapter_out.coded, step=step))
 
     def params_by(self, base: Tensor, adapter_in: Layer, adapter_out: Layer) -> tuple[Tensor, Tensor]:
         """Mean and raw scale, each (1, M, h, w), by one step's adapters: tokens to tokens, and to (1, 2M, h, w)."""

@@ -16,6 +16,7 @@ levels there are.
 import hashlib
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -117,12 +118,13 @@ def export(model: AEIC, folder: Path) -> None:
             f"{type(codec.g_a).__name__} cannot be exported to ONNX for images of any size: {reason}; use operations "
             "that torch.export takes"
         ) from error
+    hyper_synthesis, context = cast(tuple[nn.Module, Context], (bitstream.hyper_synthesis, bitstream.context))
     _export(
-        bitstream.hyper_synthesis, (torch.zeros(1, channels // 2, 3, 5),), send / "hyper_synthesis.onnx",
+        hyper_synthesis, (torch.zeros(1, channels // 2, 3, 5),), send / "hyper_synthesis.onnx",
         {"z_hat": {2: Dim("rows", min=1, max=limit // 4), 3: Dim("columns", min=1, max=limit // 4)}}, ["phi"],
     )  # fmt: skip
     _export(
-        ContextStep(bitstream.context), (torch.zeros(1, channels, 6, 10), torch.tensor([1])), send / "context.onnx",
+        ContextStep(context), (torch.zeros(1, channels, 6, 10), torch.tensor([1])), send / "context.onnx",
         {"base": {2: 2 * rows, 3: 2 * columns}, "step": None}, ["mean", "scale"],
     )  # fmt: skip
     _export(
@@ -235,7 +237,8 @@ def check_golden(folder: Path) -> None:
 
 
 def _integers(latents: Encoded | Decoded) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(part.astype("<i4") for part in latents.integers())
+    z, y = latents.integers()
+    return z.astype("<i4"), y.astype("<i4")
 
 
 # ---------------------------------------------------------------------------------------------------- runtime
@@ -303,7 +306,7 @@ class OnnxSender(_Half):
         dial = dial_position(level, self.coder.levels)
         inputs = {"x": padded.numpy()} | _level_input(dial_level(dial, self.coder.levels))
         y, z = (torch.from_numpy(part) for part in self.analysis.run(None, inputs))
-        return self.coder.encode_latents(y, z, *x.shape[2:], dial).data
+        return self.coder.encode_latents(y, z, x.shape[2], x.shape[3], dial).data
 
 
 class OnnxReceiver(_Half):

@@ -121,7 +121,7 @@ def force(name: str | None) -> None:
 
 def kernel(limit: int) -> str:
     """The quickest exact kernel for activations of this limit, found once a process in about 20 ms."""
-    key = limit <= BYTE, torch.backends.mkldnn.enabled
+    key = limit <= BYTE, bool(torch.backends.mkldnn.enabled)
     with _lock:
         if key not in _chosen:
             with torch.inference_mode():

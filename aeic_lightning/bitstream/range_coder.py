@@ -6,12 +6,12 @@ Values outside of their tables follow after the groups, sign and Elias gamma cod
 
 from collections.abc import Iterator, Sequence
 
-import constriction
 import numpy as np
+from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
 from aeic_lightning.bitstream.tables import Table
 
-Uniform = constriction.stream.model.Uniform
+Uniform = coding.model.Uniform
 
 LARGEST = 2**15  # magnitude of a value
 _LENGTHS = Uniform(17)  # of the distance of an escaped value, in bits less one
@@ -23,7 +23,7 @@ class SymbolWriter:
     `escaped` how many lay outside of their tables."""
 
     def __init__(self) -> None:
-        self._encoder = constriction.stream.queue.RangeEncoder()
+        self._encoder = coding.queue.RangeEncoder()
         self.bits = 0.0
         self.escaped = 0
 
@@ -76,7 +76,7 @@ class SymbolReader:
 
     def __init__(self, data: bytes) -> None:
         padded = data + bytes(-len(data) % 4 + 8)
-        self._decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+        self._decoder = coding.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
     def read(self, numbers: np.ndarray, tables: Sequence[Table]) -> np.ndarray:
         """int32 (n,): the values that were written with the same `numbers` and `tables`."""

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +37,15 @@ class Sender:
         self.codec = codec
         self.is_quick = _is_quick(codec.g_a)
         self.dtype = torch.bfloat16 if fast and self.is_quick and bfloat16_is_quicker() else torch.float32
-        self.g_a = _quick(codec.g_a, self.dtype) if self.is_quick else [copy.deepcopy(codec.g_a).float().eval()]
+        plain = copy.deepcopy(codec.g_a).float().eval()
+        self.g_a = _quick(_sequence(plain), self.dtype) if self.is_quick else [plain]
         self.h_a = _quick(codec.h_a, torch.float32)
 
     @cached_property
     def halo(self) -> int | None:
         """Rows of pixels around a band, a multiple of twice the stride; None where g_a looks at the whole image."""
         stride = self.codec.stride
-        reach = _reach(self.codec.g_a) if self.is_quick else find_reach(self.g_a[0], stride)
+        reach = _reach(_sequence(self.codec.g_a)) if self.is_quick else find_reach(cast(nn.Module, self.g_a[0]), stride)
         return None if reach is None else max(-(-reach // (2 * stride)), 1) * 2 * stride
 
     def __call__(self, x: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:
@@ -54,8 +56,8 @@ class Sender:
     def analyse(self, x: Tensor) -> Tensor:
         """y of g_a, the same at every rate level. Raises UserError for values that are not finite."""
         x = self.codec.pad(x)
-        whole = x[0, 0].numel() <= BAND_PIXELS or self.halo is None
-        y = self._analyse(x) if whole else self._in_bands(x)
+        small = x[0, 0].numel() <= BAND_PIXELS
+        y = self._analyse(x) if small or self.halo is None else self._in_bands(x, self.halo)
         if not y.isfinite().all():
             raise UserError("g_a gives values that are not finite: the model has diverged; use an earlier checkpoint")
         return y
@@ -66,13 +68,13 @@ class Sender:
         y = self.codec.scale_y(y, self.codec.levels(1, level))
         return y, self._hyper_analyse(y)
 
-    def _in_bands(self, x: Tensor) -> Tensor:
+    def _in_bands(self, x: Tensor, halo: int) -> Tensor:
         height, width = x.shape[2:]
         stride = self.codec.stride
-        rows = max(BAND_PIXELS // width, self.halo) // (2 * stride) * 2 * stride
+        rows = max(BAND_PIXELS // width, halo) // (2 * stride) * 2 * stride
         bands = []
         for top in range(0, height, rows):
-            first, last = max(top - self.halo, 0), min(top + rows + self.halo, height)
+            first, last = max(top - halo, 0), min(top + rows + halo, height)
             y = self._analyse(x[:, :, first:last])
             skip = (top - first) // stride
             bands.append(y[:, :, skip : skip + min(rows, height - top) // stride])
@@ -91,10 +93,16 @@ class Sender:
         return z.contiguous()
 
 
+def _sequence(encoder: nn.Module) -> nn.Sequential:
+    assert isinstance(encoder, nn.Sequential)
+    return encoder
+
+
 def _is_quick(g_a: nn.Module) -> bool:
     """Whether g_a is a plain sequence of Downs and StarBlocks, and of nothing derived from them."""
-    own_forward = type(g_a).forward is not nn.Sequential.forward
-    return not own_forward and all(type(module) in (Down, StarBlock) for module in g_a)
+    if not isinstance(g_a, nn.Sequential) or type(g_a).forward is not nn.Sequential.forward:
+        return False
+    return all(type(module) in (Down, StarBlock) for module in g_a)
 
 
 def _reach(layers: nn.Sequential) -> int:
@@ -108,8 +116,8 @@ def _reach(layers: nn.Sequential) -> int:
 
 def _quick(layers: nn.Sequential, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
     """Copies of Downs and StarBlocks, in a form for one image, channels last."""
-    copies = copy.deepcopy(layers).to(dtype, memory_format=torch.channels_last).eval()
-    return [_Star(module) if isinstance(module, StarBlock) else _down(module) for module in copies]
+    copies = copy.deepcopy(layers).to(dtype).to(memory_format=torch.channels_last).eval()
+    return [_Star(module) if isinstance(module, StarBlock) else _down(cast(Down, module)) for module in copies]
 
 
 class _Star:
@@ -119,7 +127,7 @@ class _Star:
         self.dwconv, self.norm = block.dwconv, block.norm
         weight = block.fc1.weight.flatten(1)
         # Two products whose results lie in one piece: gelu of every other half row would take twice as long.
-        self.gate, self.value = zip(weight.chunk(2), block.fc1.bias.chunk(2), strict=True)
+        self.gate, self.value = zip(weight.chunk(2), cast(Tensor, block.fc1.bias).chunk(2), strict=True)
         self.fc2 = block.fc2.weight.flatten(1).contiguous(), block.fc2.bias
         self.rows = CHUNK // len(weight)
 
@@ -149,5 +157,5 @@ def _down(down: Down) -> Callable[[Tensor], Tensor]:
         for column in range(2):
             wide[:, row, column, :, row : row + 3, column : column + 3] = weight
     wide = wide.flatten(0, 2).contiguous(memory_format=torch.channels_last)
-    bias = bias.repeat_interleave(4)
+    bias = cast(Tensor, bias).repeat_interleave(4)
     return lambda x: F.conv2d(x, wide, bias, stride=2, padding=1)

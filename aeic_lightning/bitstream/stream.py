@@ -274,7 +274,7 @@ class Bitstream(LatentCoder):
 
     def _at(self, dial: int | None, y: Tensor, x: Tensor) -> Encoded:
         latents = self.sender.at_level(y, dial_level(dial, self.levels))
-        return self.encode_latents(*latents, *x.shape[2:], dial)
+        return self.encode_latents(*latents, x.shape[2], x.shape[3], dial)
 
 
 def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:

@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
-import constriction
 import numpy as np
 import torch
+from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentGrid
@@ -40,9 +41,9 @@ class Table:
         return len(self.counts) - 1
 
     @cached_property
-    def model(self) -> constriction.stream.model.Categorical:
+    def model(self) -> Any:
         """The range coder's model. constriction adds one count to each entry, and rescales by exactly 1."""
-        return constriction.stream.model.Categorical((self.counts - 1).astype(np.float64), perfect=False)
+        return coding.model.Categorical((self.counts - 1).astype(np.float64), perfect=False)
 
     @cached_property
     def bits(self) -> np.ndarray:

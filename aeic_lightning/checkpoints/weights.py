@@ -7,12 +7,11 @@ shipped model will do.
 """
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.files import write_whole
+from aeic_lightning.files import package_folder, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 def shipped_models() -> dict[str, Path]:
     """Name -> folder of the models that this installation carries."""
-    folder = Path(find_spec("aeic_lightning.zoo").submodule_search_locations[0])
+    folder = package_folder("aeic_lightning.zoo")
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
 
 

@@ -7,7 +7,7 @@ The encoder stands where a vision transformer has its patchify stem, so y is wha
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class MeanScaleCodec(nn.Module):
             nn.Conv2d(channels * 3 // 2, 2 * channels, 3, padding=1),
         )
         # Start from scales near 1: from 0, half the symbols would begin on the flat side of the scale floor.
-        nn.init.ones_(self.h_s[-1].bias[:channels])
+        nn.init.ones_(cast(Tensor, self.h_s[-1].bias)[:channels])
         self.prior = FactorizedPrior(hyper_width)
         self.conditional = GaussianConditional(skip_threshold=None)
 
@@ -98,7 +98,7 @@ def encoder(widths: Sequence[int]) -> nn.Sequential:
     # it threefold, and rounding would turn all of y into zeros.
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, a=0.01, nonlinearity="leaky_relu")
-        nn.init.zeros_(conv.bias)
+        nn.init.zeros_(cast(Tensor, conv.bias))
     layers = [layer for conv in convs for layer in (conv, nn.LeakyReLU())]
     return nn.Sequential(*layers[:-1])
 

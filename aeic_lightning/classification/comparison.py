@@ -83,7 +83,7 @@ def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any
                 "name": name,
                 "height": height,
                 "width": width,
-                "crc32": zlib.crc32(to_uint8(x).numpy()),
+                "crc32": zlib.crc32(to_uint8(x).numpy().tobytes()),
                 "bytes": len(file),
                 "bpp": bits_per_pixel(8 * len(file), height, width),
                 "psnr": psnr(reconstruct(classifier.model, decoded)[None], to_uint8(x)[None]).item(),

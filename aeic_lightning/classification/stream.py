@@ -6,6 +6,7 @@ convolution of its input with zeros between the values.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class ExactConv(nn.Module):
         self.kernel = conv.kernel_size[0]
         self.upsamples = isinstance(conv, nn.ConvTranspose2d)
         if isinstance(conv, nn.ConvTranspose2d):
-            matrix = _with_weight(conv.weight.detach().transpose(0, 1).flip(2, 3), conv.bias)
+            matrix = _with_weight(conv.weight.detach().transpose(0, 1).flip(2, 3), cast(Tensor, conv.bias))
         else:
             matrix = conv
         self.conv = Linear(matrix)
@@ -59,7 +60,9 @@ class ExactHyperSynthesis(nn.Module):
 
     def __init__(self, h_s: nn.Sequential) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(ExactLeakyReLU(m) if isinstance(m, nn.LeakyReLU) else ExactConv(m) for m in h_s))
+        self.layers = nn.Sequential(
+            *(ExactLeakyReLU(m) if isinstance(m, nn.LeakyReLU) else ExactConv(cast(nn.Conv2d, m)) for m in h_s)
+        )
 
     def forward(self, z_hat: Tensor) -> Tensor:
         return from_tokens(self.layers(to_tokens(z_hat)))
@@ -85,7 +88,7 @@ def _coding(model: ClassificationModel, fast: bool) -> Coding:
 
 def _with_weight(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2])
-    conv.weight.data, conv.bias.data = weight.contiguous(), bias.detach()
+    conv.weight, conv.bias = nn.Parameter(weight.contiguous()), nn.Parameter(bias.detach())
     return conv
 
 

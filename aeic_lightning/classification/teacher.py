@@ -1,9 +1,11 @@
 """A frozen timm classifier whose logits a student can match."""
 
+from typing import cast
+
 import timm
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeic_lightning.classification.model import Normalisation
 from aeic_lightning.errors import UserError
@@ -41,4 +43,4 @@ class LogitsTeacher(Frozen):
             x = x.float()
             if x.shape[2:] != self.size:
                 x = F.interpolate(x, self.size, mode="bicubic", antialias=True, align_corners=False)
-            return self.net(self.normalisation(x))
+            return cast(nn.Module, self.net)(self.normalisation(x))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -57,7 +58,7 @@ class LatentTransformer(nn.Module):
         self.embed = nn.Linear(in_channels, config.width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.grid[0] * config.grid[1], config.width))
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         drops = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=drop)

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -95,7 +95,7 @@ def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
     try:
         merged = merge([layer for _, layer in layers])
         _check_vars(merged, set().union(*(_references(layer) for _, layer in layers)), files)
-        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' + '.join(map(str, files))}: {' '.join(str(error).split())}") from error
 

@@ -86,6 +86,6 @@ def _named(base: type) -> Iterator[tuple[str, Any]]:
             yield name, hints.get(name)
 
 
-def _dataclass(kind: Any) -> type | None:
+def _dataclass(kind: Any) -> Any:
     """The dataclass in `Config` or `Config | None`."""
     return next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)

@@ -1,15 +1,14 @@
 """DISTS: structure and texture similarity of deep features (Ding et al. 2020, "Image Quality Assessment: Unifying
 Structure and Texture Similarity"), and its edge-aware form."""
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import package_folder
 from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
 from aeic_lightning.models.frozen import Frozen, read_state_dict
 
@@ -50,8 +49,8 @@ class DISTS(nn.Module):
         """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
         with torch.no_grad():
             reference = self._levels(x)
-        weights = self.level_weights.net
-        similarity = 0
+        weights: Any = self.level_weights.net
+        similarity = x.new_zeros(())
         for f, g, a, b in zip(self._levels(x_hat), reference, weights["alpha"], weights["beta"], strict=True):
             f_mean, g_mean = f.mean((2, 3), keepdim=True), g.mean((2, 3), keepdim=True)
             # Centred before multiplying: E[fg] - E[f]E[g] loses its digits on flat maps.
@@ -130,7 +129,7 @@ def sobel_magnitude(x: Tensor) -> Tensor:
 
 def _learned_weights(channels: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor]]:
     """DISTS's alpha and beta by level, scaled to the sum 1, from the torchmetrics wheel."""
-    package = Path(find_spec("torchmetrics").submodule_search_locations[0])
+    package = package_folder("torchmetrics")
     state = read_state_dict(package / "functional" / "image" / "dists_models" / "weights.pt")
     total = state["alpha"].sum() + state["beta"].sum()
     alpha, beta = ((state[key].detach().flatten() / total).split(channels) for key in ("alpha", "beta"))

@@ -1,15 +1,14 @@
 """LPIPS: distance of unit-normalised deep features (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep
 Features as a Perceptual Metric", eq. 1)."""
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import package_folder
 from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
 from aeic_lightning.models.frozen import Frozen, read_state_dict
 
@@ -45,8 +44,9 @@ class LPIPS(nn.Module):
         """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
         with torch.no_grad():
             reference = self.backbone.features(x)
-        total = 0
-        for f, g, w in zip(self.backbone.features(x_hat), reference, self.channel_weights.net, strict=True):
+        total = x.new_zeros(())
+        weights = cast(nn.ParameterList, self.channel_weights.net)
+        for f, g, w in zip(self.backbone.features(x_hat), reference, weights, strict=True):
             # F.normalize has a zero gradient at a zero vector (dead ReLUs), where x / sqrt(sum x^2) has NaN.
             difference = F.normalize(f, dim=1, eps=1e-10) - F.normalize(g, dim=1, eps=1e-10)
             total = total + (w * difference.square()).sum(1).mean((1, 2))
@@ -55,6 +55,6 @@ class LPIPS(nn.Module):
 
 def _learned_weights(backbone: str) -> list[Tensor]:
     """Channel weights (1, C, 1, 1) of the five layers, from the `lpips` wheel (not imported: it pulls in a trainer)."""
-    package = Path(find_spec("lpips").submodule_search_locations[0])
+    package = package_folder("lpips")
     state = read_state_dict(package / "weights" / "v0.1" / f"{backbone}.pth")
     return [state[f"lin{layer}.model.1.weight"] for layer in range(5)]

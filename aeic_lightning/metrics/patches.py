@@ -141,7 +141,7 @@ def distances(real: Tensor, fake: Tensor, kid_subset_size: int = 1000) -> tuple[
 
     In float64. KID's subsets come from a random stream of its own: the same features give the same figure.
     """
-    given = nn.Identity()
+    given: Any = nn.Identity()
     given.num_features = real.shape[1]
     # Every process holds all features, so nothing is left to synchronise.
     fid = FrechetInceptionDistance(given, sync_on_compute=False).set_dtype(torch.float64)
@@ -210,6 +210,6 @@ class FeatureCache:
     def save(self) -> None:
         if self.unsaved and self.path:
             buffer = io.BytesIO()
-            np.savez(buffer, **self.known)
+            np.savez(buffer, **self.known)  # pyright: ignore[reportArgumentType] (keys are numbers)
             write_whole(self.path, buffer.getvalue())
             self.unsaved = False

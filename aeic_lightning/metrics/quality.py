@@ -35,7 +35,7 @@ class ImageQuality:
     """
 
     def __init__(
-        self, ms_ssim: bool = True, lpips: Sequence[str] = ("lite0",), dists: Sequence[str] = ("lite0",)
+        self, ms_ssim: bool = True, lpips: Sequence[Any] = ("lite0",), dists: Sequence[Any] = ("lite0",)
     ) -> None:
         self.ms_ssim = ms_ssim
         # Building a network may draw initial weights, even when a file then overwrites them.
@@ -64,7 +64,12 @@ class ImageQuality:
         """
         height, width = x.shape[-2:]
         x8, x8_hat = x[None], x_hat[None]
-        row: dict[str, Any] = {"name": name, "height": height, "width": width, "crc32": zlib.crc32(x.cpu().numpy())}
+        row: dict[str, Any] = {
+            "name": name,
+            "height": height,
+            "width": width,
+            "crc32": zlib.crc32(x.cpu().numpy().tobytes()),
+        }
         if bits_estimate is not None:
             row |= {"bits_estimate": bits_estimate, "bpp_estimate": bits_per_pixel(bits_estimate, height, width)}
         if bytes is not None:

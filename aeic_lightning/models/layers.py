@@ -1,5 +1,7 @@
 """Building blocks of encoders and of the latent codec. All tensors are (B, C, H, W); every convolution has a bias."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,11 +35,11 @@ class Pointwise(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (called x)
         return pointwise(x, self.weight, self.bias)
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) by a 1x1 kernel (O, C, 1, 1) -> (B, O, H, W), channels last in memory."""
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
@@ -48,8 +50,8 @@ class PointwiseHalves(Pointwise):
     Halves of one tensor lie in stripes, over which elementwise functions take twice as long.
     """
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        (w1, w2), (b1, b2) = self.weight.chunk(2), self.bias.chunk(2)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride] (called x)
+        (w1, w2), (b1, b2) = self.weight.chunk(2), cast(Tensor, self.bias).chunk(2)
         return pointwise(x, w1, b1), pointwise(x, w2, b2)
 
 
@@ -59,7 +61,7 @@ class ChannelNorm(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (called x)
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
 

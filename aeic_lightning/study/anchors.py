@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def like_target(result: Result) -> Target:
             f"{result.name} has no bytes{f' of {lacking!r}' if lacking else ''}: its bpp_estimate is no file to match; "
             "evaluate its checkpoint"
         )
-    return Target(result.name, lambda name, height, width: sizes[name])
+    return Target(result.name, lambda name, height, width: cast(int, sizes[name]))
 
 
 def images_like(results: Sequence[Result], images: Images | None = None) -> Images:
@@ -101,16 +101,19 @@ def images_like(results: Sequence[Result], images: Images | None = None) -> Imag
     check_same_images(results)
     first = results[0]
     if images is None:
-        paths = {row["name"]: first.original(row["name"]) for row in first.images}
-        lacking = next((name for name, path in paths.items() if path is None), None)
-        if lacking is not None:
-            raise UserError(f"{first.name} has no original of {lacking!r} beside its reconstructions; give --images")
+        paths = {}
+        for row in first.images:
+            if (path := first.original(row["name"])) is None:
+                raise UserError(
+                    f"{first.name} has no original of {row['name']!r} beside its reconstructions; give --images"
+                )
+            paths[row["name"]] = path
         images = Images(ImageFiles(list(paths.values()), list(paths)))
     known = {row["name"]: row["crc32"] for row in first.images}
     if set(images.names) != set(known):
         raise UserError(f"{first.name} was measured on other images, such as {min(set(images.names) ^ set(known))!r}")
     for name, x in images:
-        if zlib.crc32(x.numpy()) != known[name]:
+        if zlib.crc32(x.numpy().tobytes()) != known[name]:
             raise UserError(
                 f"{name}: other pixels than {first.name} was measured on; was it cropped (--max-size), or converted?"
             )

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -154,7 +154,7 @@ def bd_rate(
         by_interpolator=by_interpolator,
         rates=rates,
         points=(len(curves[0][0]), len(curves[1][0])),
-        images=len(images) if by_image else None if unknown else len(sides[0][0].images),
+        images=len(images) if by_image and images else None if unknown else len(sides[0][0].images),
         seeds=(len(ours.seeds), len(theirs.seeds)),
         notes=notes,
     )
@@ -216,9 +216,9 @@ def markdown_table(rows: Sequence[BDRate]) -> str:
                 f"{row.overlap:.0%}",
                 *(f"{row.by_interpolator[k]:+.2f}" if k in row.by_interpolator else "-" for k in INTERPOLATORS),
                 row.rates,
-                "-".join(map(str, dict.fromkeys(row.points))),
+                "-".join(map(str, dict.fromkeys(row.points or ()))),
                 "-" if row.images is None else str(row.images),
-                "-".join(map(str, dict.fromkeys(row.seeds))),
+                "-".join(map(str, dict.fromkeys(row.seeds or ()))),
             ]
             for note in row.notes:
                 remarks.setdefault(note, []).append(f"{row.test} by {row.metric}")
@@ -294,11 +294,12 @@ def _column(result: Result, figure: str, images: list[str] | None) -> list[float
     else:
         by_name = {image["name"]: image for image in result.images}
         values = [by_name[name][figure] for name in images]
-    if any(value is None or not math.isfinite(value) for value in values):
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if len(finite) < len(values):
         raise UserError(
             f"{result.name} has no {figure}, or none that is finite" + (", for every image" if images else "")
         )
-    return values
+    return finite
 
 
 def _words(setting: tuple) -> str:
@@ -339,8 +340,11 @@ def _bd_rate(reference: tuple, test: tuple, kind: str, metric: str = "the metric
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing overlaps; and cubic fits of curves that are nearly straight
         return float(
-            bjontegaard.bd_rate(
-                rate_a, quality_a, rate_b, quality_b, kind, require_matching_points=False, min_overlap=0
+            cast(
+                float,
+                bjontegaard.bd_rate(
+                    rate_a, quality_a, rate_b, quality_b, kind, require_matching_points=False, min_overlap=0
+                ),
             )
         )
 

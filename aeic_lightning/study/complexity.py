@@ -66,7 +66,8 @@ def paper_encode(codec: CodecConfig) -> tuple[str, int, float] | None:
     """Name, encode parameters and encode MACs per pixel of the paper's model with these sizes, if it is one."""
     for name, (sizes, _) in RELEASED.items():
         if replace(codec, skip_threshold=sizes.skip_threshold) == sizes:
-            return name, *PAPER_ENCODE[name]
+            parameters, macs = PAPER_ENCODE[name]
+            return name, int(parameters), macs
     return None
 
 

@@ -193,7 +193,7 @@ def _curve(name: str, members: list[Result], by: Sequence[str] | None) -> Curve:
     told_apart = _told_apart(members)
     for result in members:
         settings.setdefault(_setting(result) if told_apart else (result.name,), []).append(result)
-    ordered = sorted(settings.values(), key=lambda s: math.fsum(r.value(rate) for r in s) / len(s) if rate else 0)
+    ordered = sorted(settings.values(), key=lambda s: math.fsum(r.value(rate) or 0 for r in s) / len(s) if rate else 0)
     return Curve(name, _fixed(members[0], by), ordered, rate)
 
 

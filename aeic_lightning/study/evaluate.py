@@ -143,7 +143,7 @@ def _run_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         config = yaml.safe_load(path.read_text())
-        config["model"]["class_path"], config["model"]["init_args"]["loss"]  # another tool's file has neither
+        _ = config["model"]["class_path"], config["model"]["init_args"]["loss"]  # another tool's file has neither
     except (yaml.YAMLError, KeyError, TypeError):
         return None
     return config

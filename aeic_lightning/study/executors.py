@@ -154,7 +154,7 @@ class Gpus:
             return None
         if count > len(self.users):
             raise UserError(f"gpus is {count}, but this machine has {len(self.users)}; lower it")
-        taken = sorted(self.users, key=self.users.get)[:count]
+        taken = sorted(self.users, key=lambda gpu: self.users[gpu])[:count]
         self.users.update(taken)
         return taken
 

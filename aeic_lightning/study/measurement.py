@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ def measurement(
     return Measurement(quality, patches, notes if missing else ())
 
 
-def _at_hand(backbone: str) -> bool:
+def _at_hand(backbone: Any) -> bool:
     if backbone == "lite0":
         return True
     try:
@@ -164,7 +164,7 @@ def open_images(source: str, max_size: tuple[int, int] | None = None) -> Images:
     if source == SAMPLE_PHOTOS:
         photos = SamplePhotos()
         photos.setup()
-        return Images(photos.val_images, max_size)
+        return Images(cast(ImageFiles, photos.val_images), max_size)
     require_images(source)
     root = Path(source).expanduser()
     paths = find_images(root)

@@ -210,7 +210,8 @@ def _model_activations(plan: Plan, model: AEIC, x: Tensor, low: bool) -> Tensor:
     decoder = model.decoder
     if decoder.config.gradient_checkpointing:
         decoder.denoiser.trunk.enable_gradient_checkpointing(checkpointed)
-        decoder.vae._gradient_checkpointing_func = checkpointed
+        vae: Any = decoder.vae
+        vae._gradient_checkpointing_func = checkpointed
     with kept.counting():
         x_hat = decoder(codec.l_T, codec.l_res).x_hat
     plan.activations["decoder"] = (kept.size - before + largest) * (0.5 if low else 1.0)

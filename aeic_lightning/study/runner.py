@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
@@ -177,7 +177,7 @@ def _loop(
             tail.show()
             if over:
                 del running[name]
-                executor.release(started)
+                executor.release(cast(Any, started))
                 if error := _outcome(run, started):
                     failed[name] = error
                     print(f"{name}: failed; its log is {run.folder / LOG}\n{error}", flush=True)

@@ -48,13 +48,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     for name in args.codecs:
         check_codec(name)
-    images = open_images(args.images, max_size) if args.images else None
+    given = open_images(args.images, max_size) if args.images else None
     if args.like:
         results = read_results(args.like)
         targets = [like_target(result) for result in results]
-        images = images_like(results, images)
+        images = images_like(results, given)
     else:
-        targets = [bpp_target(bpp) for bpp in args.bpp]
+        assert given is not None, "checked above"
+        images, targets = given, [bpp_target(bpp) for bpp in args.bpp]
     measure = measurement(args.backbones, args.patch_size, args.min_patches)
     made = []
     for result in anchors(args.codecs, targets, images, measure, args.pictures):

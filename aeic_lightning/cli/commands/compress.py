@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from typing import Any
 
 from aeic_lightning.cli import refuse_extra
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         print(f"--fast: {fast_choice()}")
         bfloat16 = bfloat16_is_quicker()  # here, and not by workers that disturb one another
-    settings = (
+    settings: Settings = (
         str(name),
         args.device,
         args.fast,
@@ -89,7 +90,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _results(conversions: list, settings: tuple, workers: int):
+Settings = tuple[str, str, bool, bool, dict[str, Any]]
+"""What `_start` is given: model, device, --fast, bfloat16, the rate."""
+
+
+def _results(conversions: list, settings: Settings, workers: int):
     """For each conversion its (bytes, height, width), or what went wrong; in order."""
     if min(workers, len(conversions)) == 1:
         _start(*settings)
@@ -98,9 +103,8 @@ def _results(conversions: list, settings: tuple, workers: int):
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(
-        min(workers, len(conversions)), get_context("spawn"), _start, (*settings, workers)
-    ) as pool:
+    start = partial(_start, workers=workers)
+    with ProcessPoolExecutor(min(workers, len(conversions)), get_context("spawn"), start, settings) as pool:
         yield from pool.map(_compress, conversions)
 
 
@@ -135,4 +139,4 @@ def _compress(conversion: Any) -> tuple[int, int, int] | str:
     except UserError as error:
         return str(error)
     write_whole(conversion.target, data)
-    return len(data), *image.shape[1:]
+    return len(data), image.shape[1], image.shape[2]

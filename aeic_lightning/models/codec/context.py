@@ -1,6 +1,7 @@
 """The four-step quadtree context model: which latents each step codes, and what it predicts them from."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,11 @@ class QuadtreeContext(nn.Module):
         super().__init__()
         self.adapter_in = nn.ModuleList(Adapter(channels, width) for _ in range(self.steps))
         self.g_c = nn.Sequential(*(ContextLayer(width) for _ in range(depth)))
-        self.adapter_out = nn.ModuleList(Adapter(width, 2 * channels) for _ in range(self.steps))
-        for adapter in self.adapter_out:
+        adapters = [Adapter(width, 2 * channels) for _ in range(self.steps)]
+        for adapter in adapters:
             # Start from scales near 1: from 0, half the symbols would begin on the flat side of the scale floor.
-            nn.init.ones_(adapter.branch2.bias[channels:])
+            nn.init.ones_(cast(Tensor, adapter.branch2.bias)[channels:])
+        self.adapter_out = nn.ModuleList(adapters)
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mean and raw scale (before any floor), each (B, C, H, W), for all positions."""

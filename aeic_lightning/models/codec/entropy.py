@@ -24,7 +24,7 @@ class _LowerBound(torch.autograd.Function):
         return x.clamp(min=bound)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         return torch.where((x >= ctx.bound) | (grad < 0), grad, 0.0), None
 

@@ -24,6 +24,8 @@ class GainUnits(nn.Module):
         rate_weights: for each level, what multiplies lambda there. Falling, so that files grow with the level.
     """
 
+    rate_weights: Tensor
+
     def __init__(self, channels: int, rate_weights: Sequence[float]) -> None:
         super().__init__()
         falling = all(a > b for a, b in pairwise(rate_weights))

@@ -8,7 +8,7 @@ x ──g_a──> y ──────────────(quantise)──�
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class CodecConfig:
     @property
     def channels(self) -> int:
         """M, the channels of y. An encoder that is named by class path is built to find out."""
-        return self.widths[-1] if self.encoder is None else build_encoder(self.encoder)[1]
+        return cast(list[int], self.widths)[-1] if self.encoder is None else build_encoder(self.encoder)[1]
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
@@ -165,7 +165,7 @@ class LatentCodec(nn.Module):
         config.check()
         self.config = config
         if config.encoder is None:
-            self.g_a = StarEncoder(config.widths, config.depths)
+            self.g_a = StarEncoder(*cast(tuple[list[int], list[int]], (config.widths, config.depths)))
             channels, stride = self.g_a.channels, self.g_a.stride
         else:
             self.g_a, channels, stride = build_encoder(config.encoder)
@@ -200,7 +200,7 @@ class LatentCodec(nn.Module):
                 if isinstance(module, (Down, Up)):
                     nn.init.normal_(module.conv.weight, std=module.conv.weight[0].numel() ** -0.5)
         if star:
-            last = [module.conv.weight for module in self.g_a if isinstance(module, Down)][-1]
+            last = [module.conv.weight for module in self.g_a.children() if isinstance(module, Down)][-1]
             nn.init.normal_(last, std=2 * last[0].numel() ** -0.5)
 
     def pad(self, x: Tensor) -> Tensor:
@@ -249,12 +249,12 @@ class LatentCodec(nn.Module):
 
     def scale_y(self, y: Tensor, level: Tensor | None) -> Tensor:
         """y of g_a in steps of the quantiser: times the gains of `level` (B,)."""
-        return y if self.gains is None else y * self.gains.gain(level)
+        return y if self.gains is None else y * self.gains.gain(_given(level))
 
     def synthesise(self, y_hat: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y_hat -> l_T, l_res."""
         if self.gains is not None:
-            y_hat = y_hat * self.gains.inverse(level)
+            y_hat = y_hat * self.gains.inverse(_given(level))
         l_T, l_res = self.g_s(y_hat).split([self.config.l_T_channels, self.config.l_res_channels], dim=1)
         return l_T, l_res
 
@@ -301,3 +301,8 @@ def reflect_pad(x: Tensor, multiple: int) -> Tensor:
             position = torch.arange(target, device=x.device) % max(2 * (size - 1), 1)
             x = x.index_select(dim, torch.minimum(position, 2 * (size - 1) - position).clamp(min=0))
     return x
+
+
+def _given(level: Tensor | None) -> Tensor:
+    assert level is not None, "a codec of several rates is asked at a level: see `LatentCodec.levels`"
+    return level

@@ -14,7 +14,7 @@ A teacher and a student then share one trunk, each with an adapter, a conv_in an
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,7 @@ class UNetTrunk(ModelMixin):
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
 
         # Residual branches start at zero, so that a trunk trained from scratch begins as the identity.
+        module: Any
         for module in self.modules():
             if type(module).__name__ == "ResnetBlock2D":
                 nn.init.zeros_(module.conv2.weight)
@@ -112,16 +113,18 @@ class UNetTrunk(ModelMixin):
         default device, wherever the base lies, so that a base may come later.
         """
         self.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_LAYERS), init_lora_weights=False)
+        lora_alpha: Any = alpha  # peft takes any number
+        config = LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=list(LORA_LAYERS), init_lora_weights=False)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is what is meant
             inject_adapter_in_model(config, self, name, low_cpu_mem_usage=True)
         device = torch.get_default_device()
         for layer in self.lora_layers():
-            for matrix in (layer.lora_A[name], layer.lora_B[name]):
+            a, b = cast(tuple[nn.Linear, nn.Linear], (layer.lora_A[name], layer.lora_B[name]))
+            for matrix in (a, b):
                 matrix.to_empty(device=device).requires_grad_(True)
-            nn.init.normal_(layer.lora_A[name].weight, std=1 / rank)
-            nn.init.zeros_(layer.lora_B[name].weight)
+            nn.init.normal_(a.weight, std=1 / rank)
+            nn.init.zeros_(b.weight)
         self._active = None
         self.use_lora(name)
 
@@ -163,7 +166,7 @@ class UNetTrunk(ModelMixin):
         x = self.mid_block(x)
         hidden.append(x)
         for block in self.up_blocks:
-            own = tuple(skips.pop() for _ in block.resnets)[::-1]
+            own = tuple(skips.pop() for _ in cast(nn.ModuleList, block.resnets))[::-1]
             # An odd size was rounded up on the way down: aim at the size of the next skip connection.
             x = block(x, own, upsample_size=skips[-1].shape[2:] if skips else None)
             hidden.append(x)
@@ -205,6 +208,7 @@ class Denoiser(nn.Module):
 
     def adapt(self, trunk: UNetTrunk, name: str) -> None:
         """Work through an adapter of this name, newly made, on `trunk`, which may be another denoiser's as well."""
+        assert self.lora is not None
         trunk.add_lora(name, *self.lora)
         self.trunk, self.adapter = trunk, name
 

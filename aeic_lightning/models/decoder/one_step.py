@@ -1,7 +1,7 @@
 """The receiver's decoder: one denoiser pass, plus l_res, through a VAE decoder."""
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.autoencoders.vae import Decoder
@@ -27,7 +27,7 @@ def vae_decoder(in_channels: int, config: VAEConfig) -> Decoder:
         mid_block_add_attention=config.attention,
     )
     if config.patch > 1:
-        decoder.conv_out = nn.Sequential(decoder.conv_out, nn.PixelShuffle(config.patch))
+        decoder.register_module("conv_out", nn.Sequential(decoder.conv_out, nn.PixelShuffle(config.patch)))
     if not config.groups:
         for module in list(decoder.modules()):
             for name, child in list(module.named_children()):
@@ -68,6 +68,7 @@ class OneStepDecoder(nn.Module):
         vae = config.vae
         with torch.device("meta") if base else nullcontext():
             self.vae = vae_decoder(l_res_channels, vae)
+        module: Any
         for module in self.vae.modules():
             if type(module).__name__ == "ResnetBlock2D":
                 nn.init.zeros_(module.conv2.weight)
@@ -113,7 +114,7 @@ class OneStepDecoder(nn.Module):
         They are taken over, not copied. Raises UserError naming the first tensor that is missing, superfluous or of
         another shape.
         """
-        base = self.config.pretrained
+        base = cast(PretrainedConfig, self.config.pretrained)
         digests = {"unet": stable_diffusion.weights_digest(unet), "vae": stable_diffusion.weights_digest(vae)}
         ends = {name: tensor for name, tensor in unet.items() if name.startswith(("conv_in.", "conv_out."))}
         trunk = {name: tensor for name, tensor in unet.items() if name not in ends}
@@ -168,7 +169,8 @@ class OneStepDecoder(nn.Module):
     def _checkpoint(self) -> None:
         self.denoiser.trunk.enable_checkpointing()
         self.vae.gradient_checkpointing = True
-        self.vae._gradient_checkpointing_func = lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+        vae: Any = self.vae
+        vae._gradient_checkpointing_func = lambda module, *args: checkpoint(module, *args, use_reentrant=False)
 
     # ------------------------------------------------------------------ the pass
 
@@ -222,7 +224,7 @@ def widened(kernel: Tensor, channels: int, dim: int) -> Tensor:
     return kernel.index_select(dim, torch.arange(channels, device=kernel.device) % n) * (n / channels)
 
 
-def _is_kept(name: str, adapter: str) -> bool:
+def _is_kept(name: str, adapter: str | None) -> bool:
     """Whether a checkpoint holds a tensor of this name (below the decoder)."""
     if name.startswith("denoiser.trunk."):
         return f".{adapter}." in name and ".lora_" in name

@@ -167,7 +167,8 @@ def _load_checkpoint(path: Path) -> Any:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # a file older than torch 1.6, which is no archive
         unknown = []
-    stand_ins = [(_Inert, known) for known in unknown if known.startswith(("pytorch_lightning.", "lightning."))]
+    lightnings = ("pytorch_lightning.", "lightning.")
+    stand_ins: list[Any] = [(_Inert, known) for known in unknown if known.startswith(lightnings)]
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(path, map_location="cpu", weights_only=True)
 

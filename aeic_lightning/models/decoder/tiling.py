@@ -74,12 +74,12 @@ def blend_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, over
     side = min(tile, height, width)
     if side >= 2 * overlap:
         tile = side
-    total: Tensor | None = None
+    total = x.new_zeros(0)  # until the first tile tells how many channels there are
     weight = x.new_zeros(height * scale, width * scale, dtype=torch.float32)
     for top in tile_starts(height, tile, overlap):
         for left in tile_starts(width, tile, overlap):
             out = function(x[:, :, top : top + tile, left : left + tile]).float()
-            if total is None:
+            if not total.numel():
                 total = out.new_zeros(*out.shape[:2], height * scale, width * scale)
             window = gaussian_window(*out.shape[2:], device=out.device)
             rows = slice(top * scale, top * scale + out.shape[2])

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import plotly.graph_objects as go
 
@@ -67,13 +67,14 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
             text=[hover(curve, metric, x, y, results) for x, y, results in points],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-        single = [(r, setting) for _, _, setting in points for r in setting if len(setting) > 1]
+        rate = cast(str, curve.rate)  # or there would be no points
+        single: list[tuple[Any, Any]] = [(r, setting) for _, _, setting in points for r in setting if len(setting) > 1]
         if single:
             figure.add_scatter(
-                x=[r.value(curve.rate) for r, _ in single], y=[r.value(metric.name) for r, _ in single],
+                x=[r.value(rate) for r, _ in single], y=[r.value(metric.name) for r, _ in single],
                 mode="markers", legendgroup=html.escape(curve.name), name=html.escape(curve.name), showlegend=False,
                 marker={"color": look["colour"], "symbol": look["symbol"], "size": 5, "opacity": 0.4},
-                text=[hover(curve, metric, r.value(curve.rate), r.value(metric.name), [r]) for r, _ in single],
+                text=[hover(curve, metric, r.value(rate), r.value(metric.name), [r]) for r, _ in single],
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
     title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp, of files or (where said) estimated"
@@ -119,13 +120,14 @@ def forest(rows: Sequence[tuple[str, BDRate]], looks: dict[str, Style]) -> Plot:
     """BD-rates of one metric, a line a curve, with their intervals. rows: (name of the curve, its BD-rate)."""
     figure = go.Figure()
     for name, rate in reversed(rows):
-        low, high = rate.interval or (rate.percent, rate.percent)
+        percent = cast(float, rate.percent)  # rows that are refused are not drawn
+        low, high = rate.interval or (percent, percent)
         colour = looks[name]["colour"]
         figure.add_scatter(
             x=[rate.percent], y=[html.escape(name)], mode="markers", name=html.escape(name),
             marker={"color": colour, "symbol": looks[name]["symbol"], "size": 10},
-            error_x={"type": "data", "symmetric": False, "array": [max(0, high - rate.percent)],
-                     "arrayminus": [max(0, rate.percent - low)], "color": colour, "thickness": 1.6, "width": 5},
+            error_x={"type": "data", "symmetric": False, "array": [max(0, high - percent)],
+                     "arrayminus": [max(0, percent - low)], "color": colour, "thickness": 1.6, "width": 5},
             text=[bd_hover(name, rate)],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
@@ -161,7 +163,7 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
         labels = point.curve.labels
         arms.setdefault(str(labels.get("arm", labels.get("role", point.curve.name))), []).append(point)
     for name, members in arms.items():
-        placed = sorted(members, key=lambda point: macs(point.curve, part))
+        placed = sorted(members, key=lambda point: macs(point.curve, part) or 0)
         own = [looks[point.curve.name] for point in placed]
         bars = [point.interval or (point.value, point.value) for point in placed]
         figure.add_scatter(
@@ -220,14 +222,15 @@ def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: boo
     )  # fmt: skip
     figure.update_xaxes(title_text=x, type="log" if log_x else "linear", showline=True)
     figure.update_yaxes(title_text=y, type="log" if log_y else "linear")
+    traces: Any = figure.data
     if log_x:
-        xs = [x for trace in figure.data for x in trace.x if x and x > 0]
+        xs = [x for trace in traces for x in trace.x if x and x > 0]
         figure.update_xaxes(**_log_ticks(xs))
     if log_y:
-        ys = [y for trace in figure.data for y in trace.y if y and y > 0]
+        ys = [y for trace in traces for y in trace.y if y and y > 0]
         narrow = bool(ys) and max(ys) < 1e5 * min(ys)
-        figure.update_yaxes(**({"exponentformat": "none", "dtick": 1} if narrow else {"exponentformat": "power"}))
-    return json.loads(figure.to_json(engine="json"))
+        figure.update_yaxes({"exponentformat": "none", "dtick": 1} if narrow else {"exponentformat": "power"})
+    return json.loads(str(figure.to_json(engine="json")))
 
 
 def _log_ticks(xs: Sequence[float]) -> dict[str, Any]:
