@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.decoder import stable_diffusion
-from aeic_lightning.models.decoder.config import DecoderConfig, VAEConfig
+from aeic_lightning.models.decoder.config import DecoderConfig, PretrainedConfig, VAEConfig
 from aeic_lightning.models.decoder.denoiser import Denoiser
 from aeic_lightning.models.decoder.tiling import TilingConfig, blend_tiles, fits
 
