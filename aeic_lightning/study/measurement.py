@@ -16,7 +16,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
 from aeic_lightning.models.backbone_files import require_backbone
-from aeic_lightning.provenance import command_line
+from aeic_lightning.provenance import command_line, git_state, user_repository
 from aeic_lightning.study.results import summary_rows
 from datamodules.base import ImageFiles
 from datamodules.crops import centre_crop
@@ -87,6 +87,8 @@ class Measurement:
             "notes": list(self.notes),
             "command": command_line(),
             "versions": versions(),
+            "git": git_state(),
+            "user_repository": user_repository(),
         }
 
 
