@@ -56,10 +56,21 @@ def find_images(root: Path) -> list[Path]:
 
 
 def image_names(root: Path, paths: list[Path]) -> list[str]:
-    """Unique names: relative to `root`, with forward slashes, and without the suffix wherever that is unambiguous."""
-    full = [path.relative_to(root).as_posix() for path in paths]
-    short = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    """Unique names: relative to `root`, with forward slashes, and without the suffix wherever that is unambiguous.
+
+    Bytes that are not UTF-8 become escapes (`\\xff`), so that a name can be printed and recorded anywhere. Raises
+    UserError where two names are equal then.
+    """
+    full = [_text(path.relative_to(root)) for path in paths]
+    short = [_text(path.relative_to(root).with_suffix("")) for path in paths]
     count = Counter(short)
     names = [a if count[a] == 1 else b for a, b in zip(short, full, strict=True)]
     # a.png, a.jpg and a.png.tif: the third's short name is the first's full one.
-    return names if len(set(names)) == len(names) else full
+    names = names if len(set(names)) == len(names) else full
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(f"two files below {root} are called {twice[0]}; rename one")
+    return names
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")

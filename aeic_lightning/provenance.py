@@ -1,8 +1,11 @@
 """What made a result: the command, the code's commit and the versions of the packages."""
 
+import json
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lpips", "peft", "numpy")
@@ -14,13 +17,43 @@ def command_line() -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit, and whether tracked files differ from it; None outside of a repository."""
+    """Of this package's code: its commit, and whether tracked files differ from it.
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=20)
-        return done.stdout.strip()
-
+    None for a package that was installed from an archive, whose version says what it is. The repository of the working
+    folder is another matter: `user_repository`.
+    """
+    package = Path(__file__).parent
+    # In a virtual environment inside of someone's repository, git would answer for that one.
+    if _git(package, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        return _state(package)
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+        installed = distribution("aeic-lightning").read_text("direct_url.json")
+        return {"commit": json.loads(installed)["vcs_info"]["commit_id"], "changed": False}  # pip install git+https://
+    except (PackageNotFoundError, TypeError, KeyError, ValueError):
+        return None
+
+
+def user_repository() -> dict[str, Any] | None:
+    """The git repository that the working folder is in: its name, commit and whether tracked files differ from it.
+
+    None outside of one, and in this package's own.
+    """
+    here, code = (_git(folder, "rev-parse", "--show-toplevel") for folder in (Path.cwd(), Path(__file__).parent))
+    if here is None or (here == code and git_state() is not None):
+        return None
+    state = _state(Path(here))
+    return None if state is None else {"name": Path(here).name} | state
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "-uno")
+    return None if commit is None or changes is None else {"commit": commit, "changed": bool(changes)}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints; None where it fails."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

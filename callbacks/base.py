@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms.functional import to_pil_image
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
@@ -108,8 +109,8 @@ def evaluated_images(outputs: Any, system: str) -> Iterator[EvaluatedImage]:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The run folder. Every rank must call it (rank 0 tells the others), so call it in `setup`."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """The run folder, whatever the loggers, which may write below it."""
+    return Path(trainer.default_root_dir)
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:
@@ -119,6 +120,21 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
             if isinstance(logger, TensorBoardLogger):
                 return logger.experiment
     return None
+
+
+def log_picture(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
+    """Give a picture, uint8 (3, H, W), to every logger that takes pictures. On rank 0; does nothing on others."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture, global_step=step)
+        elif isinstance(logger, WandbLogger):
+            # Weights & Biases counts its own steps; Lightning logs ours beside each value.
+            logger.log_image(tag, [to_pil_image(picture)], caption=[f"step {step}"])
+        elif isinstance(logger, MLFlowLogger):
+            pixels = picture.permute(1, 2, 0).cpu().numpy()
+            logger.experiment.log_image(logger.run_id, pixels, f"{tag}/step_{step:06d}.png")
 
 
 def generator_step(trainer: Trainer, pl_module: LightningModule) -> int:

@@ -16,14 +16,14 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import save_png
 from aeic_lightning.metrics.table import find_metric
-from callbacks.base import generator_step, run_folder, tensorboard
+from callbacks.base import generator_step, log_picture, run_folder
 from callbacks.quality import QualityMetrics
 
 
 class RateDistortionPicture(Callback):
     """Each image of the last validation as a point (bpp, figure), and the path that the means have taken.
 
-    One panel a figure, to TensorBoard (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
+    One panel a figure, to the loggers (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
     QualityMetrics measured, which must be among the callbacks. The path survives a resume. Where no streams are written
     the rate is `bpp_estimate`, and the axis says so.
 
@@ -85,7 +85,7 @@ class TapCurves(Callback):
     """The distillation loss of each tap over generator steps, on a logarithmic axis, one panel a side.
 
     Reads `train/distill/<side>/<tap>`, side encoder or decoder, from what the system logs in its training step. Drawn
-    after each validation and at the end of the fit, to TensorBoard (`train/taps`) and `<run folder>/taps.png`; the
+    after each validation and at the end of the fit, to the loggers (`train/taps`) and `<run folder>/taps.png`; the
     same numbers go to `<run folder>/taps.csv` with columns step, encoder/y, ... The curves survive a resume.
 
     Args:
@@ -154,10 +154,9 @@ class TapCurves(Callback):
 
 
 def publish(trainer: Trainer, tag: str, figure: Figure, path: Path, step: int) -> None:
-    """Draw a figure once, into TensorBoard and as a PNG. By Agg directly: pyplot would keep state for the process."""
+    """Draw a figure once, for the loggers and as a PNG. By Agg directly: pyplot would keep state for the process."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
     save_png(path, picture)
-    if writer := tensorboard(trainer):
-        writer.add_image(tag, picture, global_step=step)
+    log_picture(trainer, tag, picture, step)

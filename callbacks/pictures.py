@@ -1,23 +1,27 @@
 """Originals beside reconstructions, and the reconstructions themselves as files."""
 
+import json
+from pathlib import Path
+
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import file_name
+from aeic_lightning.files import file_name, write_whole
 from aeic_lightning.images import save_png
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
-from callbacks.base import EvaluatedImage, OnEvaluation, evaluated_images, generator_step, tensorboard
+from callbacks.base import EvaluatedImage, OnEvaluation, evaluated_images, gather, generator_step, log_picture
 
 CAPTION_HEIGHT = 22  # pixels
+LONGEST_CAPTION = 60  # characters of an image's name
 
 
 class ReconstructionGrid(OnEvaluation):
     """A picture of the first images, original on the left and reconstruction on the right, with PSNR and bpp.
 
-    To TensorBoard (`val/reconstructions`) and to `<run folder>/reconstructions/step_XXXXXX.png`
+    To every logger that takes pictures (`val/reconstructions`) and to `<run folder>/reconstructions/step_XXXXXX.png`
     (`test_step_XXXXXX.png` of a test).
 
     Args:
@@ -25,8 +29,9 @@ class ReconstructionGrid(OnEvaluation):
         every_n_validations: draw after every n-th validation; a test is always drawn.
         max_side: larger images are shrunk to this many pixels for the picture, which then says so.
         save_images: write every image, 8 bits and lossless, as `<run folder>/reconstructions/<name>.png`, and its
-            original beside it as `<name>_original.png`. Images of sub-folders keep them in their name, `a/b` as `a__b`.
-            Each validation and test overwrites them, so that the last one's are there however the run ends.
+            original beside it as `<name>_original.png`. Images of sub-folders keep them in their name, `a/b` as `a__b`;
+            names that are long or would be ambiguous so end in a hash, and `names.json` says whose. Each validation
+            and test overwrites them, so that the last one's are there however the run ends.
 
     `predict` writes `<run folder>/predictions/<name>.png`, whatever the arguments.
     """
@@ -42,6 +47,7 @@ class ReconstructionGrid(OnEvaluation):
         self.save_images = save_images
         self.validations = 0
         self.rows: list[Image.Image] = []
+        self.names: dict[str, str] = {}  # file -> image, where they differ
 
     def state_dict(self) -> dict:
         return {"validations": self.validations}
@@ -57,7 +63,7 @@ class ReconstructionGrid(OnEvaluation):
 
     def see(self, trainer: Trainer, pl_module: LightningModule, image: EvaluatedImage) -> None:
         if self.save_images:
-            name = file_name(image.name)
+            name = self._file_name(image.name)
             save_png(self.folder / "reconstructions" / f"{name}.png", image.x_hat)
             save_png(self.folder / "reconstructions" / f"{name}_original.png", image.x)
         if len(self.rows) < self.wanted:
@@ -65,17 +71,31 @@ class ReconstructionGrid(OnEvaluation):
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         for image in evaluated_images(outputs, type(pl_module).__name__):
-            save_png(self.folder / "predictions" / f"{file_name(image.name)}.png", image.x_hat)
+            save_png(self.folder / "predictions" / f"{self._file_name(image.name)}.png", image.x_hat)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_names(trainer, self.folder / "predictions")
+
+    def _file_name(self, name: str) -> str:
+        file = file_name(name)
+        if file != name:
+            self.names[f"{file}.png"] = name
+        return file
+
+    def _write_names(self, trainer: Trainer, folder: Path) -> None:
+        names = {file: name for rank in gather(trainer, self.names) for file, name in rank.items()}
+        if names and trainer.is_global_zero:
+            write_whole(folder / "names.json", json.dumps(names, indent=1, sort_keys=True) + "\n")
 
     def publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_names(trainer, self.folder / "reconstructions")
         if not self.rows:
             return
         picture = pil_to_tensor(_stack(self.rows))
         step = generator_step(trainer, pl_module)
         prefix = "test_" if self.stage == "test" else ""
         save_png(self.folder / "reconstructions" / f"{prefix}step_{step:06d}.png", picture)
-        if writer := tensorboard(trainer):
-            writer.add_image(f"{self.stage}/reconstructions", picture, global_step=step)
+        log_picture(trainer, f"{self.stage}/reconstructions", picture, step)
         self.rows = []
 
 
@@ -88,7 +108,8 @@ def _row(image: EvaluatedImage, max_side: int) -> Image.Image:
     quality = psnr(image.x_hat[None], image.x[None]).item()
     scale = min(1.0, max_side / max(height, width))
     shown = "" if scale == 1 else f"  (shown at {scale:.0%})"
-    original = _captioned(image.x, scale, f"{image.name}{shown}")
+    name = image.name if len(image.name) <= LONGEST_CAPTION else f"...{image.name[-LONGEST_CAPTION:]}"
+    original = _captioned(image.x, scale, f"{name}{shown}")
     reconstruction = _captioned(image.x_hat, scale, f"PSNR {quality:.2f} dB  {rate}")
     row = Image.new("RGB", (original.width + reconstruction.width, original.height), "white")
     row.paste(original, (0, 0))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import MAX_PIXELS, image_size, read_image
 from datamodules.crops import CropDataset, CropLoader, CropSampler, ImageLoader, ImageSource, WholeImages
+from datamodules.worker_signals import leave_signals_to_the_main_process
 
 Z_STRIDE = 128
 """Crops are a multiple of it, so that no latent holds padding in training."""
@@ -218,4 +219,5 @@ class ImageDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": self.pin_memory,
+            "worker_init_fn": leave_signals_to_the_main_process if self.num_workers else None,
         }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from aeic_lightning.bitstream.container import LARGEST_FILE
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import check_can_write
 
 
 class Conversion(NamedTuple):
@@ -49,6 +50,7 @@ def conversions_of(
             raise UserError(f"{one} and {other} would both be written to {target}; rename one")
         if target.exists() and not force:
             raise UserError(f"{target} exists; remove it, write to another folder, or add --force")
+        check_can_write(target)
     return conversions
 
 

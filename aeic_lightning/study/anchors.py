@@ -19,7 +19,7 @@ import torch
 from PIL import Image, features
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.provenance import git_state
+from aeic_lightning.files import file_name
 from aeic_lightning.study.curves import check_same_images
 from aeic_lightning.study.evaluate import Progress
 from aeic_lightning.study.measurement import Images, Measurement, Sample
@@ -184,7 +184,7 @@ def anchors(
                 quality, fits = search.within(wanted)
                 files[image_name] = (search.files[quality], quality, wanted, fits)
         for target, files in zip(targets, chosen, strict=True):
-            folder = pictures / f"{name} at {target.name}".replace("/", "_") if pictures else None
+            folder = pictures / file_name(f"{name} at {target.name}".replace("/", "_")) if pictures else None
             progress = Progress(len(images), folder, quiet, f"{name} at {target.name} ")
             fields = measure.of(_samples(codec, images, files), progress.see)
             fields["notes"] += _notes(name, target, codec, files)
@@ -193,7 +193,6 @@ def anchors(
                 name=f"{name} at {target.name}",
                 kind="anchor",
                 labels={"codec": name, "target": target.label},
-                git=git_state(),
                 pictures=progress.written,
                 **fields,
             )

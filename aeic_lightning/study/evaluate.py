@@ -23,7 +23,6 @@ from aeic_lightning.files import file_name
 from aeic_lightning.image_files import image_names
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.models.frozen import full_precision
-from aeic_lightning.provenance import git_state
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample
 from aeic_lightning.study.results import (
     Label,
@@ -233,7 +232,7 @@ def evaluate_checkpoint(
     described = checkpoint.describe()
     described["labels"] |= point.labels | (labels or {})
     described["name"] = (name or described["name"]) + point.words
-    return Result(kind="checkpoint", git=git_state(), pictures=progress.written, **described, **fields)
+    return Result(kind="checkpoint", pictures=progress.written, **described, **fields)
 
 
 def evaluate_files(
@@ -252,7 +251,7 @@ def evaluate_files(
     fields = measure.of(file_samples(originals, reconstructions, streams), progress.see)
     if streams is None:
         fields["notes"].append("without rate: no compressed files were given")
-    return Result(kind="files", name=name, labels=labels or {}, git=git_state(), pictures=progress.written, **fields)
+    return Result(kind="files", name=name, labels=labels or {}, pictures=progress.written, **fields)
 
 
 class Progress:

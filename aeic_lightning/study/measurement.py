@@ -17,7 +17,7 @@ from aeic_lightning.image_files import SAMPLE_PHOTOS, find_images, image_names, 
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
 from aeic_lightning.models.backbone_files import require_backbone
-from aeic_lightning.provenance import command_line
+from aeic_lightning.provenance import command_line, git_state, user_repository
 from aeic_lightning.study.results import summary_rows
 from datamodules.base import ImageFiles
 from datamodules.crops import centre_crop
@@ -86,6 +86,8 @@ class Measurement:
             "notes": list(self.notes),
             "command": command_line(),
             "versions": versions(),
+            "git": git_state(),
+            "user_repository": user_repository(),
         }
 
 

@@ -49,7 +49,8 @@ class Result:
         metric_info: name -> {"backbone", "version", "options", ...}.
         costs: {"encoder_macs_per_pixel": {"g_a", "encode"}, "encoder_parameters": {...}}; None if not known.
         command: what made it.
-        git: commit, and whether files differed from it.
+        git: of this package's code: commit, and whether files differed from it.
+        user_repository: the same of the repository in which the command was given, with its name.
         versions: of the packages.
         step: generator updates; None for what was not trained here.
         notes: what a reader of the figures should know.
@@ -67,6 +68,7 @@ class Result:
     costs: dict[str, dict[str, float]] | None = None
     command: str = ""
     git: dict[str, Any] | None = None
+    user_repository: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     step: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -154,6 +156,7 @@ def _read_run(folder: Path) -> Result:
             costs=encoder_costs(config),
             command=record["command"],
             git=record["git"],
+            user_repository=record.get("user_repository"),
             versions=record.get("versions", {}),
             step=figures["step"],
             folder=folder,

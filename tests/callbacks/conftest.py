@@ -40,6 +40,7 @@ def trainer_of(tmp_path):
         defaults = {
             "accelerator": "cpu",
             "logger": logger,
+            "default_root_dir": tmp_path / "run",
             "max_epochs": 3,
             "check_val_every_n_epoch": 1,
             "enable_progress_bar": any("Progress" in type(c).__name__ for c in callbacks),

@@ -5,6 +5,7 @@ import argparse
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.evaluate import add_measure_arguments, check_measure_arguments
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import check_file_names
 
 CODECS = ("jpeg", "webp", "avif", "jxl")
 EPILOG = """
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     else:
         assert given is not None, "checked above"
         images, targets = given, [bpp_target(bpp) for bpp in args.bpp]
+    if args.pictures:
+        check_file_names(images.names)
     measure = measurement(args.backbones, args.patch_size, args.min_patches)
     made = []
     for result in anchors(args.codecs, targets, images, measure, args.pictures):

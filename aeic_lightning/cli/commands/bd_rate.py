@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import check_can_write
 
 EPILOG = """
 Sources are run folders, and JSON files of evaluate, anchors and compare. The published points of AEIC are
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     refuse_extra(extra)
     if not 0 <= args.min_overlap <= 1 or args.resamples < 0:
         raise UserError("--min-overlap is a share from 0 to 1, and --resamples 0 or more")
+    if args.out:
+        check_can_write(args.out)
 
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
     from aeic_lightning.study.curves import group_apart

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.files import check_can_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Write and print the comparison."""
     refuse_extra(extra)
+    check_can_write(args.out, folder=True)
     from aeic_lightning.study.comparison import compare_runs
 
     compare_runs(args.runs, args.out)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import check_can_write, check_file_names
 
 EPILOG = """
 Every image is written as a file, read back, and measured in 8 bits. FID and KID are on patches in two grids, and are
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.study.results import write_results
 
     images = open_images(args.images, max_size)
+    if args.pictures:
+        check_file_names(images.names)
     measure = measurement(args.backbones, args.patch_size, args.min_patches)
     if args.checkpoint:
         options = {"name": args.name, "labels": labels, "device": args.device, "pictures": args.pictures}
@@ -98,8 +101,12 @@ def check_measure_arguments(args: argparse.Namespace) -> tuple[dict[str, int | f
     """Labels and crop. Raises UserError, before anything is loaded, for arguments that cannot be."""
     if args.out.suffix != ".json":
         raise UserError(f"-o {args.out}: name a .json file")
-    if args.out.exists() and not args.force:
-        raise UserError(f"{args.out} exists; remove it, choose another name, or add --force")
+    for path in (args.out, args.out.with_suffix(".csv")):
+        if path.exists() and not args.force:
+            raise UserError(f"{path} exists; remove it, choose another name, or add --force")
+        check_can_write(path)
+    if args.pictures:
+        check_can_write(args.pictures, folder=True)
     if args.max_size and min(args.max_size) < 1:
         raise UserError("--max-size is a height and a width in pixels")
     labels = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import check_can_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     output = Path(args.out)
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
+    check_can_write(output)
     from aeic_lightning.checkpoints.weights import require
 
     require(args.checkpoint)

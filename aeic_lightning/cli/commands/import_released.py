@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.files import check_can_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Convert and say what it was."""
     refuse_extra(extra)
+    check_can_write(args.out)
     from aeic_lightning.checkpoints.released import import_released
     from aeic_lightning.models.decoder import PretrainedConfig
 

@@ -67,14 +67,15 @@ def paper(published: Sequence[Result], drawn: dict[str, Any]) -> dict[str, Any] 
 
 
 def origin(result: Result) -> dict[str, Any]:
-    git = result.git or {}
+    own = result.user_repository or {}
     return {
         "name": result.name,
         "kind": result.kind,
         "labels": ", ".join(f"{k} {v}" for k, v in result.labels.items()),
         "step": result.step,
         "images": len(result.images),
-        "commit": (git.get("commit") or "")[:10] + (" + changes" if git.get("changed") else ""),
+        "commit": _commit(result.git or {}),
+        "repository": f"{own['name']} {_commit(own)}" if own.get("name") else "",
         "command": result.command,
         "versions": ", ".join(f"{k} {v}" for k, v in result.versions.items()),
         "notes": " ".join(result.notes),
@@ -115,3 +116,7 @@ def counts(results: Sequence[Result]) -> dict[str, Any]:
         "measured": sum(r.value("bpp") is not None for r in own),
         "estimated": sum(r.value("bpp") is None and r.value("bpp_estimate") is not None for r in own),
     }
+
+
+def _commit(git: dict[str, Any]) -> str:
+    return (git.get("commit") or "")[:10] + (" + changes" if git.get("changed") else "")

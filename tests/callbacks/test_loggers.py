@@ -1,0 +1,89 @@
+"""Whatever the loggers: what the callbacks write stays in the run folder, and pictures reach all that take them."""
+
+import csv
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from callbacks.checkpoint import LastCheckpoint
+from callbacks.curves import RateDistortionPicture
+from callbacks.pictures import ReconstructionGrid
+from callbacks.quality import QualityMetrics
+
+WRITTEN = {"metrics_val.json", "rate_distortion.png", "reconstructions/step_000006.png", "checkpoints/last.ckpt"}
+
+
+class FakeMLflow(MLFlowLogger):
+    """Keeps what reaches the client: mlflow itself is a large installation."""
+
+    def __init__(self):
+        self.pictures = {}
+        self._metrics = []
+
+    @property
+    def experiment(self):
+        return self
+
+    run_id = version = name = "1"
+    save_dir = None
+    log_metrics = log_hyperparams = after_save_checkpoint = save = finalize = lambda *_, **__: None
+
+    def log_image(self, run_id, image, artifact_file):
+        self.pictures[artifact_file] = image
+
+
+def loggers_of(kind, folder):
+    return {
+        "true": lambda: True,
+        "false": lambda: False,
+        "csv": lambda: CSVLogger(folder),
+        "csv, then tensorboard": lambda: [CSVLogger(folder), TensorBoardLogger(folder, name="tb")],
+        "wandb, then tensorboard": lambda: [WandbLogger(save_dir=folder, offline=True), TensorBoardLogger(folder)],
+        "mlflow": FakeMLflow,
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["true", "false", "csv", "csv, then tensorboard", "wandb, then tensorboard", "mlflow"])
+def test_files_stay_in_the_run_folder(
+    system, trainer_of, train_loader, val_loader, run_folder, tmp_path, kind, monkeypatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_folder.mkdir()
+    callbacks = [
+        QualityMetrics(ms_ssim=False, lpips=[], dists=[]),
+        ReconstructionGrid(max_images=1),
+        RateDistortionPicture(["psnr"]),
+        LastCheckpoint(),
+    ]
+    loggers = loggers_of(kind, tmp_path / "logs")
+    trainer = trainer_of(*callbacks, logger=loggers, enable_checkpointing=True)
+    trainer.fit(system, train_loader, val_loader)
+
+    files = {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}
+    beside = {name for name in files if not name.startswith("lightning_logs/")}
+    assert beside == WRITTEN | {f"reconstructions/step_{step:06d}.png" for step in (2, 4)}
+    drawn = np.asarray(Image.open(run_folder / "reconstructions" / "step_000006.png"))
+    if kind == "mlflow":
+        assert set(loggers.pictures) == {
+            f"val/{what}/step_{step:06d}.png" for what in ("reconstructions", "rate_distortion") for step in (2, 4, 6)
+        }
+        np.testing.assert_array_equal(loggers.pictures["val/reconstructions/step_000006.png"], drawn)
+    if "wandb" in kind:
+        import wandb
+
+        wandb.finish()
+        pictures = sorted((tmp_path / "logs").rglob("media/images/val/*.png"))
+        assert len(pictures) == 6
+        assert any(np.array_equal(np.asarray(Image.open(path)), drawn) for path in pictures)
+    if "csv" in kind:
+        (table,) = (tmp_path / "logs").rglob("metrics.csv")
+        assert "val/psnr" in next(csv.reader(table.open()))
+    if "tensorboard" in kind:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (events,) = (tmp_path / "logs").rglob("events.out.tfevents.*")
+        record = EventAccumulator(str(events)).Reload()
+        assert set(record.Tags()["images"]) == {"val/reconstructions", "val/rate_distortion"}
