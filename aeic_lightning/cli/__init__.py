@@ -12,6 +12,7 @@ from importlib import import_module
 
 from aeic_lightning import __version__
 from aeic_lightning.errors import RunError, UserError
+from aeic_lightning.own_classes import find_own_classes
 from aeic_lightning.parent_process import follow_parent
 
 # Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
@@ -45,6 +46,9 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
     follow_parent()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="aeic_lightning",
@@ -63,9 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             import_module(f"aeic_lightning.cli.commands.{module}").add_arguments(sub)
     args, extra = parser.parse_known_args(argv)
 
-    # A file of the current folder may be named by class path, as datamodules and callbacks are.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    find_own_classes()
     # Small networks meet thousands of OpenMP barriers a second. Idle threads should spin for a moment (sleeping at
     # each barrier halves the speed) but not for long: beside another process that made training ten times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -5,6 +5,7 @@ An experiment file may hold, besides LightningCLI's own sections (`model`, `data
 - `include: [FILE, ...]`: files, relative to this one, that are merged first, in order;
 - `vars: {...}`: values for `${vars.name}` anywhere in the files; dropped after resolving.
 
+A file that is not in the working folder is looked for among the experiments that the project brings along.
 Overrides are merged before anything is resolved, so that they reach every value that refers to them.
 """
 
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aeic_lightning.config.layers import merge
 from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.own_classes import find_experiment
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -87,13 +89,16 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
         own = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
-    layers = [layer for file in files for layer in _read(Path(file), ())]
+    layers = [layer for file in files for layer in _read(find_experiment(file), ())]
     return [*layers, ("command line", own)]
 
 
 def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
     try:
         merged = merge([layer for _, layer in layers])
+        root = merged.get("vars") and OmegaConf.to_container(merged.vars, resolve=False).get("root")
+        if isinstance(root, str) and not root.startswith("???"):
+            merged.vars.root = os.path.expanduser(os.path.expandvars(root))  # what refers to it may not expand it
         _check_vars(merged, set().union(*(_references(layer) for _, layer in layers)), files)
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except (OmegaConfBaseException, yaml.YAMLError) as error:

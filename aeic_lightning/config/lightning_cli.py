@@ -1,69 +1,32 @@
-"""LightningCLI on a resolved config, and the record that every run folder keeps."""
+"""LightningCLI on a resolved config."""
 
-import json
-import os
-import platform
 import tempfile
-import time
 import warnings
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from jsonargparse import ArgumentError, set_dumper
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from aeic_lightning import __version__
 from aeic_lightning.config import as_yaml
 from aeic_lightning.config.near_miss import user_error
+from aeic_lightning.config.run_record import RunRecord
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import write_whole
-from aeic_lightning.provenance import PACKAGES, command_line, git_state
 
 
-class RunRecord(SaveConfigCallback):
-    """Writes into the run folder, before anything is trained: `config.yaml`, complete and resolved, and `run.json`.
+class ValidateTheEnd(Callback):
+    """Has the last step validated, whether or not `val_check_interval` divides the number of steps or exceeds it."""
 
-    `run.json` holds the command, the versions, the seed, the git state and the machine, so that a figure can be traced
-    to what made it.
-    """
-
-    def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
-        beside = folder / f".{name}.part.yaml"
-        self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False, skip_validation=True)
-        os.replace(beside, folder / name)
-        record = {
-            "command": command_line(),
-            "stage": stage,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seed": self.config.get("seed_everything"),
-            "determinism": {
-                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-                "cudnn_deterministic": torch.backends.cudnn.deterministic,
-                "cudnn_benchmark": torch.backends.cudnn.benchmark,
-                "float32_matmul_precision": torch.get_float32_matmul_precision(),
-                "precision": trainer.precision,
-                "threads": torch.get_num_threads(),
-                "processes": trainer.world_size,
-            },
-            "resumed_from": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "git": git_state(),
-            "versions": {"aeic_lightning": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in PACKAGES}
-            | {"torch": torch.__version__},
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                "device": str(trainer.strategy.root_device),
-            },
-        }
-        name = "run.json" if stage == "fit" else f"run_{stage}.json"
-        write_whole(folder / name, json.dumps(record, indent=2) + "\n")
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        # Lightning asks after this hook whether the batches so far are a multiple of it.
+        if (
+            trainer.max_steps > 0
+            and trainer.global_step >= trainer.max_steps
+            and trainer.check_val_every_n_epoch is None
+        ):
+            trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
 
 class _CLI(LightningCLI):
@@ -76,6 +39,7 @@ class _CLI(LightningCLI):
     ckpt_path: str | None = None
 
     def after_instantiate_classes(self) -> None:
+        self.trainer.callbacks.insert(0, ValidateTheEnd())
         if self.ckpt_path:
             self.trainer.ckpt_path = self.ckpt_path
 

@@ -49,6 +49,8 @@ from typing import Any
 
 from aeic_lightning.config import as_override, load_config
 from aeic_lightning.errors import UserError
+from aeic_lightning.own_classes import find_experiment
+from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.curves import agree
 
 LABELS = "model.init_args.labels."
@@ -124,6 +126,7 @@ class Sweep:
 
 def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     """Read and check a sweep file. Raises UserError for runs that cannot be put in an order."""
+    file = find_experiment(file)
     raw = load_config([file], [*overrides])
     _only(raw, SWEEP_KEYS, f"{file}: a sweep")
     if not raw.get("runs"):
@@ -131,7 +134,7 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     workers = _count(raw, "workers", 1, file)
     threads = _count(raw, "threads", max(1, (os.cpu_count() or 1) // workers), file)
     gpus = _count(raw, "gpus", 1, file)
-    folder = Path(raw.get("root", "runs"))
+    folder = run_folder(raw.get("root", "runs"))
     runs: list[Run] = []
     for entry in raw["runs"]:
         _only(entry, ENTRY_KEYS, f"{file}: a run", needed=("name", "config"))

@@ -1,10 +1,15 @@
 """`fit`, `validate`, `test`, `predict`: LightningCLI on a config that OmegaConf has resolved."""
 
 import argparse
+import contextlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from aeic_lightning.config import load_config, parse_overrides, with_sources
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import check_can_write
+from aeic_lightning.run_folder import only_fit, settle_run_folder
 
 EXAMPLES = """
 any setting can be overridden, and the override reaches every value that refers to it:
@@ -52,7 +57,32 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         from aeic_lightning.study.plan import make_plan, print_plan
 
         return print_plan(make_plan(config, args.config[-1]))
-    folder = Path((config.get("trainer") or {}).get("default_root_dir") or ".")
+    folder = settle_run_folder(config)
+    _resolve_checkpoint(args, folder)
+    if args.ckpt_path:
+        config["ckpt_path"] = args.ckpt_path
+        config["weights_only"] = True
+    if args.print_config is None:
+        _check_trainer(config["trainer"])
+        _check_checkpoint(args, folder, config["trainer"])
+
+    from aeic_lightning.config.lightning_cli import run_lightning
+
+    with contextlib.ExitStack() as stack:
+        if args.print_config is None and config["trainer"].get("fast_dev_run"):
+            # What callbacks write must not be left behind, and must not replace a run's own.
+            config["trainer"]["default_root_dir"] = stack.enter_context(TemporaryDirectory())
+        elif args.print_config is None:
+            check_can_write(folder, folder=True)
+            if args.command == "fit":
+                stack.enter_context(only_fit(folder))
+                _check_checkpoint(args, folder, config["trainer"])  # another process may have ended just now
+        run_lightning(args.command, config, args.print_config)
+    return 0
+
+
+def _resolve_checkpoint(args: argparse.Namespace, folder: Path) -> None:
+    """Make a path, or None, of what `--ckpt_path` says."""
     last = folder / "checkpoints" / "last.ckpt"
     if args.ckpt_path == "auto":
         args.ckpt_path = str(last) if last.is_file() else None
@@ -60,23 +90,54 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if not last.is_file():
             raise UserError(f"--ckpt_path last: no checkpoint {last}; leave --ckpt_path out to start the run")
         args.ckpt_path = str(last)
-    elif args.ckpt_path and not Path(args.ckpt_path).is_file():
-        raise UserError(f"--ckpt_path: no file {args.ckpt_path}")
-    if args.command != "fit" and not args.ckpt_path and args.print_config is None:
-        raise UserError(f"{args.command} needs a checkpoint: add --ckpt_path last, or --ckpt_path FILE")
-    if args.command == "fit" and not args.ckpt_path and args.print_config is None and last.is_file():
+    elif args.ckpt_path:
+        path = Path(args.ckpt_path).expanduser()
+        if not path.is_file():
+            raise UserError(f"--ckpt_path: no file {args.ckpt_path}")
+        args.ckpt_path = str(path)
+
+
+def _check_trainer(trainer: dict[str, Any]) -> None:
+    """Refuse what Lightning offers and these systems cannot do."""
+    precision = str(trainer.get("precision") or "32-true")
+    if precision.endswith("-true") and precision != "32-true":
         raise UserError(
-            f"{folder} already holds a run; go on with it by --ckpt_path last, or start anew in another folder "
+            f"trainer.precision: {precision} is not possible, since entropy coding needs float32 parameters; take "
+            "bf16-mixed, or 32-true"
+        )
+    if trainer.get("overfit_batches"):
+        raise UserError(
+            "trainer.overfit_batches is not possible, since the data modules number their samples themselves; to "
+            "overfit, train on a folder of a few images (data.init_args.train_dir)"
+        )
+
+
+def _check_checkpoint(args: argparse.Namespace, folder: Path, trainer: dict[str, Any]) -> None:
+    """Refuse, before anything is built or written, what would damage a run or could not train."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not args.ckpt_path:
+        if args.command != "fit":
+            raise UserError(f"{args.command} needs a checkpoint: add --ckpt_path last, or --ckpt_path FILE")
+        if last.is_file() and not trainer.get("fast_dev_run"):
+            raise UserError(
+                f"{folder} already holds a run; go on with it by --ckpt_path last, or start anew in another folder "
+                "(--vars.name=NAME)"
+            )
+        return
+
+    from aeic_lightning.checkpoints.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(args.ckpt_path, "--ckpt_path", mmap=True)
+    own = Path(args.ckpt_path).resolve().is_relative_to(folder)
+    if last.is_file() and not own and not trainer.get("fast_dev_run"):
+        raise UserError(
+            f"{folder} holds another run than {args.ckpt_path}, whose records would be replaced; choose another folder "
             "(--vars.name=NAME)"
         )
-    if args.ckpt_path:
-        from aeic_lightning.checkpoints.checkpoint import read_checkpoint
-
-        read_checkpoint(args.ckpt_path, "--ckpt_path", mmap=True)  # before anything is built or written
-        config["ckpt_path"] = args.ckpt_path
-        config["weights_only"] = True
-
-    from aeic_lightning.config.lightning_cli import run_lightning
-
-    run_lightning(args.command, config, args.print_config)
-    return 0
+    for limit, done in (("max_steps", "global_step"), ("max_epochs", "epoch")):
+        most = trainer.get(limit)
+        if args.command == "fit" and isinstance(most, int) and 0 < most < checkpoint.get(done, 0):
+            raise UserError(
+                f"trainer.{limit} is {most}, but {args.ckpt_path} is from {checkpoint[done]} already; raise it "
+                "(vars.steps, in the experiments here), or leave the run as it is"
+            )

@@ -1,0 +1,135 @@
+"""The record that every run folder keeps: what was run, with which settings and versions, and what a resume changed."""
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from aeic_lightning import __version__
+from aeic_lightning.files import write_whole
+from aeic_lightning.provenance import PACKAGES, command_line, git_state, user_repository
+
+Changes = dict[str, list[Any]]  # setting -> [before, now]
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes into the run folder, before anything is trained: `config.yaml`, complete and resolved, and `run.json`.
+
+    `run.json` holds the command, the versions, the seed, the git state and the machine, so that a figure can be traced
+    to what made it. Both are of the beginning of the run: a resume adds an entry to the list `resumed` in `run.json`
+    with the same facts, its step and the settings that differ (`resumed_from` is of the last one). Where any do, it says so, and keeps its own config as
+    `config_step_XXXXXXX.yaml`.
+
+    `validate`, `test` and `predict` write `config_validate.yaml`, `run_validate.json`, and so on.
+    """
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = TrainerFn(stage).value  # Lightning hands over a member of the enumeration
+        record = self._record(trainer, stage)
+        if stage != "fit":
+            self._save_config(folder / f"config_{stage}.yaml")
+            _write(folder / f"run_{stage}.json", record)
+        elif (before := _of_beginning(folder)) and _lies_in(trainer.ckpt_path, folder):
+            self._resume(trainer, folder, before, record)
+        else:
+            self._save_config(folder / "config.yaml")
+            _write(folder / "run.json", record)
+
+    def _resume(self, trainer: lightning.Trainer, folder: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
+        step = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        own = folder / f"config_step_{step:07d}.yaml"
+        self._save_config(own)
+        changed = _changes(folder / "config.yaml", own)
+        if changed:
+            settings = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in changed.items())
+            print(
+                f"warning: from step {step} on with other settings than the run began with: {settings}. "
+                f"Recorded in {folder / 'run.json'} and {own.name}", file=sys.stderr, flush=True,
+            )  # fmt: skip
+        else:
+            own.unlink()
+        resumed = [*before.get("resumed", []), {"step": step, "changed": changed} | record]
+        _write(folder / "run.json", before | {"resumed": resumed, "resumed_from": record["resumed_from"]})
+
+    def _save_config(self, path: Path) -> None:
+        beside = path.with_name(f".{path.name}.part.yaml")
+        self.parser.save(self.config, beside, skip_none=False, overwrite=True, multifile=False, skip_validation=True)
+        os.replace(beside, path)
+
+    def _record(self, trainer: lightning.Trainer, stage: str) -> dict[str, Any]:
+        return {
+            "command": command_line(),
+            "stage": stage,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seed": self.config.get("seed_everything"),
+            "determinism": {
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+                "cudnn_deterministic": torch.backends.cudnn.deterministic,
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "precision": trainer.precision,
+                "threads": torch.get_num_threads(),
+                "processes": trainer.world_size,
+            },
+            "resumed_from": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "git": git_state(),
+            "user_repository": user_repository(),
+            "versions": {"aeic_lightning": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES}
+            | {"torch": torch.__version__},
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "device": str(trainer.strategy.root_device),
+            },
+        }
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings as `trainer.callbacks.0.class_path` -> value."""
+    if isinstance(value, dict) and value:
+        return {k: v for name, inner in value.items() for k, v in flat(inner, f"{key}.{name}".lstrip(".")).items()}
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{key}.{i}").items()}
+    return {key: value}
+
+
+def _changes(beginning: Path, now: Path) -> Changes:
+    """Settings in which two configs differ; the place of the run folder, which may have been moved, is none."""
+    configs = [yaml.safe_load(path.read_text()) for path in (beginning, now)]
+    folders = [str((config.get("trainer") or {}).get("default_root_dir")) for config in configs]
+    before, after = (
+        {key: value.replace(own, "RUN") if isinstance(value, str) else value for key, value in flat(config).items()}
+        for config, own in zip(configs, folders, strict=True)
+    )
+    ignored = ("ckpt_path", "weights_only")
+    keys = [key for key in {**before, **after} if key not in ignored and before.get(key) != after.get(key)]
+    return {key: [before.get(key), after.get(key)] for key in keys}
+
+
+def _of_beginning(folder: Path) -> dict[str, Any] | None:
+    """`run.json` of a run whose config is there too."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return record if (folder / "config.yaml").is_file() and isinstance(record, dict) else None
+
+
+def _lies_in(checkpoint: str | Path | None, folder: Path) -> bool:
+    return checkpoint is not None and Path(checkpoint).resolve().is_relative_to(folder.resolve())
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(record, indent=2) + "\n")
