@@ -27,8 +27,8 @@ class RunRecord(SaveConfigCallback):
 
     `run.json` holds the command, the versions, the seed, the git state and the machine, so that a figure can be traced
     to what made it. Both are of the beginning of the run: a resume adds an entry to the list `resumed` in `run.json`
-    with the same facts, its step and the settings that differ (`resumed_from` is of the last one). Where any do, it says so, and keeps its own config as
-    `config_step_XXXXXXX.yaml`.
+    with the same facts, its step and the settings that differ (`resumed_from` is of the last one). Where any do, it
+    says so, and keeps its own config as `config_step_XXXXXXX.yaml`.
 
     `validate`, `test` and `predict` write `config_validate.yaml`, `run_validate.json`, and so on.
     """
