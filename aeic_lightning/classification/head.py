@@ -135,9 +135,8 @@ class AEICClassificationSystem(CompressionSystem):
         }
 
     def hparam_columns(self) -> dict[str, Any]:
-        own = {"reads": self.reads, "train_codec": self.train_codec}
-        own["alpha"] = self.objective.weight("cross_entropy")
-        return super().hparam_columns() | own | self.labels
+        """Columns of TensorBoard's HParams view beside the run's labels."""
+        return {"reads": self.reads, "train_codec": self.train_codec}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -207,15 +207,12 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         }
 
     def hparam_columns(self) -> dict[str, Any]:
-        """Columns of TensorBoard's HParams view."""
+        """Columns of TensorBoard's HParams view beside the run's labels."""
         transformer = self.model.sizes.transformer
         return {
-            "role": "step 2" if self.quantise else "step 1",
+            "step": "2" if self.quantise else "1",
             "transformer": f"{transformer.depth}x{transformer.width}",
-            "rate": self.objective.weight("rate"),
-            "alpha": self.objective.weight("cross_entropy"),
-            "beta": self.objective.weight("mse_255"),
-        } | self.labels
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -132,18 +132,6 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         values = {f"{prefix}/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values | {"step": float(self.global_step)})
 
-    def hparam_columns(self) -> dict[str, Any]:
-        """Columns of TensorBoard's HParams view."""
-        codec = self.model.codec.config
-        return {
-            "role": type(self).__name__.removesuffix("System").lower(),
-            **codec.labels,
-            "lambda": self.objective.weight("rate"),
-            "adversarial": self.objective.weight("adversarial"),
-            "beta1": self.objective.weight("L_enc"),
-            "beta2": self.objective.weight("L_dec"),
-        } | self.labels
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["model_config"] = self.model.config
