@@ -107,7 +107,8 @@ def prior_tables(prior: FactorizedPrior) -> list[Table]:
     edges = torch.arange(-reach, reach + 2, dtype=torch.float64) - 0.5 + torch.from_numpy(centre)[:, None]
     logits = density.logits(edges)
     # In the upper tail both sigmoids are near 1: mirror them there to keep the digits of the difference.
-    sign = -(logits[:, 1:] + logits[:, :-1]).sign()
+    # Where they cancel, either side will do: a sign of 0 would take the bin's probability away.
+    sign = torch.where(logits[:, 1:] + logits[:, :-1] > 0, -1.0, 1.0).double()
     probabilities = ((sign * logits[:, 1:]).sigmoid() - (sign * logits[:, :-1]).sigmoid()).abs().numpy()
     tables = []
     below, above = logits.sigmoid().numpy(), (-logits).sigmoid().numpy()

@@ -74,6 +74,18 @@ def test_prior_tables_are_the_prior():
         assert np.abs(table.counts[:-1] / 2**24 - expected).max() < 2e-3 * expected.max()
 
 
+@torch.no_grad()
+def test_the_table_of_a_symmetric_prior_has_its_mode_at_the_median():
+    prior = FactorizedPrior(1)
+    for bias in prior.biases:
+        bias.zero_()
+    prior.update_quantiles()
+    prior.quantiles[:, 1] = 0.0  # bisection ends within a rounding of it
+    (table,) = tables.prior_tables(prior)
+    left, centre, right = table.counts[-table.low - 1 : -table.low + 2]
+    assert left == right and 1 < centre / left < 1.01
+
+
 def test_an_independent_decoder_reads_the_bytes():
     generator = np.random.default_rng(1)
     numbers = np.sort(generator.integers(0, 64, 3000))

@@ -91,7 +91,8 @@ class FactorizedPrior(nn.Module):
         v = z.transpose(0, 1).flatten(1)
         upper, lower = self.logits(v + 0.5), self.logits(v - 0.5)
         # In the upper tail both sigmoids are near 1: mirror them there to keep the digits of the difference.
-        sign = -(upper + lower).detach().sign()
+        # Where they cancel, at the centre of a symmetric density, either side will do; a sign of 0 would give p = 0.
+        sign = torch.where((upper + lower).detach() > 0, -1.0, 1.0).to(upper)
         p = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
         p = p.reshape(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
         return lower_bound(p, LIKELIHOOD_FLOOR)

@@ -86,6 +86,20 @@ def test_prior_likelihoods_of_a_channel_sum_to_one(prior):
     assert torch.allclose(p.sum((0, 2, 3)), torch.ones(3, dtype=torch.float64), atol=6001 * LIKELIHOOD_FLOOR)
 
 
+@torch.no_grad()
+def test_a_symmetric_prior_has_its_mode_at_the_centre():
+    """Zero biases make every channel odd about 0, so the logits of the two edges of the bin around 0 cancel exactly."""
+    symmetric = FactorizedPrior(2)
+    for bias in symmetric.biases:
+        bias.zero_()
+    centre, beside = symmetric.likelihood(torch.tensor([0.0, 1e-3]).expand(1, 2, 2)[..., None]).unbind(2)
+    torch.testing.assert_close(centre, beside, rtol=1e-3, atol=0)
+    z = torch.zeros(1, 2, 1, 1, requires_grad=True)
+    with torch.enable_grad():
+        symmetric.likelihood(z).log().sum().backward()
+    assert all(matrix.grad.isfinite().all() and matrix.grad.abs().sum() > 0 for matrix in symmetric.matrices)
+
+
 def test_prior_starts_as_published():
     """Matrices at log(expm1(1 / (scale f))), scale = 10^(1/5): the values that the released model was built from."""
     prior = FactorizedPrior(2)
