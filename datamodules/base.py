@@ -1,5 +1,6 @@
 """What the image data modules share: arguments, loaders, resuming and several processes."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from aeic_lightning.errors import UserError
@@ -31,6 +33,21 @@ class ImageFiles:
 
     def size(self, index: int) -> tuple[int, int]:
         return image_size(self.paths[index], max_pixels=self.max_pixels)
+
+
+class Selected:
+    """Some images of a source: an `ImageSource`."""
+
+    def __init__(self, images: ImageSource, indices: Sequence[int]) -> None:
+        self.images = images
+        self.indices = list(indices)
+        self.names = [images.names[i] for i in self.indices]
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images.read(self.indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.images.size(self.indices[index])
 
 
 class ImageDataModule(LightningDataModule):
@@ -64,6 +81,8 @@ class ImageDataModule(LightningDataModule):
             training image at the start.
         horizontal_flip: mirror one training crop in two, left to right.
         vertical_flip: mirror one training crop in two, top to bottom.
+        small_images: what to do with training images that have a side below crop_size: "enlarge" them until a crop
+            fits, or "drop" them, which reads the header of every training image at the start and says how many.
         max_zoom_out: training crops show up to so many times their side, reduced to their size; 1 for none.
         shuffle_channels: permute red, green and blue of training crops: colours that few photographs do not hold.
         val_max_size: [height, width] of which at most the centre of a validation or test image is taken; null keeps the
@@ -88,6 +107,7 @@ class ImageDataModule(LightningDataModule):
         crops_by_area: bool = False,
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
+        small_images: Literal["enlarge", "drop"] = "enlarge",
         max_zoom_out: float = 1.0,
         shuffle_channels: bool = False,
         val_max_size: list[int] | None = None,
@@ -109,6 +129,8 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.num_workers is {num_workers} and data.seed {seed}; neither may be negative")
         if on_error not in ("raise", "skip"):
             raise UserError(f'data.on_error is "{on_error}"; it must be "raise" or "skip"')
+        if small_images not in ("enlarge", "drop"):
+            raise UserError(f'data.small_images is "{small_images}"; it must be "enlarge" or "drop"')
         if val_max_size is not None and (len(val_max_size) != 2 or min(val_max_size) < 1):
             raise UserError(f"data.val_max_size is {val_max_size}; it must be [height, width] in pixels, or null")
         self.crop_size = crop_size
@@ -117,6 +139,7 @@ class ImageDataModule(LightningDataModule):
         self.crops_by_area = crops_by_area
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip
+        self.small_images = small_images
         self.max_zoom_out = max_zoom_out
         self.shuffle_channels = shuffle_channels
         self.val_max_size = val_max_size
@@ -138,8 +161,10 @@ class ImageDataModule(LightningDataModule):
         return [] if self._crops is None else self._crops.skipped
 
     def train_dataloader(self) -> DataLoader:
-        """Crops; see the class. Raises UserError when an epoch is shorter than a batch."""
+        """Crops; see the class. Raises UserError when an epoch is shorter than a batch, or no image is large enough."""
         images = self._require(self.train_images, "training")
+        if self.small_images == "drop":
+            images = self._large_enough(images)
         rank, world_size = self._rank()
         self._crops = CropDataset(
             images,
@@ -203,16 +228,36 @@ class ImageDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _areas(self, images: ImageSource) -> np.ndarray:
-        areas = np.ones(len(images.names))
-        for i in range(len(areas)):
+    def _sizes(self, images: ImageSource) -> list[tuple[int, int] | None]:
+        """(height, width) of each image; None for a broken header: skipped images are met, and counted, when read."""
+        sizes: list[tuple[int, int] | None] = []
+        for i in range(len(images.names)):
             try:
-                areas[i] = np.prod(images.size(i))
+                sizes.append(images.size(i))
             except UserError:
-                # A broken header keeps an area of one pixel: skipped images are met, and counted, when read.
                 if self.on_error == "raise":
                     raise
-        return areas
+                sizes.append(None)
+        return sizes
+
+    def _areas(self, images: ImageSource) -> np.ndarray:
+        return np.array([1.0 if size is None else float(np.prod(size)) for size in self._sizes(images)])
+
+    def _large_enough(self, images: ImageSource) -> ImageSource:
+        sizes = self._sizes(images)
+        kept = [i for i, size in enumerate(sizes) if size is None or min(size) >= self.crop_size]
+        if not kept:
+            raise UserError(
+                f"all {len(sizes)} training images have a side below data.crop_size, {self.crop_size} pixels; "
+                "lower it, or set data.small_images to enlarge"
+            )
+        if len(kept) < len(sizes):
+            rank_zero_only(print)(
+                f"dropped {len(sizes) - len(kept)} of {len(sizes)} training images: a side below data.crop_size, "
+                f"{self.crop_size} pixels",
+                file=sys.stderr,
+            )
+        return Selected(images, kept)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -56,9 +56,9 @@ class LabelledData(ImageDataModule):
             raise UserError(f"data.resize is {resize}, smaller than data.crop_size {crop_size}; raise it")
         if eval_batch_size < 1:
             raise UserError(f"data.eval_batch_size is {eval_batch_size}; it must be at least 1")
-        if self.max_zoom_out != 1 or self.crops_by_area or self.val_max_size is not None:
+        if self.max_zoom_out != 1 or self.crops_by_area or self.val_max_size is not None or self.small_images == "drop":
             raise UserError(
-                "data.max_zoom_out, crops_by_area and val_max_size do nothing for images with classes; "
+                "data.max_zoom_out, crops_by_area, val_max_size and small_images do nothing for images with classes; "
                 "crop_scale and resize take their place"
             )
         self.crop_size = crop_size

@@ -49,12 +49,43 @@ def pixels_of(batch):
         ({"num_workers": -1}, "num_workers"),
         ({"seed": -1}, "seed"),
         ({"on_error": "ignore"}, "on_error"),
+        ({"small_images": "crop"}, "small_images"),
         ({"val_max_size": [384]}, "val_max_size"),
     ],
 )
 def test_arguments_that_cannot_work(arguments, message):
     with pytest.raises(UserError, match=message):
         SamplePhotos(**arguments)
+
+
+def test_small_images_are_dropped_and_counted(tmp_path, capsys):
+    for name, size in (("high", (300, 127)), ("just", (128, 128)), ("large", (140, 150)), ("wide", (100, 300))):
+        write(tmp_path / f"{name}.png", *size)
+    data = ImageFolder(train_dir=str(tmp_path), crop_size=128, batch_size=2, samples_per_epoch=16, small_images="drop")
+    data.setup()
+    assert {name for batch in data.train_dataloader() for name in batch["name"]} == {"just", "large"}
+    assert capsys.readouterr().err == "dropped 2 of 4 training images: a side below data.crop_size, 128 pixels\n"
+
+    (tmp_path / "just.png").unlink()
+    (tmp_path / "large.png").unlink()
+    data.setup()
+    with pytest.raises(UserError, match=r"all 2 training images have a side below data\.crop_size, 128 pixels"):
+        data.train_dataloader()
+
+
+def test_a_broken_header_is_left_to_on_error(tmp_path):
+    write(tmp_path / "small.png", 100, 100)
+    write(tmp_path / "large.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    arguments = {"train_dir": str(tmp_path), "crop_size": 128, "batch_size": 1, "small_images": "drop"}
+    skipping = ImageFolder(**arguments, on_error="skip")
+    skipping.setup()
+    with pytest.warns(UserWarning, match="skipped a training image"):
+        assert {name for batch in skipping.train_dataloader() for name in batch["name"]} == {"large"}
+    raising = ImageFolder(**arguments)
+    raising.setup()
+    with pytest.raises(UserError, match="broken"):
+        raising.train_dataloader()
 
 
 def test_batch_larger_than_the_epoch():
