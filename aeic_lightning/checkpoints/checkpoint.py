@@ -7,6 +7,7 @@ decoder has a pretrained base, a checkpoint holds only what is trained over it, 
 `model_config["base"]`.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
@@ -27,6 +28,11 @@ from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.build import encoder_class
+
+RATE_UPDATES = "rate_updates"
+"""Entry of a checkpoint: updates that trained a rate, in its stage and in those before; older ones lack it."""
+FEW_RATE_UPDATES = 100
+"""Below, an entropy model is as good as untrained."""
 
 
 def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = False) -> dict[str, Any]:
@@ -53,6 +59,21 @@ def read_checkpoint(path: str | Path, role: str = "checkpoint", mmap: bool = Fal
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"{role}: {path} is not a checkpoint of aeic_lightning; give one that `fit` wrote")
     return checkpoint
+
+
+def warn_of_untrained_rate(path: str | Path, role: str = "checkpoint") -> None:
+    """Say on standard error that a checkpoint's files will be large because its entropy model is not trained.
+
+    Checkpoints that do not count such updates, and imported ones, say nothing. Raises as `read_checkpoint`.
+    """
+    updates = read_checkpoint(path, role, mmap=True).get(RATE_UPDATES)
+    if updates is not None and updates < FEW_RATE_UPDATES:
+        trained = f"had {updates} update(s) with a rate" if updates else "was trained without a rate"
+        print(
+            f"warning: {path} {trained}, so its entropy model is as good as untrained and its files are many times too "
+            "large; take a checkpoint from later in a stage that has objective.rate",
+            file=sys.stderr,
+        )
 
 
 def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecConfig, DecoderConfig]:

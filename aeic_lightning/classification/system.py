@@ -11,7 +11,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aeic_lightning.checkpoints.checkpoint import load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.classification.losses import LogitsDistillation
 from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel
 from aeic_lightning.classification.targets import Mixup, check_classes, trained_classes
@@ -19,7 +19,7 @@ from aeic_lightning.classification.teacher import LogitsTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.systems.evaluated import EvaluatedSystem
-from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
+from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite, refuse_loss_scaling
 
 # Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if
 # solved seldom under a prior that learns fast, it jumps, and every mean of y with it.
@@ -129,11 +129,14 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         return self.objective.weight("rate") > 0
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            refuse_loss_scaling(self)
         check_classes(self.trainer, self.model.sizes.transformer.classes)
         # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
         if stage == "fit" and not self.trainer.ckpt_path and self.init_from:
             checkpoint = read_checkpoint(self.init_from, "init_from")
             load_strictly(self.model, with_prefix(checkpoint, "model."), self.init_from, "init_from")
+            self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
             self.model.codec.prior.update_quantiles()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from aeic_lightning.checkpoints.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
-from aeic_lightning.errors import UserError
+from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.models.aeic import AEIC, AEICOutput
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.evaluated import EvaluatedSystem
+from aeic_lightning.systems.guards import refuse_loss_scaling
 from aeic_lightning.systems.optimization import OptimizationConfig, TwoPlayerSystem
 
 
@@ -90,10 +90,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         if isinstance(self.trainer.strategy, DDPStrategy):
             # Each player's backward pass leaves out the other's parameters; plain `ddp` would wait for them.
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-        if stage == "fit" and self.trainer.precision.startswith("16"):
-            raise UserError(
-                f"trainer.precision: {self.trainer.precision} would need loss scaling; take bf16-mixed, or 32-true"
-            )
+        if stage == "fit":
+            refuse_loss_scaling(self)
         if not self.objective.bound:
             self.objective.bind(self.model)
         self.model.decoder.load_base()
@@ -112,6 +110,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         checkpoint = read_checkpoint(path, "init_from")
         check_base(self.model, checkpoint, path, "init_from")
         load_strictly(self.model, with_prefix(checkpoint, "model."), path, "init_from")
+        self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
 
     # ------------------------------------------------------------------ evaluation
 

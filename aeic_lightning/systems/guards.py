@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.checkpoint import check_fits
-from aeic_lightning.errors import RunError
+from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_fits
+from aeic_lightning.errors import RunError, UserError
+from aeic_lightning.losses.objective import Objective
 
 OnNonfinite = Literal["stop", "skip"]
 
@@ -40,6 +41,17 @@ def seed_batch(seed: int, batch: int, rank: int) -> None:
     torch.manual_seed(int(words[0]))
     np.random.seed(int(words[1]) % 2**32)
     random.seed(int(words[2]))
+
+
+def refuse_loss_scaling(system: LightningModule) -> None:
+    """Raise UserError for a precision of 16 bits with few exponents: `16-mixed`, `16-true`.
+
+    Its loss is scaled up until gradients overflow now and then, which the scaler skips as routine; the guard, which
+    sees them before, would stop the run. bfloat16 has the range of float32 and needs no scaling.
+    """
+    precision = system.trainer.precision
+    if str(precision).startswith("16"):
+        raise UserError(f"trainer.precision: {precision} would need loss scaling; take bf16-mixed, or 32-true")
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -68,6 +80,7 @@ class Guard:
         self.on_nonfinite = on_nonfinite
         self.chance, self.least = chance, least
         self.skipped = 0
+        self.updates = 0  # that were allowed, since the process began
         self._in_a_row = 0
         self._files: list[str] = []  # of the batches that the next update learns from
         self._bad: dict[str, float] = {}  # their terms that are not finite
@@ -98,6 +111,7 @@ class Guard:
             broken = trainer.strategy.reduce_boolean_decision(broken, all=False)
         if not broken:
             self._in_a_row = 0
+            self.updates += 1
             return True
         reason = f"{self._describe(bad, players)} on the batch of {', '.join(files)}"
         if self.on_nonfinite == "stop":
@@ -161,9 +175,16 @@ class Guard:
 
 
 class GuardedSystem(LightningModule):
-    """A LightningModule whose batches are seeded one by one, and whose guard's count survives a resume."""
+    """A LightningModule whose batches are seeded one by one, and whose guard's count survives a resume.
+
+    Its checkpoints say how many updates trained a rate, in this and earlier stages (`rate_updates`): a model without
+    any has an entropy model of random weights.
+    """
 
     guard: Guard
+    objective: Objective
+    earlier_rate_updates: int | None = 0
+    """Those before this process began; None where the checkpoint that it started from does not say."""
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         if not hasattr(self, "_run_seed"):
@@ -176,7 +197,11 @@ class GuardedSystem(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["skipped_updates"] = self.guard.skipped
+        if self.earlier_rate_updates is not None:
+            own = self.guard.updates if self.objective.weight("rate") else 0
+            checkpoint[RATE_UPDATES] = self.earlier_rate_updates + own
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.guard.skipped = checkpoint.get("skipped_updates", 0)
+        self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
         check_fits(self, checkpoint["state_dict"], self.trainer.ckpt_path, "--ckpt_path")

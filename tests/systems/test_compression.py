@@ -7,6 +7,7 @@ from lightning.pytorch import seed_everything
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import entropy, latent_codec
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
@@ -124,6 +125,19 @@ def test_each_player_is_clipped_to_its_own_norm(codec_config, decoder_config, lo
     system.__class__ = Watched
     trainer(1, precision=precision).fit(system, loader(1))
     assert norms == [pytest.approx(0.01, rel=1e-3)] * 2
+
+
+def test_evaluate_says_that_few_updates_trained_the_rate(
+    codec_config, decoder_config, loader, trainer, tmp_path, capfd
+):
+    fitted = trainer(1)
+    fitted.fit(make(codec_config, decoder_config), loader(1))
+    fitted.save_checkpoint(tmp_path / "first.ckpt")
+    words = ["--checkpoint", str(tmp_path / "first.ckpt"), "--images", "sample-photos", "--max-size", "64", "64"]
+    assert main(["evaluate", *words, "--backbones", "lite0", "-o", str(tmp_path / "first.json")]) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == 1
+    assert "first.ckpt had 1 update(s) with a rate" in said[0]
 
 
 def test_precision_that_needs_loss_scaling_is_refused(codec_config, decoder_config, loader, trainer):

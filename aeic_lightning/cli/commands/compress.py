@@ -59,6 +59,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         name = args.model or DEFAULT
     require(name, "model")
+    if args.checkpoint:
+        from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
+
+        warn_of_untrained_rate(name, "model")
 
     bfloat16 = False
     if args.fast:
