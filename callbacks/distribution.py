@@ -26,6 +26,7 @@ class PatchFID(OnEvaluation):
         patch_size: side of a patch, pixels; even, 32 or more.
         min_patches: with fewer, both figures are left out, and a warning says so once. 400 is what 50 images of
             768x512 give at 256 pixels.
+        min_images: likewise, of images that give patches: many patches of few images are no sample of photographs.
         backbone: "lite0" (patches as they are) or "inception" (resized to 299; needs torch-fidelity and its weights).
         every_n_validations: compute at every n-th validation, the first included; always at a test.
         kid_subset_size: patches of one KID subset. KID is the mean over 100 of them, or that of the whole set if it is
@@ -38,13 +39,14 @@ class PatchFID(OnEvaluation):
         self,
         patch_size: int = 256,
         min_patches: int = 400,
+        min_images: int = 50,
         backbone: Literal["lite0", "inception"] = "lite0",
         every_n_validations: int = 1,
         kid_subset_size: int = 1000,
         weights: str | None = None,
         cache_dir: str | None = None,
     ) -> None:
-        check_options(patch_size, min_patches, kid_subset_size)
+        check_options(patch_size, min_patches, min_images, kid_subset_size)
         if every_n_validations < 1:
             raise UserError("PatchFID: every_n_validations starts at 1")
         self.every_n_validations = every_n_validations
@@ -53,6 +55,7 @@ class PatchFID(OnEvaluation):
             "backbone": backbone,
             "patch_size": patch_size,
             "min_patches": min_patches,
+            "min_images": min_images,
             "kid_subset_size": kid_subset_size,
             "weights": weights,
         }

@@ -1,11 +1,13 @@
 """Every stage of experiments/paper runs for two steps, small, from files of the kinds that the real ones come in.
 
-The frozen networks of losses and metrics are the paper's (LPIPS on VGG, DISTS, CLIP, DINOv3) with random weights in the
-caches that their libraries use; the base is a Stable Diffusion by `save_pretrained`. Only widths and counts differ.
+The frozen networks of losses and metrics are the paper's (LPIPS on VGG, DISTS, CLIP, DINOv3, Inception) with random
+weights in the caches that their libraries use; the base is a Stable Diffusion by `save_pretrained`. Only widths and
+counts differ.
 """
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import timm
@@ -16,11 +18,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage import data
 from small_release import save_base, small_sizes, small_unet, small_vae
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli import main
+from aeic_lightning.config import load_config
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
+from datamodules import ImageFolder
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "experiments" / "paper"
@@ -34,6 +39,16 @@ def test_every_paper_file_is_known_here():
     assert {path.stem for path in PAPER.glob("*.yaml")} == set(ORDER) | PARTS
 
 
+@pytest.mark.parametrize("stage", ORDER)
+def test_settings_that_every_stage_has_from_the_release(stage):
+    """Both flips, small images dropped (its data set class); FID as in the paper: Inception on 50 images or more."""
+    config = load_config([PAPER / f"{stage}.yaml"], [] if "stage1" in stage else [f"vars.lambda={LAMBDA}"])
+    images = ImageFolder(**config["data"]["init_args"])
+    assert (images.horizontal_flip, images.vertical_flip, images.small_images) == (True, True, "drop")
+    (fid,) = (c["init_args"] for c in config["trainer"]["callbacks"] if c["class_path"].endswith("PatchFID"))
+    assert (fid["backbone"], fid["patch_size"], fid["min_images"]) == ("inception", 256, 50)
+
+
 def hub_folder(cache: Path, repository: str) -> Path:
     """Where `hf download` puts a repository's files."""
     folder = cache / f"models--{repository.replace('/', '--')}"
@@ -42,6 +57,19 @@ def hub_folder(cache: Path, repository: str) -> Path:
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
     return snapshot
+
+
+def save_inception(path: Path) -> None:
+    """Random weights of FID's Inception, in the form of torch-fidelity's file, which it reads as it is built."""
+    network = FeatureExtractorInceptionV3
+    with (
+        torch.device("meta"),
+        mock.patch.object(torch, "load", return_value={}),
+        mock.patch.object(network, "load_state_dict"),
+    ):
+        shapes = {name: t.shape for name, t in network("inception", ["2048"], "no file").state_dict().items()}
+    # Vectors are variances among others, so above 0.
+    torch.save({name: torch.randn(s) * 0.02 if len(s) > 1 else torch.rand(s) + 0.5 for name, s in shapes.items()}, path)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +86,8 @@ def folder(tmp_path_factory) -> Path:
         state = {key: torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 for key, shape in shapes.items()}
         torch.save(state, checkpoints / HUB_FILES[name][1])
 
+    save_inception(checkpoints / HUB_FILES["inception"][1])
+
     clip = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=24
     )
@@ -68,7 +98,7 @@ def folder(tmp_path_factory) -> Path:
     save_file(state, hub_folder(folder / "hub", DINOV3_REPOSITORY) / "model.safetensors")
 
     photo = Image.fromarray(data.astronaut())
-    for name, size in (("train", (160, 144)), ("val", (256, 192))):
+    for name, size in (("train", (160, 144)), ("val", (256, 256))):
         (folder / name).mkdir()
         photo.resize(size).save(folder / name / "astronaut.png")
     return folder
@@ -116,7 +146,7 @@ def test_plan_lists_all_that_is_not_there(folder, monkeypatch, capfd):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "none"))
     assert main(["plan", "--config", str(PAPER / "se_stage2.yaml"), f"--vars.root={folder / 'none'}"]) == 2
     missing = capfd.readouterr().out.split("\nmissing\n")[1].splitlines()
-    needed = ["sd-turbo", "halfDecoder.ckpt", "VGG16", "CLIP", "DINOv3", "AlexNet", "init_from", "teacher",
+    needed = ["sd-turbo", "halfDecoder.ckpt", "VGG16", "CLIP", "DINOv3", "AlexNet", "Inception", "init_from", "teacher",
               "train_dir", "val_dir"]  # fmt: skip
     assert len(missing) == len(needed)
     for word, line in zip(needed, missing, strict=True):

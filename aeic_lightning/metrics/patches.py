@@ -41,6 +41,7 @@ class PatchDistances:
         backbone: "lite0" (patches as they are) or "inception" (resized to 299; needs torch-fidelity and its weights).
         patch_size: side of a patch, pixels; even, 32 or more.
         min_patches: with fewer there are no figures.
+        min_images: likewise, of images that give patches: many patches of few images are no sample of photographs.
         kid_subset_size: patches of one KID subset. KID is the mean over 100 of them, or that of the whole set if it is
             no larger.
         weights: file or folder with the Inception weights; default: torch.hub's cache.
@@ -54,14 +55,16 @@ class PatchDistances:
         backbone: Literal["lite0", "inception"] = "lite0",
         patch_size: int = 256,
         min_patches: int = 400,
+        min_images: int = 50,
         kid_subset_size: int = 1000,
         weights: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
-        check_options(patch_size, min_patches, kid_subset_size)
+        check_options(patch_size, min_patches, min_images, kid_subset_size)
         self.backbone = backbone
         self.patch_size = patch_size
         self.min_patches = min_patches
+        self.min_images = min_images
         self.kid_subset_size = kid_subset_size
         # Building a network may draw initial weights, even when a file then overwrites them.
         with own_random_state():
@@ -78,7 +81,12 @@ class PatchDistances:
     @property
     def info(self) -> dict[str, dict[str, Any]]:
         """Backbone, version and options of both."""
-        options = {"patch_size": self.patch_size, "grids": 2, "min_patches": self.min_patches}
+        options = {
+            "patch_size": self.patch_size,
+            "grids": 2,
+            "min_patches": self.min_patches,
+            "min_images": self.min_images,
+        }
         shared = {
             "backbone": self.backbone,
             "weights": self.digest,
@@ -103,6 +111,10 @@ class PatchDistances:
         {"fid...": {"value", "patches"}, "kid...": {"value", "std", "patches"}}, or {} and a reason.
         """
         real, fake = (np.concatenate(side) for side in zip(*(seen[name] for name in sorted(seen)), strict=True))
+        images = sum(len(original) > 0 for original, _ in seen.values())
+        if images < self.min_images:
+            reason = f"{images} images with patches of {self.patch_size} pixels, below min_images={self.min_images}"
+            return {}, len(real), reason
         if len(real) < self.min_patches:
             reason = f"{len(real)} patches of {self.patch_size} pixels, below min_patches={self.min_patches}"
             return {}, len(real), reason
@@ -112,12 +124,14 @@ class PatchDistances:
         return {fid_name: {"value": fid} | shared, kid_name: {"value": kid, "std": kid_std} | shared}, len(real), None
 
 
-def check_options(patch_size: int, min_patches: int, kid_subset_size: int) -> None:
+def check_options(patch_size: int, min_patches: int, min_images: int, kid_subset_size: int) -> None:
     """Raise UserError for settings out of range."""
     if patch_size < 32 or patch_size % 2:
         raise UserError(f"FID: patch_size must be even and at least 32, got {patch_size}")
     if min(min_patches, kid_subset_size) < 2:
         raise UserError("FID: min_patches and kid_subset_size start at 2")
+    if min_images < 1:
+        raise UserError(f"FID: min_images is {min_images}; it starts at 1")
 
 
 def two_grids(image: Tensor, size: int) -> Tensor:

@@ -57,9 +57,11 @@ def require_dinov3() -> None:
 
 
 def require_backbone(name: str) -> None:
-    """Raise UserError, saying how to get it, unless the weights of the network of this name are there."""
+    """Raise UserError, saying how to get it, unless the network of this name and its weights are there."""
     if name in HUB_FILES:
         find_weights(name)
+        if name == "inception" and find_spec("torch_fidelity") is None:
+            raise UserError("FID on Inception needs a package more: run `pip install torch-fidelity`")
     elif name == "clip":
         require_clip()
     elif name == "dinov3":

@@ -4,7 +4,6 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,7 +96,11 @@ SETTINGS = ("quality", "bytes_target", "over_target")
 
 
 def measurement(
-    backbones: Sequence[str] | None = None, patch_size: int = 256, min_patches: int = 400, ms_ssim: bool = True
+    backbones: Sequence[str] | None = None,
+    patch_size: int = 256,
+    min_patches: int = 400,
+    min_images: int = 50,
+    ms_ssim: bool = True,
 ) -> Measurement:
     """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS), alex
     (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID).
@@ -114,7 +117,7 @@ def measurement(
         lpips=[name for name in chosen if name != "inception"],
         dists=[name for name in chosen if name in ("lite0", "lite2", "vgg")],
     )
-    patches = [PatchDistances(b, patch_size, min_patches) for b in chosen if b in ("lite0", "inception")]
+    patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in chosen if b in ("lite0", "inception")]
     missing = [name for name in BACKBONES if name not in chosen]
     notes = [f"without figures on {', '.join(missing)}: their weights are not at hand"] if backbones is None else []
     return Measurement(quality, patches, notes if missing else ())
@@ -127,7 +130,7 @@ def _at_hand(backbone: Any) -> bool:
         require_backbone(backbone)
     except UserError:
         return False
-    return backbone != "inception" or find_spec("torch_fidelity") is not None
+    return True
 
 
 # ---------------------------------------------------------------------- images

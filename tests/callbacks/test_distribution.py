@@ -18,7 +18,7 @@ PATCHES_32 = (5 * 6 + 5 * 6) + (4 * 3 + 4 * 2) + (3 * 3 + 2 * 2)
 
 
 def test_logged_figures_are_those_of_the_features(system, trainer_of, val_loader, run_folder):
-    callback = PatchFID(patch_size=32, min_patches=2, kid_subset_size=50)
+    callback = PatchFID(patch_size=32, min_patches=2, min_images=3, kid_subset_size=50)
     (logged,) = trainer_of(callback, QualityMetrics(lpips=[], dists=[])).validate(system, val_loader, verbose=False)
     network, sides = Lite0(), ([], [])
     with torch.no_grad():
@@ -47,13 +47,13 @@ def test_originals_as_reconstructions(trainer_of, val_loader):
         def validation_step(self, batch, batch_idx):
             return super().validation_step(batch, batch_idx) | {"x_hat": batch["image"]}
 
-    trainer = trainer_of(PatchFID(patch_size=32, min_patches=2))
+    trainer = trainer_of(PatchFID(patch_size=32, min_patches=2, min_images=3))
     (logged,) = trainer.validate(Perfect(), val_loader, verbose=False)
     assert logged["val/fid_lite0"] == pytest.approx(0, abs=1e-3)
 
 
 def test_too_few_patches_are_said_once_and_nothing_is_logged(system, trainer_of, train_loader, val_loader, events):
-    trainer = trainer_of(PatchFID(patch_size=32, min_patches=PATCHES_32 + 1))
+    trainer = trainer_of(PatchFID(patch_size=32, min_patches=PATCHES_32 + 1, min_images=3))
     with pytest.warns(UserWarning, match=f"{PATCHES_32} patches .* below min_patches") as caught:
         trainer.fit(system, train_loader, val_loader)
     assert len([w for w in caught if "min_patches" in str(w.message)]) == 1
@@ -62,10 +62,18 @@ def test_too_few_patches_are_said_once_and_nothing_is_logged(system, trainer_of,
     assert not {"val/fid_lite0", "val/kid_lite0"} & set(tags)
 
 
+def test_many_patches_of_few_images_are_refused(system, trainer_of, val_loader):
+    trainer = trainer_of(PatchFID(patch_size=32, min_patches=2))
+    with pytest.warns(UserWarning, match="3 images with patches of 32 pixels, below min_images=50"):
+        (logged,) = trainer.validate(system, val_loader, verbose=False)
+    assert logged["val/fid_patches"] == PATCHES_32
+    assert "val/fid_lite0" not in logged
+
+
 def test_images_smaller_than_a_patch_give_none(system, trainer_of):
     loader = DataLoader(records({"small": SIZES["small"]}), batch_size=1)
     trainer = trainer_of(PatchFID(patch_size=128))
-    with pytest.warns(UserWarning, match="0 patches"):
+    with pytest.warns(UserWarning, match="0 images with patches of 128 pixels, below min_images=50"):
         (logged,) = trainer.validate(system, loader, verbose=False)
     assert logged == {"val/fid_patches": 0}
 
@@ -82,7 +90,7 @@ def counting(callback, counts):
 
 
 def test_originals_run_once_and_every_n_is_kept(system, trainer_of, train_loader, val_loader, events):
-    callback, counts = PatchFID(patch_size=32, min_patches=2, every_n_validations=2), []
+    callback, counts = PatchFID(patch_size=32, min_patches=2, min_images=3, every_n_validations=2), []
     trainer = trainer_of(callback)
     callback.setup(trainer, system, "fit")
     counting(callback, counts)
@@ -97,7 +105,7 @@ def test_originals_run_once_and_every_n_is_kept(system, trainer_of, train_loader
 def test_another_run_reads_the_cache_file(system, trainer_of, val_loader, tmp_path):
     results = []
     for _ in range(2):
-        callback, counts = PatchFID(patch_size=32, min_patches=2, cache_dir=tmp_path / "cache"), []
+        callback, counts = PatchFID(patch_size=32, min_patches=2, min_images=3, cache_dir=tmp_path / "cache"), []
         trainer = trainer_of(callback)
         callback.setup(trainer, system, "validate")
         counting(callback, counts)
@@ -112,7 +120,8 @@ def test_another_run_reads_the_cache_file(system, trainer_of, val_loader, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "options", [{"patch_size": 33}, {"patch_size": 16}, {"min_patches": 1}, {"every_n_validations": 0}]
+    "options",
+    [{"patch_size": 33}, {"patch_size": 16}, {"min_patches": 1}, {"min_images": 0}, {"every_n_validations": 0}],
 )
 def test_options_out_of_range(options):
     with pytest.raises(UserError, match="FID"):

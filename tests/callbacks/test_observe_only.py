@@ -21,7 +21,7 @@ def all_callbacks():
         ComparisonLayout(),
         RateDistortionPicture(),
         QualityMetrics(),
-        PatchFID(patch_size=32, min_patches=2),
+        PatchFID(patch_size=32, min_patches=2, min_images=1),
         ReconstructionGrid(save_images=True),
         TapCurves(every_n_steps=1),
     ]
@@ -71,7 +71,7 @@ trainer:
   - class_path: callbacks.quality.QualityMetrics
     init_args: {backbone: lite0, ms_ssim: true, lpips: [lite0], dists: null}
   - class_path: callbacks.distribution.PatchFID
-    init_args: {patch_size: 32, min_patches: 50, backbone: lite0, every_n_validations: 2}
+    init_args: {patch_size: 32, min_patches: 50, min_images: 1, backbone: lite0, every_n_validations: 2}
   - class_path: callbacks.pictures.ReconstructionGrid
     init_args: {max_images: 2, save_images: true}
   - class_path: callbacks.curves.RateDistortionPicture

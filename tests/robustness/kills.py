@@ -130,7 +130,7 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
     callbacks = [
         f"{{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {{every_n_steps: {SAVE_EVERY}}}}}",
         f"{{class_path: callbacks.{quality}, init_args: {{lpips: [], dists: []}}}}",
-        "{class_path: callbacks.distribution.PatchFID, init_args: {patch_size: 32, min_patches: 4,"
+        "{class_path: callbacks.distribution.PatchFID, init_args: {patch_size: 32, min_patches: 4, min_images: 1,"
         " kid_subset_size: 4, every_n_validations: 2}}",
         "{class_path: callbacks.pictures.ReconstructionGrid, init_args: {every_n_validations: 2}}",
         "{class_path: callbacks.curves.RateDistortionPicture, init_args: {metrics: [psnr]}}",

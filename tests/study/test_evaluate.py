@@ -112,7 +112,7 @@ def test_figures_are_those_of_the_callbacks(photos, tmp_path, codec_config, kind
     loss = {"rate": 0.8, "mse": 2.0}
     system = kind(codec_config, model.decoder.config, loss, OptimizationConfig())
     system.model.load_state_dict(model.state_dict())
-    quality, patches = QualityMetrics(), PatchFID(patch_size=64, min_patches=2)
+    quality, patches = QualityMetrics(), PatchFID(patch_size=64, min_patches=2, min_images=2)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, default_root_dir=tmp_path, callbacks=[quality, patches])  # fmt: skip
     trainer.validate(system, ImageFolder(val_dir=str(photos)), verbose=False)
@@ -120,7 +120,7 @@ def test_figures_are_those_of_the_callbacks(photos, tmp_path, codec_config, kind
 
     out = tmp_path / "result.json"
     assert main(["evaluate", "--checkpoint", str(tmp_path / "model.ckpt"), "--images", str(photos), "-o", str(out),
-                 "--patch-size", "64", "--min-patches", "2"]) == 0  # fmt: skip
+                 "--patch-size", "64", "--min-patches", "2", "--min-images", "2"]) == 0  # fmt: skip
     ours = read_result(out)
     for row, other in zip(ours.images, theirs["images"], strict=True):
         assert set(row) == {*other, "encode_seconds", "decode_seconds"}
@@ -163,7 +163,10 @@ def test_fid_is_that_of_torchmetrics(photos, tmp_path):
             fid.update(torch.stack(patches), real=real)
             count += len(patches) * real
     result = evaluate_files(
-        open_images(str(photos)), open_images(str(decoded)), measurement(patch_size=64, min_patches=2), name="noise"
+        open_images(str(photos)),
+        open_images(str(decoded)),
+        measurement(patch_size=64, min_patches=2, min_images=2),
+        name="noise",
     )
     assert result.set_metrics["fid_lite0"]["patches"] == count
     assert result.set_metrics["fid_lite0"]["value"] == pytest.approx(fid.compute().item(), rel=1e-3)
@@ -182,6 +185,8 @@ def test_too_few_patches_are_said_in_the_file(photos, tmp_path):
         str(out),
         "--patch-size",
         "64",
+        "--min-images",
+        "2",
     ]
     assert main(words) == 0
     result = read_result(out)
@@ -189,6 +194,19 @@ def test_too_few_patches_are_said_in_the_file(photos, tmp_path):
         "value": None, "patches": 13, "refused": "13 patches of 64 pixels, below min_patches=400",
     }  # fmt: skip
     assert result.value("fid_lite0") is None
+
+
+def test_many_patches_of_one_image_are_no_set_of_images(tmp_path):
+    """512 x 512 pixels give 481 patches of 32, more than enough, but of one image."""
+    for folder in ("originals", "decoded"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(data.astronaut()).save(tmp_path / folder / "astronaut.png")
+    words = ["evaluate", "--images", str(tmp_path / "originals"), "--reconstructions", str(tmp_path / "decoded"),
+             "--backbones", "lite0", "--patch-size", "32", "-o", str(tmp_path / "r.json")]  # fmt: skip
+    assert main(words) == 0
+    assert read_result(tmp_path / "r.json").set_metrics["fid_lite0"] == {
+        "value": None, "patches": 481, "refused": "1 images with patches of 32 pixels, below min_images=50",
+    }  # fmt: skip
 
 
 def test_pictures_and_files_of_any_codec(photos, tmp_path):

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         images, targets = given, [bpp_target(bpp) for bpp in args.bpp]
     if args.pictures:
         check_file_names(images.names)
-    measure = measurement(args.backbones, args.patch_size, args.min_patches)
+    measure = measurement(args.backbones, args.patch_size, args.min_patches, args.min_images)
     made = []
     for result in anchors(args.codecs, targets, images, measure, args.pictures):
         made.append(replace(result, labels=result.labels | labels))

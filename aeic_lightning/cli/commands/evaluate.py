@@ -9,7 +9,7 @@ from aeic_lightning.files import check_can_write, check_file_names
 
 EPILOG = """
 Every image is written as a file, read back, and measured in 8 bits. FID and KID are on patches in two grids, and are
-refused below --min-patches. Beside FILE.json a FILE.csv has one row an image.
+refused below --min-patches and --min-images. Beside FILE.json a FILE.csv has one row an image.
 
 examples:
   python -m aeic_lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
@@ -46,6 +46,7 @@ def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool
     parser.add_argument("--max-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=size)
     parser.add_argument("--patch-size", type=int, default=256, help="of FID and KID, pixels (default 256)")
     parser.add_argument("--min-patches", type=int, default=400, help="refuse FID and KID below (default 400)")
+    parser.add_argument("--min-images", type=int, default=50, help="likewise, of images (default 50)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write originals and reconstructions as PNG")
     parser.add_argument("--name", help="of the result (default: the run's)")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label more, e.g. lambda=2")
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if args.checkpoint:
         require(args.checkpoint)
 
+    from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
     from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint, evaluate_files, summary
     from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import write_results
@@ -78,8 +80,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     images = open_images(args.images, max_size)
     if args.pictures:
         check_file_names(images.names)
-    measure = measurement(args.backbones, args.patch_size, args.min_patches)
+    measure = measurement(args.backbones, args.patch_size, args.min_patches, args.min_images)
     if args.checkpoint:
+        warn_of_untrained_rate(args.checkpoint)
         options = {"name": args.name, "labels": labels, "device": args.device, "pictures": args.pictures}
         points = [RatePoint(level=level) for level in args.levels or []] + [RatePoint(bpp=r) for r in args.bpp or []]
         results = []
