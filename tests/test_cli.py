@@ -73,7 +73,7 @@ def test_a_run_leaves_its_record_and_refuses_a_restart(tmp_path, capfd):
     assert fit(tmp_path, "--vars.lambda=3") == 0
     folder = tmp_path / "run"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["init_args"]["loss"]["rate"] == 3
+    assert config["model"]["init_args"]["objective"]["rate"]["weight"] == 3
     assert config["model"]["init_args"]["codec"]["skip_threshold"] == 0.08, "defaults are in the record too"
     record = json.loads((folder / "run.json").read_text())
     assert record["seed"] == 0
@@ -127,7 +127,7 @@ def test_print_config_shows_every_setting(tmp_path, capfd):
         main(["fit", "--config", str(TEACHER), f"--vars.root={tmp_path}", "--vars.lambda=7", "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capfd.readouterr().out)
-    assert printed["model"]["init_args"]["loss"]["rate"] == 7
+    assert printed["model"]["init_args"]["objective"]["rate"]["weight"] == 7
     assert printed["trainer"]["default_root_dir"] == f"{tmp_path}/teacher_stage1"
 
 

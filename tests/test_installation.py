@@ -85,7 +85,7 @@ def test_own_classes_work_beside_the_projects(bin_folder, elsewhere):
     classes = ("callbacks.mine.Mine", "callbacks.Mine", "datamodules.Mine", "single_file.Mine")
     callbacks = ", ".join(f"{{class_path: {path}}}" for path in classes)
     words = ["fit", "--config", "tiny/teacher_stage1.yaml", "--vars.steps=1", "--data.init_args.batch_size=1",
-             "--model.init_args.loss.lpips=0", "--model.init_args.loss.semantic=0",
+             "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
              "--model.init_args.write_streams=false", "--data.init_args.val_max_size=[64,64]",
              f"--trainer.callbacks=[{{class_path: callbacks.checkpoint.LastCheckpoint}}, {callbacks}]"]  # fmt: skip
     shown = said(bin_folder / "python", "-m", "aeic_lightning", *words)

@@ -30,7 +30,8 @@ def words(root: str | Path, *more: str, command: str = "fit", steps: int = 2) ->
     return [
         command, "--config", str(TEACHER), f"--vars.root={root}", "--vars.name=run", f"--vars.steps={steps}",
         "--vars.val_every=100", "--data.init_args.batch_size=1", "--data.init_args.val_max_size=[128,128]",
-        "--model.init_args.write_streams=false", "--model.init_args.loss.lpips=0", "--model.init_args.loss.semantic=0",
+        "--model.init_args.write_streams=false",
+        "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
         f"--trainer.callbacks=[{CHECKPOINTS}, {METRICS}]", *more,
     ]  # fmt: skip
 
@@ -96,15 +97,15 @@ def test_a_run_is_found_guarded_and_resumed_by_any_name_of_its_folder(tmp_path, 
     assert saved["global_step"] == 3
     said = capfd.readouterr().err
     assert "from step 2 on with other settings than the run began with" in said
-    assert "model.init_args.loss.rate 3.0 -> 5.0" in said
+    assert "model.init_args.objective.rate.weight 3 -> 5" in said
     assert (folder / "config.yaml").read_text() == beginning
     later = yaml.safe_load((folder / "config_step_0000002.yaml").read_text())
-    assert later["model"]["init_args"]["loss"]["rate"] == 5
+    assert later["model"]["init_args"]["objective"]["rate"]["weight"] == 5
     record = json.loads((folder / "run.json").read_text())
     assert "--vars.lambda=3" in record["command"] or record["command"].startswith("python -m aeic_lightning")
     (resumed,) = record["resumed"]
     assert resumed["step"] == 2
-    assert resumed["changed"] == {"model.init_args.loss.rate": [3, 5], "trainer.max_steps": [2, 3]}
+    assert resumed["changed"] == {"model.init_args.objective.rate.weight": [3, 5], "trainer.max_steps": [2, 3]}
     assert resumed["resumed_from"] == str(folder / "checkpoints" / "last.ckpt")
 
     # Another run's checkpoint would replace the records of this one.

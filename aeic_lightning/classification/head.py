@@ -23,6 +23,7 @@ class ClassifiedOutput(NamedTuple):
     bits_estimate: Tensor  # (B,)
     x_hat: Tensor | None  # (B, 3, H, W); None of a frozen codec
     taps: dict[str, Tensor]
+    level: Tensor | None = None  # (B,), see `AEICOutput`
     rate_weight: Tensor | None = None  # (B,), see `AEICOutput`
 
 
@@ -111,7 +112,9 @@ class AEICClassificationSystem(CompressionSystem):
         if self.train_codec:
             output = self.model(x, tap_paths=self.tap_paths)
             logits = self.head(output.codec.y_hat)
-            return ClassifiedOutput(logits, output.bits_estimate, output.x_hat, output.taps, output.rate_weight)
+            return ClassifiedOutput(
+                logits, output.bits_estimate, output.x_hat, output.taps, output.level, output.rate_weight
+            )
         with torch.no_grad():
             if self.reads == "y_hat":
                 codec = self.model.codec(x)

@@ -25,6 +25,7 @@ class AEICOutput(NamedTuple):
     codec: CodecOutput
     decoder: "DecoderOutput"
     taps: dict[str, Tensor]  # every declared tap by name, and the module paths that were asked for
+    level: Tensor | None  # (B,), rate level of each image; None in a codec of one rate
     rate_weight: Tensor | None  # (B,), what multiplies lambda at each image's rate level; None in a codec of one rate
 
 
@@ -93,7 +94,7 @@ class AEIC(CompressionModel):
         height, width = x.shape[2:]
         x_hat = decoder.x_hat.float()[..., :height, :width]
         rate_weight = None if self.codec.gains is None else self.codec.gains.rate_weight(codec.level)
-        return AEICOutput(x_hat, codec.bits_y + codec.bits_z, codec, decoder, taps, rate_weight)
+        return AEICOutput(x_hat, codec.bits_y + codec.bits_z, codec, decoder, taps, codec.level, rate_weight)
 
     def compute_taps(self, x: Tensor, names: Collection[str], level: Tensor | float | None = None) -> dict[str, Tensor]:
         """Taps of images (B, 3, H, W) by name or module path, of a pass in one piece (tiles have none).

@@ -35,8 +35,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = zip(*((self.averages[name], p) for name, p in self._trained()), strict=True)
-        torch._foreach_lerp_(list(averages), list(weights), 1 - keep)
+        for name, p in self._trained():
+            self.averages[name].lerp_(p, 1 - keep)
 
     @torch.no_grad()
     def swap_in(self) -> None:

@@ -59,7 +59,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x, adversary = batch["image"], self.objective.adversary
         output = self(x)
-        loss = self.objective(batch, output, self.teacher_taps(x, output.codec.level), self.global_step)
+        loss = self.objective(batch, output, self.teacher_taps(x, output.level), self.global_step)
         self.manual_backward(loss.total / self.optimization.accumulate)
         terms = {"loss": loss.total} | loss.terms
         if adversary is not None:

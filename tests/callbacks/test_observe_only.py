@@ -64,6 +64,7 @@ YAML = """
 trainer:
   accelerator: cpu
   max_epochs: 1
+  default_root_dir: SAVE_DIR/run
   logger:
     class_path: lightning.pytorch.loggers.TensorBoardLogger
     init_args: {save_dir: SAVE_DIR, name: "", version: run, default_hp_metric: false}

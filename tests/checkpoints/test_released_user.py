@@ -155,7 +155,7 @@ def test_the_imported_me_teaches_a_student(folder, imported, tmp_path, capfd):
     """SE stage 1 with the imported ME as teacher, then from the imported SE; the losses on Lite0 for time's sake."""
     small = small_sizes(folder / "turbo", folder / "half.ckpt")
     small["model"]["init_args"]["codec"]["widths"] = [8, 8, 8, 16, 16]
-    small["model"]["init_args"]["loss"] = {"lpips_backbone": "lite0", "semantic_backbone": "lite0"}
+    small["model"]["init_args"]["objective"] = {"lpips": {"backbone": "lite0"}, "semantic": {"backbone": "lite0"}}
     small["trainer"]["callbacks"] = [
         {"class_path": "callbacks.checkpoint.LastCheckpoint", "init_args": {"every_n_steps": 1}},
         {"class_path": "callbacks.quality.QualityMetrics"},

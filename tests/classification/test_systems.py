@@ -335,8 +335,8 @@ def test_a_head_leaves_the_frozen_codec_as_it_was(reads, head_system, codec, tra
     batch = next(iter(digits.val_dataloader()))
     classifier = load_classifier(path)
     with torch.no_grad():
-        output = classifier.model(batch["image"])
-        features = output.codec.y_hat if reads == "y_hat" else from_uint8(to_uint8(output.x_hat))
+        x, model = batch["image"], classifier.model
+        features = model.codec(x).y_hat if reads == "y_hat" else from_uint8(to_uint8(model(x).x_hat))
         torch.testing.assert_close(system.eval().evaluate_batch(batch)["logits"], classifier.head(features))
 
 

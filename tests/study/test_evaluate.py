@@ -120,7 +120,8 @@ def test_figures_are_those_of_the_callbacks(photos, tmp_path, codec_config, kind
 
     out = tmp_path / "result.json"
     assert main(["evaluate", "--checkpoint", str(tmp_path / "model.ckpt"), "--images", str(photos), "-o", str(out),
-                 "--patch-size", "64", "--min-patches", "2", "--min-images", "2"]) == 0  # fmt: skip
+                 "--patch-size", "64", "--min-patches", "2", "--min-images", "2",
+                 "--backbones", "lite0"]) == 0  # fmt: skip
     ours = read_result(out)
     for row, other in zip(ours.images, theirs["images"], strict=True):
         assert set(row) == {*other, "encode_seconds", "decode_seconds"}
@@ -338,7 +339,10 @@ def test_weights_at_hand_give_their_figures(photos, tmp_path, monkeypatch):
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(weights, tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth")
     found = measurement()
-    assert [network.name for network in found.quality.networks] == ["lpips_lite0", "lpips_alex", "dists_lite0"]
+    assert [network.name for network in found.quality.networks] == [
+        *("lpips_lite0", "lpips_lite2", "lpips_alex"),
+        *("dists_lite0", "dists_lite2"),
+    ]
     assert found.notes == ["without figures on vgg, inception: their weights are not at hand"]
     assert found.quality.info["lpips_alex"]["version"].startswith("lpips ")
     with pytest.raises(UserError, match="no VGG16 weights"):

@@ -253,7 +253,9 @@ def test_cached_taps_train_alike(codec_config, pretrained, teacher_file, tmp_pat
         training = system(codec_config, pretrained, teacher_file, teacher_cache=folder and str(folder))
         asked = []
         compute = training.compute_teacher_taps
-        monkeypatch.setattr(training, "compute_teacher_taps", lambda x, c=compute, a=asked: a.append(len(x)) or c(x))
+        monkeypatch.setattr(
+            training, "compute_teacher_taps", lambda x, *level, c=compute, a=asked: a.append(len(x)) or c(x, *level)
+        )
         fit(training)
         runs.append((training.model.state_dict(), sum(asked)))
     assert [asked for _, asked in runs] == [3, 3, 0]
