@@ -50,17 +50,17 @@ class Classifier:
         return self.head(from_uint8(reconstruct(self.model, decoded))[None])[0]
 
 
-def load_classifier(path: str | Path) -> Classifier:
+def load_classifier(path: str | Path, receiver: bool = False) -> Classifier:
     """The classifier of a checkpoint, in evaluation mode.
 
+    Latents are classified without an AEIC's decoder; with `receiver` it is read all the same, to draw the pictures.
     Raises UserError when the checkpoint is missing, or has none.
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint["model_config"]
     if "head" in config:
         reads, classes = config["head"]["reads"], config["head"]["transformer"]["classes"]
-        # Latents are classified without the decoder, so its base weights are not read.
-        model = load_aeic(path, receiver=reads == "x_hat")
+        model = load_aeic(path, receiver=receiver or reads == "x_hat")
         head = load_head(checkpoint, path)
     elif other_kind(config) is CLASSIFICATION:
         model = cast(ClassificationModel, load_model(path))

@@ -17,6 +17,7 @@ from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import to_uint8
+from aeic_lightning.losses.objective import objective_weights
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.comparison import markdown_table, mean_bytes
@@ -54,7 +55,7 @@ def measure_run(folder: Path) -> Result:
     run = read_result(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     settings = config["model"]["init_args"]
-    if settings["loss"]["rate"] > 0 or "head" in settings:
+    if objective_weights(settings).get("rate") or "head" in settings:
         images, reads = _images_from_files(path, config), settings.get("reads", "y_hat")
     else:
         images, reads = _images_from_validation(run), "y, unquantised"
@@ -69,7 +70,7 @@ def measure_run(folder: Path) -> Result:
 
 def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     data = _data(config)
-    classifier = load_classifier(path)
+    classifier = load_classifier(path, receiver=True)
     if classifier.class_names != data.class_names:
         raise UserError(f"{path} was trained on other classes than its config.yaml names")
     rows = []

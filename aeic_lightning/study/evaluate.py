@@ -142,10 +142,10 @@ def _run_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         config = yaml.safe_load(path.read_text())
-        _ = config["model"]["class_path"], config["model"]["init_args"]["loss"]  # another tool's file has neither
+        known = {"objective", "loss"} & set(config["model"]["init_args"])  # `loss` in runs of before
     except (yaml.YAMLError, KeyError, TypeError):
         return None
-    return config
+    return config if known and "class_path" in config["model"] else None  # another tool's file has neither
 
 
 def torch_device(name: str) -> torch.device:

@@ -173,10 +173,7 @@ def test_errors_are_one_line(runs, tmp_path, capsys):
         (["classify", str(tmp_path / "bad.aeic"), "--checkpoint", checkpoint], "bad.aeic: the file starts with byte"),
         (["classify", str(tmp_path), "--checkpoint", str(root / "codec/checkpoints/last.ckpt")], "has no classifier"),
         (["classify", str(tmp_path), "--checkpoint", checkpoint, "--top", "0"], "--top is 0"),
-        (
-            ["evaluate", "--images", str(tmp_path), "--checkpoint", checkpoint, "-o", str(tmp_path / "r.json")],
-            "not an AEIC",
-        ),
+        (["export", "--checkpoint", checkpoint, "-o", str(tmp_path / "export")], "not an AEIC"),
         (["accuracy", str(root / "nothing"), "-o", str(tmp_path / "out")], "holds no finished run"),
     ):
         assert main(words) == 2
