@@ -69,6 +69,8 @@ class AEICClassificationSystem(CompressionSystem):
         codec, decoder = model_configs(checkpoint, init_from)
         super().__init__(codec, decoder, objective, optimization, init_from, write_streams, labels)
         self.imported = not train_codec and bool(checkpoint.get("imported"))
+        if optimization.ema:
+            raise UserError("optimization.ema averages a codec, not the head beside it; leave it 0")
         if train_codec and reads == "x_hat":
             raise UserError(
                 "a classifier of pictures is trained on a frozen codec; set train_codec false or read y_hat"

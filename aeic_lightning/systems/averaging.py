@@ -31,6 +31,11 @@ class WeightAverage:
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
+    def _state_names(self) -> dict[str, str]:
+        """Parameter -> its name in a checkpoint, where an adapter's is left out."""
+        kept = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        return {name: kept[id(p)] for name, p in self._trained()}
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
@@ -63,14 +68,15 @@ class WeightAverage:
     def save(self, checkpoint: dict, prefix: str = "model.") -> None:
         """Make the averages the checkpoint's `state_dict`, which readers use, and keep the raw weights beside."""
         checkpoint[RAW] = self._raw or self._own_state()
-        checkpoint["state_dict"] |= {prefix + name: average for name, average in self.averages.items()}
+        names = self._state_names()
+        checkpoint["state_dict"] |= {prefix + names[name]: average for name, average in self.averages.items()}
 
     def load(self, checkpoint: dict, prefix: str = "model.") -> None:
         """Take the averages from a checkpoint that training goes on from, whose `state_dict` gets the raw weights."""
         raw, state = dict(checkpoint[RAW]), checkpoint["state_dict"]
         quantiles = raw.pop("prior.quantiles")
-        for name in self.averages:
-            self.averages[name].copy_(state[prefix + name])
-            state[prefix + name] = raw[name]
+        for name, kept in self._state_names().items():
+            self.averages[name].copy_(state[prefix + kept])
+            state[prefix + kept] = raw[name]
         own = next(name for name, buffer in self.model.named_buffers() if buffer is self.model.prior.quantiles)
         state[prefix + own] = quantiles

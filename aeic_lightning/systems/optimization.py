@@ -121,6 +121,12 @@ class TwoPlayerSystem(GuardedSystem):
         if self.average is not None:
             self.average.swap_in()
 
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+
+    def on_test_end(self) -> None:
+        self.on_validation_end()
+
     def on_validation_end(self) -> None:
         if self.average is not None:
             self.average.swap_out()

@@ -364,6 +364,8 @@ def test_head_errors(head_system, codec):
         head_system(reads="x_hat", train_codec=True)
     with pytest.raises(UserError, match="the codec is frozen, mse cannot change it"):
         AEICClassificationSystem(codec, HEAD, {"cross_entropy": CROSS_ENTROPY} | RATE, OptimizationConfig())
+    with pytest.raises(UserError, match=r"optimization\.ema averages a codec"):
+        AEICClassificationSystem(codec, HEAD, {"cross_entropy": CROSS_ENTROPY}, OptimizationConfig(ema=0.9))
     with pytest.raises(UserError, match="reads is 'z'"):
         head_system(reads="z")
     with pytest.raises(UserError, match=r"init_from: no file nowhere\.ckpt"):

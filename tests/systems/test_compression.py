@@ -278,3 +278,22 @@ def test_bad_settings_are_said_in_words(codec_config, decoder_config):
         make(codec_config, decoder_config, learning_rates=[(10, 1e-3)])
     with pytest.raises(UserError, match="accumulate must be at least 1"):
         make(codec_config, decoder_config, accumulate=0)
+
+
+def test_cosine_falls_to_its_final_rate_at_the_last_step(codec_config, decoder_config, loader, trainer):
+    seen = []
+
+    class Watched(TeacherSystem):
+        def step_players(self):
+            super().step_players()
+            seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = {"learning_rates": [(0, 1e-3)], "schedule": "cosine", "final_learning_rate": 1e-4, "warmup_steps": 1}
+    system = make(codec_config, decoder_config, **rates)
+    system.__class__ = Watched
+    trainer(4).fit(system, loader(1))
+    assert seen == pytest.approx([1e-3, 1e-3, (1e-3 + 1e-4) / 2, 1e-4])
+    with pytest.raises(UserError, match=r"set trainer\.max_steps"):
+        trainer(-1, max_epochs=1).fit(make(codec_config, decoder_config, **rates), loader(1))
+    with pytest.raises(UserError, match="cosine falls from one rate"):
+        make(codec_config, decoder_config, schedule="cosine", learning_rates=[(0, 1e-3), (5, 1e-4)])

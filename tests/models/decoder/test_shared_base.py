@@ -144,11 +144,11 @@ def teacher_file(codec_config, pretrained, tmp_path):
     return path
 
 
-def system(codec_config, pretrained, teacher_file, **options) -> DistillationSystem:
+def system(codec_config, pretrained, teacher_file, ema=0.0, **options) -> DistillationSystem:
     torch.manual_seed(1)
     student = replace(codec_config, widths=[8, 8, 8, 16, 16])
     objective = {"rate": 0.8, "mse": 2.0} | SIDES
-    optimization = OptimizationConfig(learning_rates=[(0, 1e-2)])
+    optimization = OptimizationConfig(learning_rates=[(0, 1e-2)], ema=ema)
     return DistillationSystem(student, pretrained, objective, optimization, teacher=str(teacher_file), **options)
 
 
@@ -232,6 +232,29 @@ def test_checkpoint_of_a_student_loads_anywhere_but_on_another_base(
     torch.save(half, base_files[1])
     with pytest.raises(UserError, match="was trained on a vae with digest"):
         load_model(path)
+
+
+def test_averages_of_an_adapter_are_read_and_resumed(codec_config, pretrained, teacher_file, tmp_path):
+    """A checkpoint names an adapter's tensors otherwise than the model that has two adapters does."""
+    training = system(codec_config, pretrained, teacher_file, ema=0.5)
+    fit(training).save_checkpoint(tmp_path / "student.ckpt")
+    names = {name for name in training.average.averages if ".lora_" in name}
+    assert names
+    assert any(not torch.equal(training.model.get_parameter(name), training.average.averages[name]) for name in names)
+    read = load_model(tmp_path / "student.ckpt").decoder.denoiser
+    for name in names:
+        average = training.average.averages[name]
+        end = name.removeprefix("decoder.denoiser.").replace(".student.", ".own.")
+        assert torch.equal(read.get_parameter(end), average), name
+    again = system(codec_config, pretrained, teacher_file, ema=0.5)
+    images = [{"image": torch.zeros(3, 128, 128), "name": "x"}]
+    lightning.Trainer(
+        accelerator="cpu", max_steps=3, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(again, DataLoader(images), ckpt_path=tmp_path / "student.ckpt", weights_only=True)  # fmt: skip
+    for name, p in again.model.named_parameters():
+        assert torch.equal(p, training.model.get_parameter(name)), name
+    assert all(torch.equal(average, training.average.averages[n]) for n, average in again.average.averages.items())
 
 
 def test_stages_follow_each_other(codec_config, pretrained, teacher_file):
