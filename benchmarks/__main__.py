@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def timed(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, d
     """`compare`, as plain values."""
     with torch.inference_mode():
         results: dict[str, Timed] = compare(candidates, repeats)
-    return {name: result._asdict() for name, result in results.items()}
+    return {name: asdict(result) for name, result in results.items()}
 
 
 def bound(model: AEIC, bitstream: Bitstream, x: torch.Tensor, repeats: int) -> dict[str, float]:

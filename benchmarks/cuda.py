@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def frames(
         y_hat = encode(x)
         results = {"encode": compare(forms(encode, x, device), repeats)}
         results["decode"] = compare(forms(decode, y_hat, device), repeats)
-    return {half: {name: t._asdict() for name, t in timed.items()} for half, timed in results.items()}
+    return {half: {name: asdict(t) for name, t in timed.items()} for half, timed in results.items()}
 
 
 def forms(function: Callable[[Tensor], Tensor], x: Tensor, device: str) -> dict[str, Callable[[], None]]:
