@@ -4,9 +4,10 @@ import platform
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 HOPELESS = 4  # times as slow as the quickest: not timed again
 SLOW = 20.0  # seconds of one turn above which `compare` takes a single turn
@@ -30,7 +31,8 @@ def quickest(candidates: dict[str, Callable[[], Any]], runs: int = 5) -> list[st
     return sorted(best, key=best.__getitem__)
 
 
-class Timed(NamedTuple):
+@dataclass(frozen=True)
+class Timed:
     """One alternative beside the first of its comparison."""
 
     seconds: float  # median by the clock

@@ -141,6 +141,8 @@ def decode(repeats: int, model, bitstream, x) -> dict:
 
 def show(repeats: int, what: str, candidates: dict) -> dict:
     """Time the candidates in turn; print and return medians and ratios to the first."""
+    from dataclasses import asdict
+
     import torch
 
     from aeic_lightning.timing import compare
@@ -153,7 +155,7 @@ def show(repeats: int, what: str, candidates: dict) -> dict:
     ]
     once = "" if next(iter(timed.values())).runs == repeats else ", once"
     print(f"  {what + once:<22}" + "   ".join(cells), flush=True)
-    return {name: t._asdict() for name, t in timed.items()}
+    return {name: asdict(t) for name, t in timed.items()}
 
 
 def describe(value) -> str:

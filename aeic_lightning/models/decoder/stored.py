@@ -17,7 +17,8 @@ class StoredDecoder(nn.Module):
             *parents, last = name.split(".")
             module: nn.Module = self
             for parent in parents:
-                if parent not in module._modules:
+                children = dict(module.named_children())
+                if parent not in children:
                     module.add_module(parent, nn.Module())
-                module = module._modules[parent]
+                module = module.get_submodule(parent)
             module.register_buffer(last, tensor)
