@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from aeic_lightning.cli import main
-from aeic_lightning.config.run_record import flat
+from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.provenance import git_state, user_repository
 from aeic_lightning.run_folder import only_fit, run_folder, settle_run_folder
@@ -154,7 +154,14 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_anything_is_built
 
 def test_flat_names_every_setting():
     config = {"a": {"b": 1, "c": []}, "d": [{"class_path": "X", "init_args": {"n": 2}}], "e": [1, 2], "f": {}}
-    assert flat(config) == {"a.b": 1, "a.c": [], "d.0.class_path": "X", "d.0.init_args.n": 2, "e": [1, 2], "f": {}}
+    assert flat(config, lists=True) == {
+        "a.b": 1,
+        "a.c": [],
+        "d.0.class_path": "X",
+        "d.0.init_args.n": 2,
+        "e": [1, 2],
+        "f": {},
+    }
 
 
 # ---------------------------------------------------------------------- one process at a time

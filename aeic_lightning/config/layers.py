@@ -19,6 +19,20 @@ MISSING = "???"  # OmegaConf's mark of a value that a later file must give
 ASIDE = "init_args of another class"  # while merging: what the class does not take, in case that a later one does
 
 
+def flat(value: Any, prefix: str = "", lists: bool = False) -> dict[str, Any]:
+    """Nested settings as `model.init_args.codec` -> value. A list, and an empty mapping, is one value.
+
+    With `lists`, a list that holds mappings is taken apart too: `trainer.callbacks.0.class_path`.
+    """
+    if isinstance(value, dict) and (value or not prefix):
+        items = list(value.items())
+    elif lists and isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = list(enumerate(value))
+    else:
+        return {prefix: value}
+    return {k: v for key, item in items for k, v in flat(item, f"{prefix}.{key}".lstrip("."), lists).items()}
+
+
 def merge(layers: Sequence[DictConfig]) -> DictConfig:
     """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks."""
     merged: Any = {}

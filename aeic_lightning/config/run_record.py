@@ -16,6 +16,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from aeic_lightning import __version__
+from aeic_lightning.config.layers import flat
 from aeic_lightning.files import write_whole
 from aeic_lightning.provenance import PACKAGES, command_line, git_state, user_repository
 
@@ -96,21 +97,15 @@ class RunRecord(SaveConfigCallback):
         }
 
 
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested settings as `trainer.callbacks.0.class_path` -> value."""
-    if isinstance(value, dict) and value:
-        return {k: v for name, inner in value.items() for k, v in flat(inner, f"{key}.{name}".lstrip(".")).items()}
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{key}.{i}").items()}
-    return {key: value}
-
-
 def _changes(beginning: Path, now: Path) -> Changes:
     """Settings in which two configs differ; the place of the run folder, which may have been moved, is none."""
     configs = [yaml.safe_load(path.read_text()) for path in (beginning, now)]
     folders = [str((config.get("trainer") or {}).get("default_root_dir")) for config in configs]
     before, after = (
-        {key: value.replace(own, "RUN") if isinstance(value, str) else value for key, value in flat(config).items()}
+        {
+            key: value.replace(own, "RUN") if isinstance(value, str) else value
+            for key, value in flat(config, lists=True).items()
+        }
         for config, own in zip(configs, folders, strict=True)
     )
     ignored = ("ckpt_path", "weights_only")

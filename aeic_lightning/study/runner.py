@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
-from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep, flat
+from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep
 
 ROOT_LOCK = ".sweep.lock"  # file in the root of a sweep, locked while a sweep is running there
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

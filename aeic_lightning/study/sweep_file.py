@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic_lightning.config import as_override, load_config
+from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
@@ -224,13 +225,6 @@ def labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
     """The runs that have all these labels."""
     wanted = {LABELS + label: as_label(value) for label, value in labels.items()}
     return [run for run in runs if agree(run.settings, wanted)]
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `a.b` -> value. A list, and an empty mapping, is one value."""
-    if isinstance(value, dict) and (value or not prefix):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
-    return {prefix: value}
 
 
 def _check_ends(sweep: Sweep, file: Path) -> None:
