@@ -33,6 +33,7 @@ class Encoded(NamedTuple):
     bits: float  # ideal code length of z and y by the tables
     coded: int  # symbols of y in the stream; the others were skipped
     escaped: int  # symbols of z and y outside of their tables
+    level: float | None = None  # rate level, for a model that has several
 
     def integers(self) -> tuple[np.ndarray, np.ndarray]:
         """See `Decoded.integers`."""
@@ -99,7 +100,7 @@ class LatentCoder:
             y_hat = self._y_hat(z_hat, (y.shape[2], y.shape[3]), code)
         stream = container.Stream(height, width, _check(z_hat, y_hat), writer.getvalue(), dial)
         data = container.pack(stream, self.fingerprint)
-        return Encoded(data, z_hat, y_hat, writer.bits, count, writer.escaped)
+        return Encoded(data, z_hat, y_hat, writer.bits, count, writer.escaped, dial_level(dial, self.levels))
 
     def decode(self, data: bytes) -> Decoded:
         """The latents of a file, the same on every machine.

@@ -1,7 +1,7 @@
 """Weights apart from training state: a folder of `config.json` and `model.safetensors`.
 
 The values are float16, and every reader widens them to float32, so what is evaluated is what was stored. The folder is
-what `Codec.save_pretrained` and `export --weights` write, what ships inside of the package (`aeic_lightning.zoo`), and
+what `Codec.save_pretrained` writes, what ships inside of the package (`aeic_lightning.zoo`), and
 what a repository on the Hugging Face Hub holds. Wherever a checkpoint is asked for, such a folder or the name of a
 shipped model will do.
 """

@@ -87,10 +87,9 @@ class Checkpoint:
     def _level_within(self, image: Tensor, bpp: float) -> tuple[float | None, bool]:
         """The level of the best file within `bpp`, and whether even the smallest file is larger."""
         try:
-            data = self.bitstream.encode_at(image, bpp=bpp).data
+            return self.bitstream.encode_at(image, bpp=bpp).level, False
         except UserError:  # no file is so small
             return (0.0 if self.bitstream.levels else None), True
-        return self.bitstream.decode(data).level, False
 
     def describe(self) -> dict[str, Any]:
         """Name, labels, costs and step, from the run folder that the checkpoint lies in, else from the checkpoint."""

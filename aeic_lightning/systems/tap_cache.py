@@ -35,7 +35,7 @@ class TapCache:
         self.names = names
 
     def taps(
-        self, x: Tensor, compute: Callable[..., dict[str, Tensor]], level: Tensor | None = None
+        self, x: Tensor, compute: Callable[[Tensor, Tensor | None], dict[str, Tensor]], level: Tensor | None = None
     ) -> tuple[dict[str, Tensor], float]:
         """The taps of images (B, 3, H, W) at rate levels (B,), and the share that was there already.
 
@@ -49,7 +49,7 @@ class TapCache:
         ]
         missing = [i for i, file in enumerate(files) if not file.is_file()]
         if missing:
-            computed = compute(x[missing], *(() if level is None else (level[missing],)))
+            computed = compute(x[missing], None if level is None else level[missing])
             for row, i in enumerate(missing):
                 write_whole(files[i], save({name: computed[name][row].cpu().contiguous() for name in self.names}))
         rows = [read_state_dict(file) for file in files]

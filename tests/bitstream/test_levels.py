@@ -50,7 +50,7 @@ def test_a_stream_brings_back_its_latents_and_its_level(model, bitstream, level)
     encoded = bitstream.encode_fully(picture(), level)
     decoded = bitstream.decode(encoded.data)
     assert torch.equal(decoded.y_hat, encoded.y_hat)
-    assert decoded.level == pytest.approx(1.0 if level is None else level, abs=1 / 255)
+    assert decoded.level == encoded.level == pytest.approx(1.0 if level is None else level, abs=1 / 255)
     with torch.no_grad():
         expected = model.reconstruct(decoded.y_hat, decoded.level)[0, :, :70, :90]
     found = reconstruct(model, decoded)
