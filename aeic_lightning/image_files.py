@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.run_folder import is_first_process
 
 # What Pillow registers for the formats of `aeic_lightning.images`.
 SUFFIXES = (
@@ -45,9 +46,7 @@ def find_images(root: Path) -> list[Path]:
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         more = ", ..." if len(others) > 5 else ""
-        # As Lightning finds it, whose import would take a second.
-        ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-        if int(next(filter(None, ranks), 0)) == 0:
+        if is_first_process():
             print(
                 f"passed over {others.total()} of {len(found) + others.total()} files in {root}: {kinds}{more}",
                 file=sys.stderr,

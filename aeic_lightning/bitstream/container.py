@@ -93,6 +93,18 @@ def check_size(height: int, width: int) -> None:
         raise UserError(f"an image of {width}x{height} pixels; a stream holds 1 to {LARGEST_SIDE} a side")
 
 
+def check_rate(bpp: float) -> None:
+    """Raise UserError for bits per pixel that no file has."""
+    if not bpp > 0:
+        raise UserError(f"{bpp:g} bpp: a rate is above 0")
+
+
+def bytes_within(bpp: float, height: int, width: int) -> int:
+    """The most bytes that a file of so many bits per pixel has. Raises UserError as `check_rate`."""
+    check_rate(bpp)
+    return int(bpp * height * width / 8)
+
+
 def latents_check(*latents: bytes) -> bytes:
     """The check value of decoded latents."""
     return hashlib.sha256(b"".join(latents)).digest()[:_LATENTS]

@@ -249,9 +249,7 @@ class Bitstream(LatentCoder):
             raise UserError("give one of bpp, max_bytes and level")
         height, width = x.shape[2:]
         if bpp is not None:
-            if not bpp > 0:
-                raise UserError(f"bpp is {bpp}; a rate is above 0")
-            max_bytes = int(bpp * height * width / 8)
+            max_bytes = container.bytes_within(bpp, height, width)
         if max_bytes is None:
             return self.encode_fully(x, level)
         container.check_size(height, width)

@@ -116,7 +116,6 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         self.optimization = optimization
         self.init_from = init_from
         self.write_streams = write_streams and self.quantise
-        self.labels = labels or {}
         classes = sizes.transformer.classes
         self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
         self.mixup = Mixup(classes, mixup)

@@ -5,7 +5,7 @@ The output of any other module is a tap too, under the module's path: `decoder.d
 collect those during the one pass (`AEIC.forward`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -64,13 +64,20 @@ def find_taps(model: nn.Module, names: Iterable[str], role: str = "model") -> di
 def hooked(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the modules at these paths, by path, while the context lasts; the first of a tuple."""
     found: dict[str, Tensor] = {}
-
-    def keep(path: str):
-        return lambda module, inputs, output: found.__setitem__(path, _first(output))
-
-    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
-    try:
+    with _watched(model, paths, found.__setitem__):
         yield found
+
+
+@contextmanager
+def _watched(model: nn.Module, paths: Sequence[str], see: Callable[[str, Any], None]) -> Iterator[None]:
+    """Give each output of the modules at these paths to `see`, with its path, while the context lasts."""
+
+    def hook(path: str):
+        return lambda module, inputs, output: see(path, _first(output))
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -88,20 +95,15 @@ def _first(output: Any) -> Any:
 def _probe(model: nn.Module, paths: list[str], role: str) -> dict[str, Tap]:
     side = 16 * model.codec.stride
     outputs: dict[str, list[Any]] = {path: [] for path in paths}
-    handles = [
-        model.get_submodule(path).register_forward_hook(lambda m, i, out, path=path: outputs[path].append(_first(out)))
-        for path in paths
-    ]
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     was_training = model.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        see = _watched(model, paths, lambda path, output: outputs[path].append(output))
+        with see, torch.no_grad(), torch.random.fork_rng(devices=[]):
             on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
             torch.func.functional_call(model.train(), on_meta, (torch.empty(1, 3, side, side, device="meta"),))
     finally:
         model.train(was_training)
-        for handle in handles:
-            handle.remove()
     for path, found in outputs.items():
         if len(found) != 1:
             raise UserError(f"distillation: {path} of the {role} runs {len(found)} times a pass; a tap runs once")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 
+from aeic_lightning.bitstream.container import bytes_within, check_rate
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
 from aeic_lightning.study.curves import check_same_images
@@ -76,9 +77,8 @@ class Target:
 
 def bpp_target(bpp: float) -> Target:
     """The same bits per pixel for every image."""
-    if not bpp > 0:
-        raise UserError(f"{bpp} bpp: a rate is above 0")
-    return Target(bpp, lambda name, height, width: int(bpp * height * width / 8))
+    check_rate(bpp)
+    return Target(bpp, lambda name, height, width: bytes_within(bpp, height, width))
 
 
 def like_target(result: Result) -> Target:

@@ -50,7 +50,6 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         self.optimization = optimization
         self.init_from = init_from
         self.write_streams = write_streams
-        self.labels = labels or {}
         self.automatic_optimization = False  # there may be two players
         self.guard = self.make_guard()
 

@@ -40,6 +40,12 @@ def test_each_level_is_a_result_of_one_curve(model, tmp_path):
             assert row["bits_estimate" if "bits_estimate" in row else "bpp_estimate"] > 0
 
 
+@pytest.mark.parametrize("rate", ["0", "-1"])
+def test_a_rate_that_no_file_has_is_refused(model, tmp_path, rate, capsys):
+    assert evaluate(model, tmp_path / "rates.json", "--bpp", "0.1", rate) == 2
+    assert "a rate is above 0" in capsys.readouterr().err
+
+
 def test_files_keep_a_rate_and_those_that_cannot_are_marked(model, tmp_path):
     assert evaluate(model, tmp_path / "levels.json", "--levels", "0", "2") == 0
     low, high = read_results([tmp_path / "levels.json"])

@@ -43,6 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, remark: str) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file with its bytes and bits per pixel, then the sums. Exit code 2 if any image failed."""
     refuse_extra(extra)
+    from aeic_lightning.bitstream.container import check_rate
     from aeic_lightning.bitstream.files import conversions_of
     from aeic_lightning.checkpoints.weights import require
     from aeic_lightning.image_files import find_images
@@ -50,8 +51,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     conversions = conversions_of(args.images, args.out, ".aeic", find_images, args.force)
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}; it is at least 1")
-    if args.bpp is not None and not args.bpp > 0:
-        raise UserError(f"--bpp is {args.bpp:g}; a rate is above 0")
+    if args.bpp is not None:
+        check_rate(args.bpp)
     if args.checkpoint:
         name = args.checkpoint
     else:

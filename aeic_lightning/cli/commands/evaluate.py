@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from aeic_lightning.bitstream.container import check_rate
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_can_write, check_file_names
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--max-size would crop the originals alone; leave it out with --reconstructions")
     if (args.levels or args.bpp) and not args.checkpoint:
         raise UserError("--levels and --bpp go with --checkpoint; pictures that are there already have their rate")
+    for bpp in args.bpp or []:
+        check_rate(bpp)
     labels, max_size = check_measure_arguments(args)
 
     from aeic_lightning.checkpoints.weights import require
