@@ -25,17 +25,26 @@ class Adversarial(Term):
         backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's.
         learning_rate: the discriminator's, constant.
         real_label: the discriminator's target for real images; below 1 it smooths the label.
+        updates: of the discriminator for each one of the generator. `joint`: one, from the sum of its losses on real
+            and on decoded images. `separate`, as AEIC: one on the real images, then one on the decoded ones, each loss
+            times the term's own weight. AdamW all but divides that weight out, except where the gradient is clipped.
     """
 
     needs_picture = True
 
     def __init__(
-        self, backbone: Literal["lite0", "dinov3"] = "lite0", learning_rate: float = 2e-5, real_label: float = 1.0
+        self,
+        backbone: Literal["lite0", "dinov3"] = "lite0",
+        learning_rate: float = 2e-5,
+        real_label: float = 1.0,
+        updates: Literal["joint", "separate"] = "joint",
     ) -> None:
         super().__init__()
         if not 0.5 < real_label <= 1:
             raise UserError(f"adversarial: real_label must be above 0.5 and at most 1, not {real_label}")
-        self.learning_rate, self.real_label = learning_rate, real_label
+        if updates not in ("joint", "separate"):
+            raise UserError(f"adversarial: updates is joint or separate, not {updates!r}")
+        self.learning_rate, self.real_label, self.updates = learning_rate, real_label, updates
         self.discriminator = ProjectedDiscriminator(backbone)
 
     @classmethod
@@ -52,6 +61,14 @@ class Adversarial(Term):
         """The second player's loss, a scalar, for images (B, 3, H, W); no gradient reaches x_hat."""
         fake_logits, real_logits = self.discriminator(x_hat.detach()), self.discriminator(x)
         return discriminator_loss(fake_logits, real_logits, self.real_label)
+
+    def fake_loss(self, x_hat: Tensor) -> Tensor:
+        """The half of `discriminator_loss` on decoded images."""
+        return discriminator_loss(self.discriminator(x_hat.detach()), [], self.real_label)
+
+    def real_loss(self, x: Tensor) -> Tensor:
+        """The half of `discriminator_loss` on real images."""
+        return discriminator_loss([], self.discriminator(x), self.real_label)
 
     @property
     def chance(self) -> float:
@@ -147,7 +164,7 @@ def discriminator_loss(fake_logits: list[Tensor], real_logits: list[Tensor], rea
     -log sigmoid(-fake) - r log sigmoid(real) - (1 - r) log sigmoid(-real), with r = `real_label`; below 1 it smooths
     the label of real images.
     """
-    loss = sum(F.softplus(logits).mean() for logits in fake_logits)
+    loss: Any = sum(F.softplus(logits).mean() for logits in fake_logits)
     return loss + sum(_cross_entropy(logits, real_label) for logits in real_logits)
 
 

@@ -133,6 +133,11 @@ class Objective(nn.Module):
         return found[0] if found else None
 
     @property
+    def adversary_weight(self) -> float:
+        """The weight of that term; 0 without one."""
+        return next((self.weight(name) for name, term in self.terms.items() if term is self.adversary), 0.0)
+
+    @property
     def student_taps(self) -> list[str]:
         """Taps that the terms read from the output of the model that is trained."""
         return list(dict.fromkeys(tap for term in self.terms.values() for tap in term.student_taps))

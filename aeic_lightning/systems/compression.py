@@ -56,14 +56,12 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     # ------------------------------------------------------------------ the step
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        x, adversary = batch["image"], self.objective.adversary
+        x = batch["image"]
         output = self(x)
         loss = self.objective(batch, output, self.teacher_taps(x, output.level), self.global_step)
         self.manual_backward(loss.total / self.optimization.accumulate)
         terms = {"loss": loss.total} | loss.terms
-        if adversary is not None:
-            terms["discriminator"] = adversary.discriminator_loss(output.x_hat, x)
-            self.manual_backward(terms["discriminator"] / self.optimization.accumulate)
+        terms |= self.teach_discriminator(output.x_hat, x)
         self.guard.see(terms, batch["name"])
         self.update_when_due()
         self.log_at_step("train", terms)

@@ -97,8 +97,9 @@ class Guard:
         self._bad |= {name: value for name, value in named.items() if not math.isfinite(value)}
         self._watch_collapse(named)
 
-    def allows(self, players: Mapping[str, Sequence[tuple[str, nn.Parameter]]]) -> bool:
-        """Whether to take the update. `players` are the named parameters of each optimizer.
+    def allows(self, players: Mapping[str, Sequence[tuple[str, nn.Parameter]]], counts: bool = True) -> bool:
+        """Whether to take the update. `players` are the named parameters of each optimizer; an update that does not
+        count is one of several that make a step.
 
         Raises RunError where a loss or a gradient is not finite and the run shall stop.
         """
@@ -110,8 +111,9 @@ class Guard:
         if trainer.world_size > 1:  # one process alone must neither stop nor skip: the others would wait for ever
             broken = trainer.strategy.reduce_boolean_decision(broken, all=False)
         if not broken:
-            self._in_a_row = 0
-            self.updates += 1
+            if counts:
+                self._in_a_row = 0
+                self.updates += 1
             return True
         reason = f"{self._describe(bad, players)} on the batch of {', '.join(files)}"
         if self.on_nonfinite == "stop":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import Objective
@@ -89,6 +89,12 @@ class TwoPlayerSystem(GuardedSystem):
     average: WeightAverage | None = None
     _accumulated = 0  # batches whose gradients the next update has so far
 
+    def __init__(self) -> None:
+        super().__init__()
+        # What a discriminator with separate updates still has to see before the step: decoded images, losses on real.
+        self._fakes: list[Tensor] = []
+        self._real_losses: list[Tensor] = []
+
     def make_guard(self) -> Guard:
         """The guard of both players."""
         adversary = self.objective.adversary
@@ -148,6 +154,22 @@ class TwoPlayerSystem(GuardedSystem):
                     "a new run from it by init_from"
                 )
 
+    def teach_discriminator(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Add one batch to the discriminator's gradient; returns its losses to log, none without a discriminator."""
+        adversary = self.objective.adversary
+        if adversary is None:
+            return {}
+        if adversary.updates == "joint":
+            loss = adversary.discriminator_loss(x_hat, x)
+            self.manual_backward(loss / self.optimization.accumulate)
+            return {"discriminator": loss}
+        # Decoded images are seen by the discriminator that the real ones have updated: in `step_players`.
+        loss = adversary.real_loss(x)
+        self.manual_backward(self.objective.adversary_weight * loss / self.optimization.accumulate)
+        self._fakes.append(x_hat.detach())
+        self._real_losses.append(loss.detach())
+        return {"discriminator_real": loss}
+
     def update_when_due(self) -> None:
         """One update of each player after every `accumulate` batches."""
         self._accumulated += 1
@@ -165,24 +187,51 @@ class TwoPlayerSystem(GuardedSystem):
         if not self.guard.allows(players):
             for player in (generator, *rest):
                 player.zero_grad()
+            self._fakes, self._real_losses = [], []
             return
         for group in generator.param_groups:
             group["lr"] = self.optimization.learning_rate(self.global_step, self.trainer.max_steps)
-        for player in (generator, *rest):
-            if self.optimization.gradient_clip:
-                # Not by Lightning, which refuses a fused optimizer under any mixed precision.
-                trained = [p for group in player.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(trained, self.optimization.gradient_clip)
-        for adversary in rest:
-            # Not through Lightning's wrapper, which would count it as a step.
-            adversary.optimizer.step()
-            adversary.zero_grad()
+        self._clip(generator)
+        for discriminator in rest:
+            self._step_discriminator(discriminator)
+            if self._fakes:
+                self._step_on_fakes(discriminator)
         generator.step()
         generator.zero_grad()
         if self.average is not None:
             self.average.update(self.global_step)
         if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
             self.model.codec.prior.update_quantiles()
+
+    def _clip(self, player: Any) -> None:
+        if self.optimization.gradient_clip:
+            # Not by Lightning, which refuses a fused optimizer under any mixed precision.
+            trained = [p for group in player.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.optimization.gradient_clip)
+
+    def _step_discriminator(self, player: Any) -> None:
+        self._clip(player)
+        # Not through Lightning's wrapper, which would count it as a step.
+        player.optimizer.step()
+        player.zero_grad()
+
+    def _step_on_fakes(self, player: Any) -> None:
+        """The second of two separate updates, from the decoded images of all batches of this step."""
+        adversary = self.objective.adversary
+        assert adversary is not None
+        losses = []
+        for x_hat in self._fakes:
+            losses.append(adversary.fake_loss(x_hat))
+            self.manual_backward(self.objective.adversary_weight * losses[-1] / self.optimization.accumulate)
+        fake, real = (torch.stack([loss.detach() for loss in seen]).mean() for seen in (losses, self._real_losses))
+        self._fakes, self._real_losses = [], []
+        terms = {"discriminator": real + fake, "discriminator_fake": fake}
+        self.guard.see(terms, [])
+        if self.guard.allows({"discriminator": list(self.discriminator_parameters())}, counts=False):
+            self._step_discriminator(player)
+        else:
+            player.zero_grad()
+        self.log_dict({f"train/{name}": value for name, value in terms.items()} | {"step": float(self.global_step)})
 
     def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All that are trained but the discriminator's."""

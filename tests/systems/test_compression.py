@@ -1,5 +1,7 @@
 """The shared training step: two players, accumulation, clipping, counting, starting points."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -9,6 +11,8 @@ from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
+from aeic_lightning.losses import adversarial
+from aeic_lightning.losses.objective import Objective
 from aeic_lightning.models.codec import entropy, latent_codec
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from callbacks.quality import QualityMetrics
@@ -40,7 +44,10 @@ def test_steps_are_generator_updates(codec_config, decoder_config, loader, train
     assert counts == {3}
 
 
-def test_generator_gradients_never_reach_the_discriminator(codec_config, decoder_config, loader, trainer):
+@pytest.mark.parametrize("updates", ["joint", "separate"])
+def test_generator_gradients_never_reach_the_discriminator(
+    codec_config, decoder_config, loader, trainer, updates, monkeypatch
+):
     """The discriminator's gradient is bit for bit the same, however hard the generator pulls on its logits."""
     gradients = []
 
@@ -52,12 +59,72 @@ def test_generator_gradients_never_reach_the_discriminator(codec_config, decoder
             super().step_players()
 
     for weight in (0.1, 100.0):
-        system = make(codec_config, decoder_config, adversarial=weight)
+        system = make(codec_config, decoder_config, adversarial={"weight": weight, "updates": updates})
+        # Separate updates are weighted as the term is; the generator alone is to be pulled harder.
+        monkeypatch.setattr(Objective, "adversary_weight", 0.1)
         system.__class__ = Watched
         seed_everything(0, verbose=False)
         trainer(1).fit(system, loader(1))
     assert any(g.abs().sum() > 0 for g in gradients[0])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("accumulate", "batch_size"), [(1, 3), (3, 1)])
+def test_separate_updates_are_real_then_fake(
+    codec_config, decoder_config, loader, trainer, monkeypatch, accumulate, batch_size
+):
+    """Two steps of the discriminator for one of the generator. Each takes the gradient of its own half of the loss over
+    all batches, times the weight of the term and clipped; the second is of the weights that the first has left."""
+    monkeypatch.setattr(adversarial, "diff_augment", lambda x: x)
+    pictures, gradients, heads = [], [], []
+
+    class Watched(TeacherSystem):
+        def configure_optimizers(self):
+            generator, second = super().configure_optimizers()
+            discriminator = self.objective.adversary.discriminator
+
+            def before(*_):
+                heads.append(copy.deepcopy(discriminator))
+                gradients.append(torch.cat([p.grad.flatten() for p in discriminator.parameters() if p.requires_grad]))
+
+            second.register_step_pre_hook(before)
+            return [generator, second]
+
+        def teach_discriminator(self, x_hat, x):
+            pictures.append((x_hat.detach(), x))
+            return super().teach_discriminator(x_hat, x)
+
+    def gradient(discriminator, real, fake, weight):
+        discriminator.zero_grad()
+        losses = [real_or_fake(discriminator, real, fake) for real, fake in zip(real, fake, strict=True)]
+        (weight * torch.stack(losses).mean()).backward()
+        return torch.cat([p.grad.flatten() for p in discriminator.parameters() if p.requires_grad])
+
+    def real_or_fake(discriminator, real, fake):
+        return adversarial.discriminator_loss(
+            [] if fake is None else discriminator(fake), [] if real is None else discriminator(real), 0.8
+        )
+
+    clip = 0.05
+    term = {"weight": 0.1, "real_label": 0.8, "updates": "separate", "learning_rate": 1e-2}
+    system = make(codec_config, decoder_config, term, accumulate=accumulate, gradient_clip=clip)
+    system.objective.eval()  # no power iteration
+    monkeypatch.setattr(system.objective, "train", lambda mode=True: system.objective)
+    system.__class__ = Watched
+    fitted = trainer(1)
+    fitted.fit(system, loader(3, batch_size))
+    assert (fitted.global_step, len(gradients)) == (1, 2)
+    assert not torch.equal(*(torch.cat([p.flatten() for p in head.heads.parameters()]) for head in heads))
+    for (discriminator, found), (fakes, reals) in zip(
+        zip(heads, gradients, strict=True),
+        [([None] * accumulate, [x for _, x in pictures]), ([x_hat for x_hat, _ in pictures], [None] * accumulate)],
+        strict=True,
+    ):
+        expected = gradient(discriminator, reals, fakes, 0.1)
+        expected = expected * min(1.0, clip / expected.norm().item())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    values = fitted.callback_metrics
+    assert values["train/discriminator"] > values["train/discriminator_fake"] > 0
 
 
 def test_frozen_parameters_get_no_gradient_but_pass_it_on(codec_config, decoder_config):
