@@ -132,6 +132,7 @@ def test_a_stray_word_is_refused():
         ("- a\n- list", "no settings"),
         ("include: [missing.yaml]", r"no config file .*missing\.yaml, which .*bad\.yaml includes"),
         ("include: [bad.yaml]", "includes itself"),
+        ("include: [one.yaml, two.yaml]", r"bad\.yaml includes .*one\.yaml twice, by .*bad\.yaml and by .*two\.yaml"),
         ("vars:\n  name: ???\nb: ${vars.name}", "name"),
         (
             "vars: {lamda: 2, lambda: 1}\nb: ${vars.lambda}",
@@ -141,6 +142,8 @@ def test_a_stray_word_is_refused():
 )
 def test_complaints_are_one_line_and_name_the_file(tmp_path, content, message):
     (tmp_path / "bad.yaml").write_text(content)
+    (tmp_path / "one.yaml").write_text("a: 1\n")
+    (tmp_path / "two.yaml").write_text("include: [one.yaml]\n")
     with pytest.raises(UserError, match=message) as caught:
         load_config([tmp_path / "bad.yaml"])
     assert "\n" not in str(caught.value)

@@ -2,7 +2,7 @@
 
 An experiment file may hold, besides LightningCLI's own sections (`model`, `data`, `trainer`, `seed_everything`):
 
-- `include: [FILE, ...]`: files, relative to this one, that are merged first, in order;
+- `include: [FILE, ...]`: files, relative to this one, that are merged first, in order, none of them twice;
 - `vars: {...}`: values for `${vars.name}` anywhere in the files; dropped after resolving.
 
 A file that is not in the working folder is looked for among the experiments that the project brings along.
@@ -89,7 +89,7 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
         own = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
-    layers = [layer for file in files for layer in _read(find_experiment(file), ())]
+    layers = [layer for file in files for layer in _read(find_experiment(file), (), {})]
     return [*layers, ("command line", own)]
 
 
@@ -120,11 +120,19 @@ def _check_vars(merged: DictConfig, used: set[str], files: Sequence[str | Path])
         raise UserError(f"{' + '.join(map(str, files))}: vars.{unused} is set, but nothing refers to it{hint}")
 
 
-def _read(path: Path, parents: tuple[Path, ...]) -> Layers:
+def _read(path: Path, parents: tuple[Path, ...], seen: dict[Path, Path]) -> Layers:
+    # `seen`: which file has included which already.
     if not path.is_file():
         raise UserError(f"no config file {path}" + (f", which {parents[-1]} includes" if parents else ""))
     if path.resolve() in (parent.resolve() for parent in parents):
         raise UserError(f"{path} includes itself by way of {parents[-1]}; take one include out")
+    if parents and path.resolve() in seen:
+        raise UserError(
+            f"{parents[0]} includes {path} twice, by {seen[path.resolve()]} and by {parents[-1]}; the second time "
+            "would set back what has been changed since the first: take one include out"
+        )
+    if parents:
+        seen[path.resolve()] = parents[-1]
     try:
         own = OmegaConf.load(path)
     except yaml.YAMLError as error:
@@ -134,7 +142,7 @@ def _read(path: Path, parents: tuple[Path, ...]) -> Layers:
     if not isinstance(own, DictConfig):
         raise UserError(f"{path} holds no settings; an experiment file is a YAML mapping")
     included = own.pop("include", None) or []
-    layers = [layer for file in included for layer in _read(path.parent / file, (*parents, path))]
+    layers = [layer for file in included for layer in _read(path.parent / file, (*parents, path), seen)]
     return [*layers, (os.path.normpath(path), own)]
 
 

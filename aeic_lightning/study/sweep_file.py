@@ -30,9 +30,10 @@ that its folder is root/name, then its own settings, then its point of the grid 
 A run gets each value with the type that it has in the file: null, 7 and "007" arrive as null, 7 and "007". `"{axis}"`
 alone is the axis's value with its type; `{axis}` inside a longer text is the value as YAML writes it.
 
-`report` writes, of the runs whose labels are as in `select`: results.json and .csv, a table of BD-rates (bd_rate.json
-and .md), and index.html, which also shows the result `files`. Each entry of `against` compares all other curves with
-the curves that have the labels of `reference`, or only those that agree with it in the labels `within`.
+`report` writes, of the runs whose labels are as in `select` (a list of values: any of them): results.json and .csv, a
+table of BD-rates (bd_rate.json and .md), and index.html, which also shows the result `files`. Each entry of `against`
+compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
+labels `within`.
 
 A run is done when its folder holds the file `finished`.
 """
@@ -222,9 +223,13 @@ def _count(entry: dict[str, Any], name: str, default: int, file: Path) -> int:
 
 
 def labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
-    """The runs that have all these labels."""
-    wanted = {LABELS + label: as_label(value) for label, value in labels.items()}
-    return [run for run in runs if agree(run.settings, wanted)]
+    """The runs that have all these labels; a list of values stands for any of them."""
+
+    def has(run: Run, label: str, value: Any) -> bool:
+        values = value if isinstance(value, list) else [value]
+        return any(agree(run.settings, {LABELS + label: as_label(one)}) for one in values)
+
+    return [run for run in runs if all(has(run, label, value) for label, value in labels.items())]
 
 
 def _check_ends(sweep: Sweep, file: Path) -> None:
