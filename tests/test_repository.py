@@ -31,6 +31,7 @@ PRIVATE = {
     "_int_mm": "torch",
     "_cdata": "torch",
     "_modules": "torch",
+    "_foreach_lerp_": "torch",
     "_get_file_writer": "torch",
     "_file_name": "tensorboard",
 }
