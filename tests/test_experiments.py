@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
 from aeic_lightning.cli import main
 from aeic_lightning.study.runner import run_sweep
@@ -40,6 +42,34 @@ def test_two_steps(root, name, monkeypatch):
     assert saved["global_step"] == 2
     for file in ("config.yaml", "run.json", "metrics_val.json", "rate_distortion.png", "reconstructions/chelsea.png"):
         assert (folder / file).is_file(), file
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of photographs, one to validate on."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("astronaut", "chelsea", "coffee"):
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
+    return folder
+
+
+SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc_dec"]
+
+
+def test_every_small_file_is_known_here():
+    parts = {"base", "teacher", "student", "perceptual"}
+    assert {path.stem for path in (ROOT / "experiments" / "small").glob("*.yaml")} == set(SHIPPED) | parts
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_two_steps_of_the_small_size(root, photos, name, monkeypatch):
+    """The training of the shipped models, in order."""
+    monkeypatch.chdir(ROOT)
+    words = ["fit", "--config", f"experiments/small/{name}.yaml", f"--vars.root={root}/small", "--vars.steps=2",
+             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.val_count=1",
+             "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+    assert main(words) == 0
+    assert json.loads((root / "small" / name / "metrics_val.json").read_text())
 
 
 SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"
