@@ -29,6 +29,7 @@ test: setup lint
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-cache >$(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 
 # Whatever pip finds newest within the bounds of pyproject.toml, in an environment of its own.

@@ -50,6 +50,8 @@ def own_attribute(package: str, name: str) -> Any:
             continue
         if module not in sys.modules:
             spec = spec_from_file_location(module, file)
+            if spec is None or spec.loader is None:
+                continue
             sys.modules[module] = module_from_spec(spec)
             try:
                 spec.loader.exec_module(sys.modules[module])

@@ -27,7 +27,7 @@ def git_state() -> dict[str, Any] | None:
     if _git(package, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
         return _state(package)
     try:
-        installed = distribution("aeic-lightning").read_text("direct_url.json")
+        installed = distribution("aeic-lightning").read_text("direct_url.json") or ""
         return {"commit": json.loads(installed)["vcs_info"]["commit_id"], "changed": False}  # pip install git+https://
     except (PackageNotFoundError, TypeError, KeyError, ValueError):
         return None

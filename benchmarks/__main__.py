@@ -124,7 +124,7 @@ def bound(model: AEIC, bitstream: Bitstream, x: torch.Tensor, repeats: int) -> d
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # products on other threads would not be counted
-    y, z = bitstream.sender(x)
+    y, z = bitstream.sender.at_level(bitstream.sender.analyse(x))
     ours = macs(lambda: bitstream.encode_latents(y, z, *x.shape[2:]))
     plain = macs(lambda: plain_latents(model.codec, y, z))
     torch.set_num_threads(threads)

@@ -41,10 +41,10 @@ class StepClock(Callback):
     def __init__(self, every: int = 1) -> None:
         self.every = every  # batches a step
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         type(self).clock = Clock()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % self.every == 0:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.build import encoder_class
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RATE_UPDATES = "rate_updates"
 """Entry of a checkpoint: updates that trained a rate, in its stage and in those before; older ones lack it."""
@@ -95,13 +98,17 @@ def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecCo
     return codec, decoder
 
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
+Config = TypeVar("Config", bound="DataclassInstance")
+
+
+def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
     """A config dataclass from plain values, nested ones included."""
     kinds = {field.name: field.type for field in fields(cls)}
 
     def convert(kind: Any, value: Any) -> Any:
         # `Config | None` stands for an optional part.
-        nested = next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)
+        parts = (kind, *get_args(kind))
+        nested = next((part for part in parts if isinstance(part, type) and is_dataclass(part)), None)
         return from_dict(nested, value) if nested and isinstance(value, dict) else value
 
     return cls(**{name: convert(kinds.get(name), value) for name, value in values.items()})

@@ -68,6 +68,7 @@ class LogitsDistillation(Term):
         self.temperature = temperature
 
     def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
+        assert teacher is not None, "a system that distils has a teacher"
         return logits_distance(output.logits, teacher["logits"], self.temperature)
 
 

@@ -6,6 +6,7 @@ imports them when it runs.
 
 import argparse
 import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
     follow_parent()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal's encoding does not
+        if isinstance(stream, io.TextIOWrapper):  # a file name may hold what the terminal's encoding does not
             stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(

@@ -96,7 +96,8 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
 def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
     try:
         merged = merge([layer for _, layer in layers])
-        root = merged.get("vars") and OmegaConf.to_container(merged.vars, resolve=False).get("root")
+        variables = cast(dict, OmegaConf.to_container(merged.get("vars") or OmegaConf.create(), resolve=False))
+        root = variables.get("root")
         if isinstance(root, str) and not root.startswith("???"):
             merged.vars.root = os.path.expanduser(os.path.expandvars(root))  # what refers to it may not expand it
         _check_vars(merged, set().union(*(_references(layer) for _, layer in layers)), files)

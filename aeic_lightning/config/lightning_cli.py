@@ -39,7 +39,7 @@ class _CLI(LightningCLI):
     ckpt_path: str | None = None
 
     def after_instantiate_classes(self) -> None:
-        self.trainer.callbacks.insert(0, ValidateTheEnd())
+        self.trainer.callbacks.insert(0, ValidateTheEnd())  # pyright: ignore[reportAttributeAccessIssue] (a connector sets it)
         if self.ckpt_path:
             self.trainer.ckpt_path = self.ckpt_path
 

@@ -42,14 +42,14 @@ class RunRecord(SaveConfigCallback):
         if stage != "fit":
             self._save_config(folder / f"config_{stage}.yaml")
             _write(folder / f"run_{stage}.json", record)
-        elif (before := _of_beginning(folder)) and _lies_in(trainer.ckpt_path, folder):
-            self._resume(trainer, folder, before, record)
+        elif (before := _of_beginning(folder)) and trainer.ckpt_path and _lies_in(trainer.ckpt_path, folder):
+            self._resume(trainer.ckpt_path, folder, before, record)
         else:
             self._save_config(folder / "config.yaml")
             _write(folder / "run.json", record)
 
-    def _resume(self, trainer: lightning.Trainer, folder: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
-        step = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    def _resume(self, start: str | Path, folder: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
+        step = torch.load(start, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         own = folder / f"config_step_{step:07d}.yaml"
         self._save_config(own)
         changed = _changes(folder / "config.yaml", own)
@@ -122,8 +122,8 @@ def _of_beginning(folder: Path) -> dict[str, Any] | None:
     return record if (folder / "config.yaml").is_file() and isinstance(record, dict) else None
 
 
-def _lies_in(checkpoint: str | Path | None, folder: Path) -> bool:
-    return checkpoint is not None and Path(checkpoint).resolve().is_relative_to(folder.resolve())
+def _lies_in(checkpoint: str | Path, folder: Path) -> bool:
+    return Path(checkpoint).resolve().is_relative_to(folder.resolve())
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

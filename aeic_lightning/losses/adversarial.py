@@ -173,7 +173,8 @@ def generator_loss(fake_logits: list[Tensor], real_label: float = 1.0) -> Tensor
 
     -r log sigmoid(fake) - (1 - r) log sigmoid(-fake), with r = `real_label`.
     """
-    return sum(_cross_entropy(logits, real_label) for logits in fake_logits)
+    loss: Any = sum(_cross_entropy(logits, real_label) for logits in fake_logits)
+    return loss
 
 
 def _cross_entropy(logits: Tensor, label: float) -> Tensor:

@@ -10,13 +10,16 @@ student   f(y, z, phi, y_hat) ─> f(l_T, l_res) ─> f(h_0 ... h_8, l_0)  (f: a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.term import Term
+from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.taps import Side, Tap, find_taps
 
 
@@ -43,8 +46,10 @@ class TapMatch:
     @classmethod
     def of(cls, value: "TapMatch | Mapping[str, Any] | str") -> "TapMatch":
         """From a name, or from a mapping as it stands in YAML."""
+        if isinstance(value, TapMatch):
+            return value
         try:
-            return value if isinstance(value, cls) else cls(value) if isinstance(value, str) else cls(**value)
+            return cls(value) if isinstance(value, str) else cls(**value)
         except TypeError as error:
             raise UserError(f"distillation: {value} is no tap: write a name, or {{tap: y, weight: 1.0}}") from error
 
@@ -69,20 +74,20 @@ class FeatureDistillation(Term):
             raise UserError(f"distillation: side is encoder or decoder, not {side!r}")
         if taps is not None and not taps:
             raise UserError("distillation: no taps; list at least one, or leave `taps` out for all of the side")
-        self.side = side
+        self.side: Side = side
         self.wanted = None if taps is None else [TapMatch.of(tap) for tap in taps]
         self.matches: list[TapMatch] = []
         self.projections = nn.ModuleDict()
 
-    def bind(self, student: nn.Module, teacher: nn.Module | None) -> None:
+    def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
         """Check every tap against both models, and build the projections."""
         if teacher is None:
             raise UserError("distillation: there is no teacher; train with DistillationSystem, which names one")
         declared = student.taps
         wanted = self.wanted or [TapMatch(tap.name) for tap in declared if tap.side == self.side]
         self.matches = [named for match in wanted for named in _expand(match, [tap.name for tap in declared])]
-        ours = find_taps(student, [match.tap for match in self.matches], "student")
-        theirs = find_taps(teacher, [match.teacher_tap or match.tap for match in self.matches], "teacher")
+        ours = find_taps(student, declared, self.student_taps, "student")
+        theirs = find_taps(teacher, teacher.taps, self.teacher_taps, "teacher")
         for match in self.matches:
             tap, other = ours[match.tap], theirs[match.teacher_tap or match.tap]
             _check_side(match, tap, self.side)
@@ -90,7 +95,7 @@ class FeatureDistillation(Term):
                 raise UserError(f"distillation: tap {match.tap!r} is listed twice on the {self.side} side; keep one")
             projection = nn.Conv2d(tap.channels, other.channels, 1)
             nn.init.dirac_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            nn.init.zeros_(cast(Tensor, projection.bias))
             self.projections[_key(match)] = projection
 
     @property
@@ -112,17 +117,18 @@ class FeatureDistillation(Term):
                 )
 
     def forward(
-        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor]
+        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        total, losses = 0.0, {}
+        assert teacher is not None, "`bind` asks for a teacher"
+        weighted, losses = [], {}
         for match in self.matches:
             ours, theirs = output.taps[match.tap], teacher[match.teacher_tap or match.tap]
             if match.normalise:
                 ours, theirs = _unit_scale(ours), _unit_scale(theirs)
             loss = F.mse_loss(self.projections[_key(match)](ours), theirs)
             losses[f"distill/{self.side}/{match.tap}"] = loss
-            total = total + match.weight * loss
-        return total, losses
+            weighted.append(match.weight * loss)
+        return reduce(add, weighted), losses
 
 
 def _expand(match: TapMatch, declared: list[str]) -> list[TapMatch]:

@@ -16,9 +16,11 @@ In YAML it maps each term's name to what it is, so that an including file change
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from importlib import import_module
 from inspect import signature
-from typing import Any, NamedTuple
+from operator import add
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -33,6 +35,9 @@ from aeic_lightning.losses.rate import Rate
 from aeic_lightning.losses.semantic import SemanticTerm
 from aeic_lightning.losses.term import Description, Term
 from aeic_lightning.models.backbones import sharing_features
+from aeic_lightning.models.base import CompressionModel
+
+Kind = TypeVar("Kind", bound=Term)
 
 SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
     "rate": (Rate, {}),
@@ -97,9 +102,9 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({name: entry.build() for name, entry in self.entries.items()})
         self.bound = False
 
-    def bind(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
+    def bind(self, student: CompressionModel, teacher: CompressionModel | None = None) -> None:
         """Tell the terms which models they compare. Raises UserError for a tap that does not fit."""
-        for term in self.terms.values():
+        for term in self.of_kind(Term):
             term.bind(student, teacher)
         self.bound = True
 
@@ -107,20 +112,20 @@ class Objective(nn.Module):
         self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None = None, step: int | None = None
     ) -> ObjectiveOutput:
         """The sum for one batch; see `Term.forward`. `step` is what warm-ups count; without it they are over."""
-        total, logged = 0.0, {}
+        weighted, logged = [], {}
         with sharing_features():
-            for name, term in self.terms.items():
+            for (name, entry), term in zip(self.entries.items(), self.of_kind(Term), strict=True):
                 value = term(batch, output, teacher)
                 value, further = value if isinstance(value, tuple) else (value, {})
-                total = total + self.entries[name].weight_at(step) * value
+                weighted.append(entry.weight_at(step) * value)
                 logged |= {term.tag.format(name=name): value} | further
-        return ObjectiveOutput(total, logged)
+        return ObjectiveOutput(reduce(add, weighted), logged)
 
     def weight(self, name: str) -> float:
         """Weight of a term; 0 for one that is not there."""
         return self.entries[name].weight if name in self.entries else 0.0
 
-    def of_kind(self, kind: type[Term]) -> list[Term]:
+    def of_kind(self, kind: type[Kind]) -> list[Kind]:
         """The terms of a class."""
         return [term for term in self.terms.values() if isinstance(term, kind)]
 
@@ -140,12 +145,12 @@ class Objective(nn.Module):
     @property
     def student_taps(self) -> list[str]:
         """Taps that the terms read from the output of the model that is trained."""
-        return list(dict.fromkeys(tap for term in self.terms.values() for tap in term.student_taps))
+        return list(dict.fromkeys(tap for term in self.of_kind(Term) for tap in term.student_taps))
 
     @property
     def teacher_taps(self) -> list[str]:
         """Taps that the terms read from the teacher; none if there is nothing to distil."""
-        return list(dict.fromkeys(tap for term in self.terms.values() for tap in term.teacher_taps))
+        return list(dict.fromkeys(tap for term in self.of_kind(Term) for tap in term.teacher_taps))
 
 
 def read_objective(terms: Mapping[str, Any]) -> dict[str, Entry]:

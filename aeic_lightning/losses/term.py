@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from aeic_lightning.models.backbone_files import require_backbone
+from aeic_lightning.models.base import CompressionModel
 
 Size = tuple[int, int, int]
 
@@ -52,7 +53,7 @@ class Term(nn.Module):
         super().__init__()
 
     @classmethod
-    def describe(cls, **arguments: Any) -> Description:
+    def describe(cls, *_: Any, **arguments: Any) -> Description:
         """What the constructor's arguments, the default ones left out, say of the term; nothing is built."""
         return Description()
 
@@ -66,7 +67,7 @@ class Term(nn.Module):
         """Taps that `forward` reads from `teacher`. Known once bound."""
         return []
 
-    def bind(self, student: nn.Module, teacher: nn.Module | None) -> None:
+    def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
         """Called once, before the optimizers are made, with the model that is trained and the teacher's, if any."""
 
     def forward(

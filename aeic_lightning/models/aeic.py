@@ -2,19 +2,20 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.models.taps import Tap, hooked
 
 if TYPE_CHECKING:
-    from aeic_lightning.models.decoder import DecoderOutput
+    from aeic_lightning.models.decoder import DecoderOutput, OneStepDecoder
 
 
 class AEICOutput(NamedTuple):
@@ -39,15 +40,16 @@ class AEIC(CompressionModel):
 
     generative = True
 
-    def __init__(self, codec: CodecConfig, decoder: DecoderConfig | nn.Module) -> None:
+    def __init__(self, codec: CodecConfig, decoder: DecoderConfig | StoredDecoder) -> None:
         super().__init__()
         self.codec = LatentCodec(codec)
         if isinstance(decoder, DecoderConfig):
             # Here, since a sender does without: diffusers takes ten seconds to import.
             from aeic_lightning.models.decoder import OneStepDecoder
 
-            decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
-        self.decoder = decoder
+            self.decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
+        else:
+            self.decoder = cast("OneStepDecoder", decoder)  # a sender asks it for nothing but its tensors
 
     @property
     def config(self) -> dict:

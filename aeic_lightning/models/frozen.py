@@ -1,6 +1,7 @@
 """Networks that are used but never trained, and the tensors of files: no library of networks is imported here."""
 
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +27,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-class Frozen(nn.Module):
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Frozen(nn.Module, Generic[Network]):
     """Holds a network that is used but never trained or saved, out of reach of the module tree.
 
     The network stays in eval mode whatever `.train()` is called on, has no gradients whatever `.requires_grad_()` is
@@ -34,7 +38,9 @@ class Frozen(nn.Module):
     without it), and keeps float32 whatever the trainer's precision is. It does follow `.to(device)`.
     """
 
-    def __init__(self, net: nn.Module):
+    net: Network
+
+    def __init__(self, net: Network):
         super().__init__()
         # Past nn.Module.__setattr__, which would register it as a child.
         object.__setattr__(self, "net", net.eval().requires_grad_(False))

@@ -36,28 +36,30 @@ class Tap:
     stride: int
 
 
-def find_taps(model: nn.Module, names: Iterable[str], role: str = "model") -> dict[str, Tap]:
+def find_taps(model: nn.Module, declared: Iterable[Tap], names: Iterable[str], role: str = "model") -> dict[str, Tap]:
     """The taps of these names, declared or module paths, whose sizes one pass without data finds (meta device).
 
     Args:
-        model: an `AEIC`.
-        names: of the taps.
+        model: what takes images (B, 3, H, W).
+        declared: the taps that it declares, at least one.
+        names: of the taps to find.
         role: what the messages call the model.
 
     Raises UserError for a name that is neither, and for a module whose output is not one map (B, C, h, w) a pass.
     """
-    declared = {tap.name: tap for tap in model.taps}
+    known = {tap.name: tap for tap in declared}
     modules = {path for path, _ in model.named_modules() if path}
     names = list(dict.fromkeys(names))
     for name in names:
-        if name not in declared and name not in modules:
-            near = get_close_matches(name, declared, n=1) or get_close_matches(name, modules, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"taps are {', '.join(declared)}, and module paths"
+        if name not in known and name not in modules:
+            near = get_close_matches(name, known, n=1) or get_close_matches(name, modules, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"taps are {', '.join(known)}, and module paths"
             raise UserError(f"distillation: the {role} has no tap {name!r}; {hint}")
-    paths = [name for name in names if name not in declared]
+    paths = [name for name in names if name not in known]
     if paths:
-        declared |= _probe(model, paths, role)
-    return {name: declared[name] for name in names}
+        # Four positions of the coarsest tap along each side.
+        known |= _probe(model, paths, 4 * max(tap.stride for tap in known.values()), role)
+    return {name: known[name] for name in names}
 
 
 @contextmanager
@@ -92,8 +94,7 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _probe(model: nn.Module, paths: list[str], role: str) -> dict[str, Tap]:
-    side = 16 * model.codec.stride
+def _probe(model: nn.Module, paths: list[str], side: int, role: str) -> dict[str, Tap]:
     outputs: dict[str, list[Any]] = {path: [] for path in paths}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     was_training = model.training

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.losses.objective import Objective
-from aeic_lightning.models.aeic import AEIC, AEICOutput
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.evaluated import EvaluatedSystem
@@ -67,8 +67,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         self.log_at_step("train", terms)
         return loss.total.detach()
 
-    def forward(self, x: Tensor) -> AEICOutput:
-        """Images (B, 3, H, W) in [-1, 1] -> what the objective reads."""
+    def forward(self, x: Tensor) -> Any:
+        """Images (B, 3, H, W) in [-1, 1] -> what the objective reads: an `AEICOutput`, or what has its names."""
         return self.model(x, tap_paths=self.tap_paths)
 
     def teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor] | None:
@@ -135,4 +135,4 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if "model_config" in checkpoint:
-            check_base(self.model, checkpoint, self.trainer.ckpt_path, "ckpt_path")
+            check_base(self.model, checkpoint, str(self.trainer.ckpt_path), "ckpt_path")

@@ -206,4 +206,4 @@ class GuardedSystem(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.guard.skipped = checkpoint.get("skipped_updates", 0)
         self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
-        check_fits(self, checkpoint["state_dict"], self.trainer.ckpt_path, "--ckpt_path")
+        check_fits(self, checkpoint["state_dict"], str(self.trainer.ckpt_path), "--ckpt_path")

@@ -116,12 +116,14 @@ class TwoPlayerSystem(GuardedSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.start_average()
+        if self.optimization.ema:
+            self.start_average()
 
-    def start_average(self) -> None:
+    def start_average(self) -> WeightAverage:
         """Begin to average the weights, unless a checkpoint has brought an average."""
-        if self.optimization.ema and self.average is None:
+        if self.average is None:
             self.average = WeightAverage(self.model, self.optimization.ema)
+        return self.average
 
     def on_validation_start(self) -> None:
         if self.average is not None:
@@ -146,8 +148,7 @@ class TwoPlayerSystem(GuardedSystem):
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == TrainerFn.FITTING and RAW in checkpoint:
             if self.optimization.ema:
-                self.start_average()
-                self.average.load(checkpoint)
+                self.start_average().load(checkpoint)
             else:
                 raise UserError(
                     f"{self.trainer.ckpt_path} has averaged weights; go on with optimization.ema as it was, or start "
