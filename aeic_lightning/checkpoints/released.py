@@ -71,12 +71,8 @@ def read_pickle(path: str | Path) -> Any:
         raise UserError(f"{path} cannot be read ({reason}); it is damaged or no released checkpoint") from error
 
 
-def read_released(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """`state_dict_codec` and `state_dict_unet` of a released AEIC file. Raises UserError for any other file."""
-    return _halves(read_pickle(path), path)
-
-
 def _halves(released: Any, path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """`state_dict_codec` and `state_dict_unet` of a released AEIC file. Raises UserError for any other contents."""
     for half in ("state_dict_codec", "state_dict_unet"):
         state = released.get(half) if isinstance(released, dict) else None
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -116,10 +116,6 @@ class ClassificationModel(CompressionModel):
         """Images (B, 3, H, W) in [-1, 1] -> padded to multiples of 16 and normalised: what g_a takes."""
         return self.normalisation(reflect_pad(x, STRIDE))
 
-    def classify(self, y_hat: Tensor) -> Tensor:
-        """Decoded latents (B, M, h, w) -> logits (B, classes). No picture is made."""
-        return self.transformer(y_hat)
-
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
         """Decoded latents (B, M, h, w) -> picture (B, 3, 16 h, 16 w), in [-1, 1] but not clamped; there is no level.
 

@@ -48,9 +48,9 @@ def test_classes_and_picture_come_from_the_decoded_latents(sizes):
     with torch.no_grad():
         output = model(picture(2, 3, 64, 64))
         assert (output.latents.y - output.latents.y_hat).abs().max() > 0.1
-        torch.testing.assert_close(model.classify(output.latents.y_hat), output.logits)
+        torch.testing.assert_close(model.transformer(output.latents.y_hat), output.logits)
         torch.testing.assert_close(model.reconstruct(output.latents.y_hat), output.x_hat)
-        assert not torch.allclose(model.classify(output.latents.y), output.logits)
+        assert not torch.allclose(model.transformer(output.latents.y), output.logits)
 
 
 def test_the_decoder_runs_only_the_blocks_it_reads(sizes):
@@ -59,7 +59,7 @@ def test_the_decoder_runs_only_the_blocks_it_reads(sizes):
     with torch.no_grad():
         model.transformer.blocks[3].mlp.fc2.bias.fill_(torch.nan)  # the fourth: beyond aggregate [1, 3]
         assert model.reconstruct(y_hat).isfinite().all()
-        assert model.classify(y_hat).isnan().all()
+        assert model.transformer(y_hat).isnan().all()
         # Block 2 is not read by itself, but block 3 builds on it.
         before = model.reconstruct(y_hat)
         model.transformer.blocks[1].mlp.fc2.bias.add_(torch.randn(24))

@@ -162,7 +162,7 @@ def test_imported_checkpoint_compresses_classifies_and_decodes(imported, model):
     decoded = classifier.bitstream.decode(classifier.bitstream.encode(x))
     assert decoded.y_hat.shape == (1, 192, 6, 8)
     with torch.no_grad():
-        torch.testing.assert_close(classifier.logits(decoded), model.classify(decoded.y_hat)[0])
+        torch.testing.assert_close(classifier.logits(decoded), model.transformer(decoded.y_hat)[0])
     assert reconstruct(model, decoded).shape == (3, 96, 128)
 
 

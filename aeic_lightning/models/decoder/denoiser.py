@@ -56,7 +56,6 @@ class UNetTrunk(ModelMixin):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         config.check()
-        self.unet_config = config
         widths, heads = config.widths, config.heads
         last = len(widths) - 1
         common = {
