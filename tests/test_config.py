@@ -24,6 +24,14 @@ def test_overrides_reach_interpolated_values(files):
     assert config == {"trainer": {"max_steps": 99}, "model": {"lr": 0.1, "out": "runs/other/x"}}
 
 
+def test_the_projects_experiments_are_included_by_name_from_anywhere(files):
+    (files / "mine.yaml").write_text("include: [tiny/l_enc.yaml]\n")
+    assert load_config([files / "mine.yaml"]) == {"model": {"init_args": {"objective": {"L_enc": 0.5}}}}
+    (files / "tiny").mkdir()
+    (files / "tiny" / "l_enc.yaml").write_text("a: 1\n")
+    assert load_config([files / "mine.yaml"]) == {"a": 1}, "a file beside it comes first"
+
+
 def test_later_files_win(files):
     (files / "more.yaml").write_text("model: {lr: 0.5}\n")
     assert load_config([files / "child.yaml", files / "more.yaml"])["model"]["lr"] == 0.5

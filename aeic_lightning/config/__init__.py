@@ -5,7 +5,8 @@ An experiment file may hold, besides LightningCLI's own sections (`model`, `data
 - `include: [FILE, ...]`: files, relative to this one, that are merged first, in order, none of them twice;
 - `vars: {...}`: values for `${vars.name}` anywhere in the files; dropped after resolving.
 
-A file that is not in the working folder is looked for among the experiments that the project brings along.
+A file that is not in the working folder, or beside the one that includes it, is looked for among the experiments that
+the project brings along.
 Overrides are merged before anything is resolved, so that they reach every value that refers to them.
 """
 
@@ -143,7 +144,7 @@ def _read(path: Path, parents: tuple[Path, ...], seen: dict[Path, Path]) -> Laye
     if not isinstance(own, DictConfig):
         raise UserError(f"{path} holds no settings; an experiment file is a YAML mapping")
     included = own.pop("include", None) or []
-    layers = [layer for file in included for layer in _read(path.parent / file, (*parents, path), seen)]
+    layers = [layer for file in included for layer in _read(find_experiment(file, path.parent), (*parents, path), seen)]
     return [*layers, (os.path.normpath(path), own)]
 
 
