@@ -46,6 +46,11 @@ class Curve:
         return self.results[0].kind
 
     @property
+    def encoder(self) -> Label | None:
+        """What its encoder is known by: the depth of a StarEncoder, the class and arguments of any other."""
+        return self.labels.get("depth", self.labels.get("encoder"))
+
+    @property
     def seeds(self) -> int:
         """Seeds of the setting that has the most."""
         return max(len(setting) for setting in self.settings)
@@ -171,10 +176,10 @@ def _told_apart(members: Sequence[Result]) -> bool:
 
 
 def _place(curve: Curve) -> tuple:
-    """Teachers first, then by depth and arm; codecs for comparison last."""
-    arm, depth = str(curve.labels.get("arm", "")), curve.labels.get("depth", 0)
+    """Teachers first, then by encoder and arm; codecs for comparison last."""
+    arm, encoder = str(curve.labels.get("arm", "")), 0 if curve.encoder is None else curve.encoder
     known = ARMS.index(arm) if arm in ARMS else len(ARMS)
-    return curve.kind == "anchor", curve.labels.get("role") != "teacher", str(depth), known, arm
+    return curve.kind == "anchor", curve.labels.get("role") != "teacher", str(encoder), known, arm
 
 
 def _fixed(result: Result, by: Sequence[str] | None) -> dict[str, Label]:

@@ -28,7 +28,7 @@ Style = dict[str, str]
 
 
 def styles(curves: Sequence[Curve]) -> dict[str, Style]:
-    """Colour says the arm, symbol and dash the depth; references are black, anchors grey. By the curve's name."""
+    """Colour says the arm, symbol and dash the encoder; references are black, anchors grey. By the curve's name."""
     anchors = [c for c in curves if c.kind == "anchor"]
     rest = [c for c in curves if c.kind != "anchor"]
     teachers = [c for c in rest if c.labels.get("role") == "teacher"]
@@ -38,12 +38,12 @@ def styles(curves: Sequence[Curve]) -> dict[str, Style]:
         for i, curve in enumerate(group):
             chosen[curve.name] = {"colour": colour, "symbol": SYMBOLS[-1 - i % 8], "dash": DASHES[i % 6]}
     arms = list(dict.fromkeys(c.labels.get("arm") for c in others))
-    depths = sorted({str(c.labels.get("depth")) for c in others})
-    looks = [(c.labels.get("arm"), str(c.labels.get("depth"))) for c in others]
-    for i, (curve, (arm, depth)) in enumerate(zip(others, looks, strict=True)):
-        # Where arm and depth do not tell the curves apart, each has a colour of its own.
+    encoders = sorted({str(c.encoder) for c in others})
+    looks = [(c.labels.get("arm"), str(c.encoder)) for c in others]
+    for i, (curve, (arm, encoder)) in enumerate(zip(others, looks, strict=True)):
+        # Where arm and encoder do not tell the curves apart, each has a colour of its own.
         colour = arms.index(arm) if len(set(looks)) == len(looks) else i
-        kind = depths.index(depth)
+        kind = encoders.index(encoder)
         chosen[curve.name] = {"colour": COLOURS[colour % 8], "symbol": SYMBOLS[kind % 6], "dash": DASHES[kind % 6]}
     return chosen
 
@@ -149,7 +149,7 @@ class Point:
 
 
 def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]) -> Plot:
-    """Quality over what the encoder costs: a line an arm through its depths.
+    """Quality over what the encoder costs: a line for each arm, through its encoders.
 
     Args:
         part: `g_a` or `encode`.
@@ -174,7 +174,7 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
                      "array": [max(0.0, high - p.value) for p, (_, high) in zip(placed, bars, strict=True)],
                      "arrayminus": [max(0.0, p.value - low) for p, (low, _) in zip(placed, bars, strict=True)]},
             hovertext=[point.text for point in placed], hovertemplate="%{hovertext}<extra></extra>",
-            text=[html.escape(f"  {point.curve.labels.get('depth', '')}") for point in placed],
+            text=["" if p.curve.encoder is None else html.escape(f"  {p.curve.encoder}") for p in placed],
             textposition="top right", textfont={"size": 11, "color": GREY},
         )  # fmt: skip
     words = {"g_a": "g_a, MACs per pixel", "encode": "all that the sender runs, MACs per pixel"}[part]
