@@ -49,6 +49,12 @@ def imported(file: Path) -> set[str]:
     return found
 
 
+def test_no_file_is_longer_than_400_lines():
+    files = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
 def test_make_installs_versions_that_the_project_allows():
     lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
     pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}

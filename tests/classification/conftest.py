@@ -1,8 +1,9 @@
-"""A compress-and-classify model that builds in milliseconds."""
+"""A compress-and-classify model that builds in milliseconds, and data for it."""
 
 import pytest
 
 from aeic_lightning.classification import ClassificationConfig, TransformerConfig
+from datamodules.labelled import SampleDigits
 
 
 @pytest.fixture
@@ -15,3 +16,8 @@ def sizes() -> ClassificationConfig:
         aggregate=[1, 3],
         transformer=TransformerConfig(width=24, depth=5, heads=3, grid=[4, 4], classes=7),
     )
+
+
+@pytest.fixture
+def digits() -> SampleDigits:
+    return SampleDigits(batch_size=8, samples_per_epoch=64, eval_batch_size=100)

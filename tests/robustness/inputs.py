@@ -9,8 +9,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tests.robustness.hostile import Malicious, bomb
 from tests.robustness.runs import ROOT
 
 TEACHER = str(ROOT / "experiments" / "tiny" / "teacher_stage1.yaml")
@@ -27,16 +26,6 @@ CHEAP = [
     "--model.init_args.write_streams=false", "--trainer.logger=false",
     "--trainer.callbacks=[{class_path: callbacks.checkpoint.LastCheckpoint}]",
 ]  # fmt: skip
-
-
-class Malicious:
-    """A pickle that runs a command where it is unpickled carelessly: it would leave a file."""
-
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
 
 
 class Folder:
@@ -132,16 +121,6 @@ class Folder:
             *data,
             *words,
         ]
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that says it is `width` x `height`."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 class Case(NamedTuple):

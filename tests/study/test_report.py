@@ -12,12 +12,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.cli import main
-from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.curves import group, image_sets, matching
 from aeic_lightning.study.report.page import write_report
-from aeic_lightning.study.report.records import Pictures, config_differences, flatten, tap_losses
+from aeic_lightning.study.report.records import config_differences
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
 
 LAMBDAS = (0.5, 1.0, 2.0, 4.0)
@@ -324,25 +322,6 @@ def test_runs_that_labels_do_not_tell_apart_are_curves_of_their_own(study):
     assert "again" in names
 
 
-@pytest.mark.parametrize(
-    ("name", "full", "higher"),
-    [
-        ("psnr", "PSNR (dB)", True),
-        ("lpips_lite0", "LPIPS, EfficientNet-Lite0", False),
-        ("lpips_alex", "LPIPS, AlexNet", False),
-        ("dists", "DISTS, VGG-16", False),
-        ("fid", "FID, Inception-v3", False),
-    ],
-)
-def test_metrics_name_their_backbone(name, full, higher):
-    metric = find_metric(name)
-    assert (metric.full, metric.higher) == (full, higher)
-
-
-def test_what_is_no_quality_is_no_metric():
-    assert [find_metric(name) for name in ("bpp", "bpp_estimate", "encode_seconds", "lpips_mystery")] == [None] * 4
-
-
 def test_references_by_label_and_by_name(study):
     curves = group(study)
     assert [c.labels["arm"] for c in matching("role=student,depth=1", curves)] == ["none", "enc"]
@@ -361,52 +340,6 @@ def test_only_differing_settings_are_listed(files):
         ["0.5", "</script><script>window.hacked=2</script>"],
         ["1.0", "plain"],
     ]
-
-
-def test_pairs_and_callbacks_are_named():
-    pairs = [{"tap": "y", "side": "encoder", "weight": 1.0, "teacher_tap": None},
-             {"tap": "h_1", "side": "decoder", "weight": 0.5, "teacher_tap": "h_2"}]  # fmt: skip
-    flat = flatten(
-        {"pairs": pairs, "callbacks": [{"class_path": "a.B", "init_args": {"n": 3}}], "none": None, "l": [1, 2]}
-    )
-    assert flat["pairs"] == "encoder: y; decoder: h_1 to h_2 x 0.5"
-    assert flat["callbacks.B.init_args.n"] == "3"
-    assert (flat["none"], flat["l"]) == ("null", "[1, 2]")
-
-
-def test_tap_losses_of_a_resumed_run_are_the_later_ones(tmp_path):
-    for part, (start, stop) in enumerate([(1, 31), (21, 41)]):
-        with SummaryWriter(tmp_path, filename_suffix=f".{part}") as writer:
-            for step in range(start, stop):
-                writer.add_scalar("train/distill/encoder/y", step + 100.0 * part, step, walltime=1000 * part + step)
-    losses = tap_losses(tmp_path)
-    assert list(losses) == ["encoder"]
-    steps, values = losses["encoder"]["y"]
-    assert steps == list(range(1, 41))
-    assert values[19:21] == [20.0, 121.0]
-
-
-def noise(path, size):
-    Image.frombytes("RGB", (size, size), random.Random(str(path)).randbytes(3 * size * size)).save(path)
-
-
-def test_pictures_are_recompressed_only_where_they_must(tmp_path):
-    for i in range(4):
-        noise(tmp_path / f"{i}.png", 128)
-    whole = Pictures(10_000_000)
-    assert [whole.add(tmp_path / f"{i}.png") for i in (0, 1, 0)] == [0, 1, 0], "equal pictures are held once"
-    assert all(uri.startswith("data:image/png") for uri in whole.embed())
-    tight = Pictures(120_000)
-    for i in range(4):
-        tight.add(tmp_path / f"{i}.png")
-    uris = tight.embed()
-    assert sum(map(len, uris)) < 120_200
-    assert all(uri.startswith("data:image/jpeg") for uri in uris)
-    assert "recompressed for this page as JPEG" in tight.described
-    impossible = Pictures(100)
-    impossible.add(tmp_path / "0.png")
-    with pytest.raises(UserError, match="do not fit"):
-        impossible.embed()
 
 
 # ---------------------------------------------------------------------- the command
@@ -436,19 +369,3 @@ def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, words, mess
     assert message in said
     assert "\n" not in said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_curves_have_the_shortest_names_that_tell_them_apart():
-    def names(*labels):
-        return [c.name for c in group([Result(f"run{i}", "run", own, {}) for i, own in enumerate(labels)])]
-
-    assert names({"role": "teacher", "depth": 2}, {"role": "student", "depth": 1}) == [
-        "teacher · depth 2",
-        "student · depth 1",
-    ]
-    assert names(
-        {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 1},
-        {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 2},
-        {"role": "student", "depth": 1, "arm": "none", "stage": 2},
-    ) == ["depth 1 · none", "depth 1 · enc · stage 1", "depth 1 · enc · stage 2"]
-    assert names({"role": "student"}, {"role": "student"}) == ["run0", "run1"]
