@@ -41,12 +41,20 @@ class Codec(
         model: a trained model; see `from_pretrained`.
         fast: bfloat16 for the networks that the two sides do not share; streams stay readable by everyone.
         card: what a reader of the weights should know: command, data, figures.
+        objective: the terms that the model was trained on, as in YAML, so that figures can say what was held out.
     """
 
-    def __init__(self, model: CompressionModel, fast: bool = False, card: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: CompressionModel,
+        fast: bool = False,
+        card: dict[str, Any] | None = None,
+        objective: dict[str, Any] | None = None,
+    ) -> None:
         self.model = model.eval()
         self.fast = fast
         self.card = card or {}
+        self.objective = objective
         self.bitstream = Bitstream(model, fast)
 
     @classmethod
@@ -70,8 +78,8 @@ class Codec(
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
                 raise UserError(missing(name))
             path = Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS], **hub))
-        card = read_config(path).get("card") if path.is_dir() else None
-        return cls(load_model(path, "model").to(device), fast, card)
+        known = read_config(path) if path.is_dir() else {}
+        return cls(load_model(path, "model").to(device), fast, known.get("card"), known.get("objective"))
 
     @property
     def fingerprint(self) -> str:
@@ -115,18 +123,24 @@ class Codec(
         return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        self.write(save_directory, save_directory.name)
+
+    def write(self, folder: Path, name: str) -> None:
+        """`save_pretrained` into a folder that is there, with a model card headed `name`."""
         config = {
             "model_config": self.model.config,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "aeic_lightning": __version__,
             "card": self.card,
         }
-        write_weights(save_directory, config, self.model.state_dict())
+        if self.objective:
+            config["objective"] = self.objective
+        write_weights(folder, config, self.model.state_dict())
         # The fingerprint of what was written, whose values are rounded.
-        stored = type(self).from_pretrained(save_directory)
-        write_weights(save_directory, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict())
-        if not (save_directory / "README.md").exists():
-            write_whole(save_directory / "README.md", model_card(save_directory.name, config, stored.fingerprint))
+        stored = type(self).from_pretrained(folder)
+        write_weights(folder, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict())
+        if not (folder / "README.md").exists():
+            write_whole(folder / "README.md", model_card(name, config, stored.fingerprint))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """The card that `save_pretrained` has written already."""

@@ -13,7 +13,9 @@ PACKAGES = ("torchvision", "lightning", "diffusers", "timm", "torchmetrics", "lp
 
 def command_line() -> str:
     """The command line of this process, to be kept beside what it makes."""
-    return "python -m aeic_lightning " + shlex.join(sys.argv[1:])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`, whichever module that is
+    module = spec.name.removesuffix(".__main__") if spec and spec.name.startswith("benchmarks") else "aeic_lightning"
+    return f"python -m {module} {shlex.join(sys.argv[1:])}"
 
 
 def git_state() -> dict[str, Any] | None:

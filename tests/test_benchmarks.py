@@ -3,8 +3,14 @@
 import json
 import math
 
+import numpy as np
+import skimage.data
 import torch
+from PIL import Image
 
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.random_model import random_model, save
+from benchmarks import shipped
 from benchmarks.__main__ import main
 from benchmarks.cuda import Clock, measure, write
 
@@ -49,3 +55,32 @@ def test_a_clock_leaves_out_the_first_steps():
         clock.tick()
     assert clock.speed > 0
     assert clock.count == 5
+
+
+def test_models_beside_other_codecs(tmp_path, capsys):
+    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+    sizes |= {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1], "rate_levels": [8.0, 2.0, 0.5]}
+    save(random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes)), tmp_path / "mine.ckpt")
+    (tmp_path / "photos").mkdir()
+    for name in ("astronaut", "chelsea"):
+        Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / "photos" / f"{name}.png")
+    words = ["--images", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--shrink", "96"]
+    assert shipped.main([*words, "--models", str(tmp_path / "mine.ckpt"), "--bpp", "1", "2"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [result["labels"].get("codec") for result in results] == [None, "jpeg", "webp", "avif", "jxl"] * 2
+    for ours, *others in (results[:5], results[5:]):
+        for row, *theirs in zip(ours["images"], *(other["images"] for other in others), strict=True):
+            assert max(row["height"], row["width"]) == 96
+            assert all(other["bytes"] <= row["bytes"] or other["over_target"] for other in theirs)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| 1 | JPEG XL |" in table
+    assert Image.open(tmp_path / "out" / "crops.png").width == 6 * (shipped.CROP + 4)
+
+
+def test_an_interval_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = shipped.interval(values)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert abs(low - (values.mean() - half)) < 0.03
+    assert abs(high - (values.mean() + half)) < 0.03
+    assert shipped.interval(np.array([2.0, 2.0])) == (2.0, 2.0)

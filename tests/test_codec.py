@@ -210,3 +210,51 @@ def test_shipped_models_have_what_their_cards_say():
         assert model.bytes == (model.folder / "model.safetensors").stat().st_size
         assert {"command", "data", "figures"} <= set(model.card)
     assert sum(model.bytes for model in models()) < 40e6
+
+
+def test_export_writes_weights_with_a_card(tmp_path, capsys):
+    """From a run's checkpoint, then from the weights themselves with the figures that were measured on them."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    save(small(), run / "checkpoints" / "last.ckpt")
+    (run / "run.json").write_text(json.dumps({"command": "fit mine", "versions": {"aeic_lightning": "9"}, "git": None}))
+    settings = {"objective": {"rate": 1.0, "mse": 8.0, "lpips": 1.0}}
+    (run / "config.yaml").write_text(json.dumps({"model": {"class_path": "x.TeacherSystem", "init_args": settings}}))
+    entries = tmp_path / "card.yaml"
+    entries.write_text("data: 3 photographs\nnot good for: [text, faces]\n")
+    first, second = tmp_path / "first", tmp_path / "mine"
+    words = ["export", "--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--weights", "-o", str(first)]
+    assert main([*words, "--card", str(entries)]) == 0
+    assert sorted(path.name for path in first.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+    results = tmp_path / "results.json"
+    words = ["evaluate", "--checkpoint", str(first), "--images", "sample-photos", "--max-size", "128", "128"]
+    assert main([*words, "--backbones", "lite0", "lite2", "--name", "mine", "--bpp", "2", "-o", str(results)]) == 0
+    row = json.loads(results.read_text())["results"][0]
+    parts = {name: row["metric_info"][name]["in_training"] for name in ("lpips_lite0", "dists_lite0", "lpips_lite2")}
+    assert parts == {
+        "lpips_lite0": "in the loss", "dists_lite0": "its network is in the loss", "lpips_lite2": "held out"
+    }  # fmt: skip
+    assert main(["export", "--checkpoint", str(first), "--weights", "-o", str(second), "--results", str(results)]) == 0
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    text = (second / "README.md").read_text()
+    for words in (
+        "# mine",
+        "`fit mine`",
+        "3 photographs",
+        "- faces",
+        f"mine at 2 bpp, 3 images: {row['metrics']['bpp']['mean']:.4f}",
+    ):
+        assert words in text, words
+    assert "EfficientNet-Lite2 " in text
+    assert "(held out)" in text
+
+
+@pytest.mark.parametrize("text", ["[]", "a: 3", "a: {b: c}", "a: ["])
+def test_a_card_that_is_none_is_refused(folder, tmp_path, text, capsys):
+    entries = tmp_path / "card.yaml"
+    entries.write_text(text)
+    words = ["export", "--checkpoint", str(folder), "--weights", "-o", str(tmp_path / "out"), "--card", str(entries)]
+    assert main(words) == 2
+    assert "--card" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

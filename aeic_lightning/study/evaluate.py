@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
+from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
 from aeic_lightning.image_files import image_names
@@ -44,9 +45,10 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, device: torch.device) -> None:
-        self.path = Path(path)
+        self.path = locate(path)
         self.device = device
         checkpoint = read_checkpoint(path)
+        self.objective = checkpoint.get("objective")  # weights apart from a run bring it along
         self.step = checkpoint.get("global_step")
         self.sizes = checkpoint["model_config"]
         self.receiver = load_model(path).to(self.device)
@@ -94,7 +96,7 @@ class Checkpoint:
     def describe(self) -> dict[str, Any]:
         """Name, labels, costs and step, from the run folder that the checkpoint lies in, else from the checkpoint."""
         run = self.path.resolve().parent.parent
-        config = _run_config(run)
+        config = None if self.path.is_dir() else run_config(run)
         if config is not None:
             seed = config.get("seed_everything")
             labels = run_labels(config, seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
@@ -105,8 +107,10 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """Of the run that made the checkpoint, if it lies in its folder."""
-        return _run_config(self.path.resolve().parent.parent)
+        """Of the run that made the checkpoint, if it lies in its folder; of weights at least the objective."""
+        if self.path.is_dir():
+            return {"model": {"init_args": {"objective": self.objective}}} if self.objective else None
+        return run_config(self.path.resolve().parent.parent)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ class RatePoint:
         )
 
 
-def _run_config(folder: Path) -> dict[str, Any] | None:
+def run_config(folder: Path) -> dict[str, Any] | None:
+    """`config.yaml` of a run folder; None where there is none, or it is another tool's."""
     path = folder / "config.yaml"
     if not path.is_file():
         return None

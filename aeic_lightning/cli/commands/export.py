@@ -1,23 +1,43 @@
-"""`export`: the send and the receive half as ONNX."""
+"""`export`: the send and the receive half as ONNX, or the weights apart from training state."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_can_write
 
+EPILOG = """
+ONNX needs the packages onnx, onnxruntime and onnxscript: pip install 'aeic-lightning[export]'.
+
+With --weights, the target is a folder of config.json, model.safetensors (16-bit values) and a model card, which every
+command takes where it asks for a checkpoint, and `Codec.from_pretrained` too.
+
+examples:
+  python -m aeic_lightning export --checkpoint runs/tiny/student/checkpoints/last.ckpt -o exported/
+  python -m aeic_lightning export --checkpoint student.ckpt --weights -o my-student/ --results kodak.json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint and target."""
+    parser.epilog = EPILOG
     parser.add_argument("--checkpoint", required=True, help="the model to export")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a folder that does not exist yet")
-    parser.epilog = "Needs the packages onnx, onnxruntime and onnxscript: pip install 'aeic-lightning[export]'."
+    parser.add_argument("--weights", action="store_true", help="the weights for this package instead of ONNX")
+    parser.add_argument("--card", type=Path, metavar="FILE.yaml",
+                        help="with --weights: entries of the model card, each a line or a list of lines")  # fmt: skip
+    parser.add_argument("--results", type=Path, metavar="FILE.json",
+                        help="with --weights: results whose figures the card lists: those that bear DIR's name, "
+                        "or all")  # fmt: skip
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
-    """Write DIR/send, DIR/receive and DIR/golden, whole or not at all."""
+    """Write the folder, whole or not at all."""
     refuse_extra(extra)
+    if (args.card or args.results) and not args.weights:
+        raise UserError("--card and --results go with --weights: ONNX folders have no card")
     output = Path(args.out)
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
@@ -25,28 +45,50 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.checkpoints.weights import require
 
     require(args.checkpoint)
+    if args.weights:
+        write = _weights(args)
+    else:
+        write = _onnx(args)
+    import shutil
+    import tempfile
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        write(beside)
+        beside.chmod(0o755)
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    if args.weights:
+        size = sum(path.stat().st_size for path in output.iterdir())
+        print(f"{output}  {size / 2**20:.1f} MiB")
+        return
+    for half in ("send", "receive"):
+        size = sum(path.stat().st_size for path in (output / half).iterdir())
+        print(f"{output / half}  {size / 2**20:.1f} MiB")
+    print(f"{output / 'golden'}  reproduced by both halves in onnxruntime")
+
+
+def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"export needs {error.name}: pip install 'aeic-lightning[export]'") from error
-    import shutil
-    import tempfile
-
     from aeic_lightning.bitstream.export import export
     from aeic_lightning.checkpoints.checkpoint import load_aeic
 
     model = load_aeic(args.checkpoint)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        export(model, beside)
-        beside.chmod(0o755)
-        beside.rename(output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    for half in ("send", "receive"):
-        size = sum(path.stat().st_size for path in (output / half).iterdir())
-        print(f"{output / half}  {size / 2**20:.1f} MiB")
-    print(f"{output / 'golden'}  reproduced by both halves in onnxruntime")
+    return lambda folder: export(model, folder)
+
+
+def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
+    from aeic_lightning.codec import Codec
+    from aeic_lightning.study.model_card import card, objective
+
+    codec = Codec.from_pretrained(args.checkpoint)
+    codec.card = card(args.checkpoint, codec.card, args.card, args.results, Path(args.out).name)
+    codec.objective = codec.objective or objective(args.checkpoint)
+    return lambda folder: codec.write(folder, Path(args.out).name)
