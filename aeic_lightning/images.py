@@ -1,6 +1,6 @@
 """Image files as 8-bit RGB, and 8-bit images as the floats that models take.
 
-The only place where image files are decoded and where floats become 8-bit levels: every published figure is of the
+The only place where image files are decoded and where floats become 8-bit levels: every published value is of the
 image that a file would hold.
 """
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-o", "--out", type=Path, help="write the tables here, as Markdown")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--sizes", default="768x512,1920x1080", help="WIDTHxHEIGHT, separated by commas")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="beside one (default: cores)")
     parser.add_argument("--repeats", type=int, default=5, help="turns")

@@ -147,7 +147,7 @@ def write(out: io.StringIO, report: dict[str, Any]) -> None:
     from benchmarks.__main__ import table
 
     print(f"\n## {report['device']}\n\nRandom weights, {report['size']}, one image at a time. Encoding is without the "
-          "entropy coder, which the paper's figure (RTX 4090D, 1920x1080) includes.\n", file=out)  # fmt: skip
+          "entropy coder, which the paper's time (RTX 4090D, 1920x1080) includes.\n", file=out)  # fmt: skip
     rows = []
     for name, halves in report["frames"].items():
         for half, kinds in halves.items():

@@ -5,8 +5,8 @@ between teacher and student, and with two separate networks.
 
 It is `import-released` for teacher and student, then `fit` on experiments/paper/se_stage2.yaml in float32, with
 gradient checkpointing, on one random picture. Random weights stand in for the released ones (`full_size_files`, in a
-temporary folder or in FOLDER), and EfficientNet-Lite0 for VGG, CLIP and DINOv3, so that their memory is not in the
-figures. Needs 4 GB of disk and, for two networks, 12 GB of memory.
+temporary folder or in FOLDER), and EfficientNet-Lite0 for VGG, CLIP and DINOv3, so that their memory is not
+included. Needs 4 GB of disk and, for two networks, 12 GB of memory.
 """
 
 import argparse

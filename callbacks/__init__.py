@@ -1,4 +1,4 @@
-"""Lightning callbacks: figures, pictures and curves of a run. Name them by class path in YAML.
+"""Lightning callbacks: metrics, pictures and curves of a run. Name them by class path in YAML.
 
 All work with any system whose validation_step and test_step return
 {"name": list[str], "x": (B, 3, H, W) in [-1, 1], "x_hat": the same, "bits_estimate": (B,), "bytes": list[int] or None},

@@ -28,7 +28,7 @@ class EvaluatedImage(NamedTuple):
 class OnEvaluation(Callback):
     """A callback that sees each image of a validation or test. Subclasses override the four lower methods.
 
-    `begin` -> `see` an image ... -> `conclude` (may log) -> `publish` (all figures are logged, files are written).
+    `begin` -> `see` an image ... -> `conclude` (may log) -> `publish` (all metrics are logged, files are written).
     The sanity check before training is passed over. `self.stage` is "val" or "test", the prefix of the tags.
     Raises UserError if a step's output is not the record that the callbacks need, or a name comes twice.
     """
@@ -54,7 +54,7 @@ class OnEvaluation(Callback):
         if trainer.sanity_checking:
             return
         if dataloader_idx > 0:
-            raise UserError("one data set a validation or test: figures pooled over several would mean nothing")
+            raise UserError("one data set a validation or test: metrics pooled over several would mean nothing")
         for image in evaluated_images(outputs, type(pl_module).__name__):
             if image.name in self._names:
                 raise UserError(f"two images are called {image.name!r}: give each image of the set a name of its own")

@@ -21,21 +21,21 @@ from callbacks.quality import QualityMetrics
 
 
 class RateDistortionPicture(Callback):
-    """Each image of the last validation as a point (bpp, figure), and the path that the means have taken.
+    """Each image of the last validation as a point (bpp, metric), and the path that the means have taken.
 
-    One panel a figure, to the loggers (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
+    One panel a metric, to the loggers (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
     QualityMetrics measured, which must be among the callbacks. The path survives a resume. Where no streams are written
     the rate is `bpp_estimate`, and the axis says so.
 
     Args:
-        metrics: names of per-image figures, as in `metrics_val.json`.
+        metrics: names of per-image metrics, as in `metrics_val.json`.
     """
 
     def __init__(self, metrics: Sequence[str] = ("psnr", "lpips_lite0")) -> None:
         if not metrics:
-            raise UserError("RateDistortionPicture: name at least one figure in `metrics`")
+            raise UserError("RateDistortionPicture: name at least one metric in `metrics`")
         self.metrics = list(metrics)
-        self.path: list[dict[str, float]] = []  # {"step", rates, figure: mean ...}, one a validation
+        self.path: list[dict[str, float]] = []  # {"step", rates, metric: mean ...}, one a validation
 
     def state_dict(self) -> dict:
         return {"path": self.path}
@@ -56,7 +56,7 @@ class RateDistortionPicture(Callback):
         means = self.quality.means
         unknown = [name for name in self.metrics if name not in means]
         if unknown:
-            raise UserError(f"RateDistortionPicture: no figure {unknown[0]!r} was measured; there are {sorted(means)}")
+            raise UserError(f"RateDistortionPicture: no metric {unknown[0]!r} was measured; there are {sorted(means)}")
         step = generator_step(trainer, pl_module)
         names = [name for name in ("bpp", "bpp_estimate", *self.metrics) if name in means]
         self.path.append({"step": step} | {name: means[name] for name in names})

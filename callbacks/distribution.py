@@ -24,7 +24,7 @@ class PatchFID(OnEvaluation):
 
     Args:
         patch_size: side of a patch, pixels; even, 32 or more.
-        min_patches: with fewer, both figures are left out, and a warning says so once. 400 is what 50 images of
+        min_patches: with fewer, both metrics are left out, and a warning says so once. 400 is what 50 images of
             768x512 give at 256 pixels.
         min_images: likewise, of images that give patches: many patches of few images are no sample of photographs.
         backbone: "lite0" (patches as they are) or "inception" (resized to 299; needs torch-fidelity and its weights).
@@ -59,7 +59,7 @@ class PatchFID(OnEvaluation):
             "kid_subset_size": kid_subset_size,
             "weights": weights,
         }
-        self.figures: dict[str, dict[str, float]] = {}  # of the last validation or test that was measured
+        self.metrics: dict[str, dict[str, float]] = {}  # of the last validation or test that was measured
         self.validations = 0
         self.warned = False
 
@@ -81,7 +81,7 @@ class PatchFID(OnEvaluation):
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.due = self.stage == "test" or self.validations % self.every_n_validations == 0
         self.validations += self.stage == "val"
-        self.figures = {}
+        self.metrics = {}
         self.seen: dict[str, Features] = {}
         if self.due:
             self.patches.network.to(pl_module.device)
@@ -97,12 +97,12 @@ class PatchFID(OnEvaluation):
         self.seen = {}
         if trainer.is_global_zero:
             self.patches.originals.save()
-        self.figures, count, reason = self.patches.figures(seen)
+        self.metrics, count, reason = self.patches.metrics(seen)
         pl_module.log(f"{self.stage}/fid_patches", float(count), sync_dist=True)
         if reason:
             self._warn(reason)
-        for name, figure in self.figures.items():
-            pl_module.log(f"{self.stage}/{name}", figure["value"], sync_dist=True)
+        for name, metric in self.metrics.items():
+            pl_module.log(f"{self.stage}/{name}", metric["value"], sync_dist=True)
 
     def _warn(self, why: str) -> None:
         if not self.warned:

@@ -43,7 +43,7 @@ CHARTS = {
     },
 }
 SHARED = {"arm": "-", "beta1": 0.0, "beta2": 0.0}  # columns of every run, with the values of a run that has none
-FIGURES = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
+METRICS = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
 
 
 class ComparisonLayout(Callback):
@@ -52,15 +52,15 @@ class ComparisonLayout(Callback):
     Columns are the run's labels, the same that name it in tables and reports (`study.results.run_labels`), and what
     `pl_module.hparam_columns()` adds, where a system has that method: a flat dict of numbers, words and booleans that
     is known before `fit`. TensorBoard fills the metric columns
-    with the last value of each tag, so they show the final figures of fit and test. It takes the columns of the first
+    with the last value of each tag, so they show the final metrics of fit and test. It takes the columns of the first
     run that it finds for all, so every run has those of `SHARED`; labels beside them should be given to all runs.
 
     Args:
-        figures: names of the metric columns; each stands for `val/<name>` and `test/<name>`.
+        metrics: names of the metric columns; each stands for `val/<name>` and `test/<name>`.
     """
 
-    def __init__(self, figures: Sequence[str] = FIGURES) -> None:
-        self.tags = [f"{stage}/{name}" for stage in ("val", "test") for name in figures]
+    def __init__(self, metrics: Sequence[str] = METRICS) -> None:
+        self.tags = [f"{stage}/{name}" for stage in ("val", "test") for name in metrics]
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

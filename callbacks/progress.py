@@ -68,18 +68,18 @@ class PlainProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._figures("val", trainer, pl_module)
+            self._metrics("val", trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._figures("test", trainer, pl_module)
+        self._metrics("test", trainer, pl_module)
 
     def _evaluated(self, what: str, batch_idx: int, of: int | float) -> None:
         if (batch_idx + 1) % self.every_n_steps == 0:
             self.print(f"{what} {batch_idx + 1}/{of}")
 
-    def _figures(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
-        line = "  ".join(f"{tag} {value:.4g}" for tag, value in figures.items())
+    def _metrics(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+        line = "  ".join(f"{tag} {value:.4g}" for tag, value in metrics.items())
         self.print(f"step {generator_step(trainer, pl_module)}: {line or 'nothing logged'}")
 
 

@@ -28,14 +28,14 @@ class QualityMetrics(OnEvaluation):
          "metric_info": {"lpips_lite0": {"backbone", "weights", "version", "options"}, ...},
          "versions": {"torch", "torchmetrics", "lpips", "timm"}}
 
-    `crc32` is of the original's 8-bit pixels: two runs compared by name should agree in it. A figure that is not
+    `crc32` is of the original's 8-bit pixels: two runs compared by name should agree in it. A metric that is not
     finite (the PSNR of equal images) is null in the file. MS-SSIM is left out of images below 176 pixels a side, and
     "images" says over how many a mean was taken. Over several processes each image counts once.
 
     Args:
         backbone: the network behind LPIPS and DISTS; their names carry it.
         ms_ssim: whether to compute MS-SSIM.
-        lpips: backbones of LPIPS instead of `backbone`; each gives a figure of its own; [] for none.
+        lpips: backbones of LPIPS instead of `backbone`; each gives a metric of its own; [] for none.
         dists: the same for DISTS (which has no "alex").
     """
 
@@ -72,7 +72,7 @@ class QualityMetrics(OnEvaluation):
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = each_image_once(gather(trainer, self.rows))
-        self.means = {name: figure["mean"] for name, figure in summary_rows(self.rows, DESCRIBED).items()}
+        self.means = {name: metric["mean"] for name, metric in summary_rows(self.rows, DESCRIBED).items()}
         for name, mean in self.means.items():
             # Every rank holds the same mean already; sync_dist only keeps Lightning from warning.
             pl_module.log(f"{self.stage}/{name}", mean, sync_dist=True)
@@ -84,7 +84,7 @@ class QualityMetrics(OnEvaluation):
         record = {
             "step": generator_step(trainer, pl_module),
             "metrics": summary_rows(self.rows, DESCRIBED),
-            "set_metrics": {name: figure for c in patches for name, figure in c.figures.items()},
+            "set_metrics": {name: metric for c in patches for name, metric in c.metrics.items()},
             "images": self.rows,
             "metric_info": self._metric_info(patches),
             "versions": {package: version(package) for package in ("torch", "torchmetrics", "lpips", "timm")},
@@ -95,7 +95,7 @@ class QualityMetrics(OnEvaluation):
         info = dict(self.quality.info)
         for callback in patches:
             info |= callback.patches.info
-        measured = {*self.means, *(name for callback in patches for name in callback.figures)}
+        measured = {*self.means, *(name for callback in patches for name in callback.metrics)}
         return {name: entry for name, entry in info.items() if name in measured}
 
 

@@ -86,7 +86,7 @@ class ImageDataModule(LightningDataModule):
         max_zoom_out: training crops show up to so many times their side, reduced to their size; 1 for none.
         shuffle_channels: permute red, green and blue of training crops: colours that few photographs do not hold.
         val_max_size: [height, width] of which at most the centre of a validation or test image is taken; null keeps the
-            full size. Figures on centre crops are not comparable with figures on full-size images.
+            full size. Metrics on centre crops are not comparable with metrics on full-size images.
         on_error: what to do with a training image that cannot be read: "raise", or "skip" to take the next one instead,
             with a warning for each file and the sum at the end. Validation and test images always raise.
         max_pixels: images with more pixels are refused.

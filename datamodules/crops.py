@@ -220,7 +220,7 @@ class CropDataset(Dataset):
 class WholeImages(Dataset):
     """Images as they are: `dataset[index]` is {"image": float32 (3, H, W) in [-1, 1], "name": str}.
 
-    A broken image always raises: a figure over fewer images is another figure.
+    A broken image always raises: a mean over fewer images is another mean.
 
     Args:
         images: where the images come from.

@@ -29,7 +29,7 @@ class SamplePhotos(ImageDataModule):
     """Eight photographs to train on and three others for validation and test (which are the same).
 
     The files are read from the installed packages, never from the network. For trying out and teaching: three images
-    are far too few for figures that generalise.
+    are far too few for results that generalise.
 
     Args:
         samples_per_epoch: as in `ImageDataModule`; the default gives eight crops of each photograph.

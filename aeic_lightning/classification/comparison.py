@@ -1,4 +1,4 @@
-"""Accuracy, bytes and quality of finished runs: every figure from the bytes of real files."""
+"""Accuracy, bytes and quality of finished runs: every metric from the bytes of real files."""
 
 import io
 import zlib
@@ -29,7 +29,7 @@ def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
     """Write accuracy.json (and .csv, one row an image), accuracy.md and accuracy.png to `out`, and print the table.
 
     Each test image of a run is written as an .aeic file; classes and picture come from what is read back. A run of step
-    1 has no files: its figures are the last validation's, without rate.
+    1 has no files: its metrics are the last validation's, without rate.
 
     Raises UserError for a folder without a finished run, and when the runs have other test images.
     """
@@ -48,7 +48,7 @@ def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
 
 
 def measure_run(folder: Path) -> Result:
-    """The figures of a run's test images."""
+    """The metrics of a run's test images."""
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise UserError(f"{folder} holds no finished run; train it first")

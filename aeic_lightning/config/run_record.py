@@ -26,7 +26,7 @@ Changes = dict[str, list[Any]]  # setting -> [before, now]
 class RunRecord(SaveConfigCallback):
     """Writes into the run folder, before anything is trained: `config.yaml`, complete and resolved, and `run.json`.
 
-    `run.json` holds the command, the versions, the seed, the git state and the machine, so that a figure can be traced
+    `run.json` holds the command, the versions, the seed, the git state and the machine, so that a result can be traced
     to what made it. Both are of the beginning of the run: a resume adds an entry to the list `resumed` in `run.json`
     with the same facts, its step and the settings that differ (`resumed_from` is of the last one). Where any do, it
     says so, and keeps its own config as `config_step_XXXXXXX.yaml`.

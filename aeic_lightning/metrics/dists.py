@@ -19,7 +19,7 @@ class DISTS(nn.Module):
     texture = (2 m_f m_g + c) / (m_f^2 + m_g^2 + c) compares the means over positions, structure = (2 cov + c) /
     (var_f + var_g + c) the rest; c = 1e-6 (eqs. 5-7). The weights sum to 1.
 
-    `vgg` is the standard figure `dists` (learned alpha and beta, shipped with torchmetrics; 0 to 1). `lite0` is
+    `vgg` is the standard metric `dists` (learned alpha and beta, shipped with torchmetrics; 0 to 1). `lite0` is
     `dists_lite0`, and `lite2` is `dists_lite2`: EfficientNet-Lite's stages, each of the six levels with weight 1/6,
     half of it texture and half structure, evenly over its channels. Its features have both signs, so it lies in [0, 2].
 
@@ -72,7 +72,7 @@ class EdgeAwareDISTS(nn.Module):
     whole.
 
     Args:
-        backbone, weights: as of DISTS. The figure's name is edge_dists_lite0 or edge_dists.
+        backbone, weights: as of DISTS. The metric's name is edge_dists_lite0 or edge_dists.
     """
 
     patch = 224

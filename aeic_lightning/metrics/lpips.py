@@ -16,7 +16,7 @@ from aeic_lightning.models.frozen import Frozen, read_state_dict
 class LPIPS(nn.Module):
     """sum_l mean_hw sum_c w_lc (f_lc / |f_l| - g_lc / |g_l|)^2, with |.| the norm over channels at a position.
 
-    `alex` and `vgg` are the standard figures (version 0.1): channel weights w from the `lpips` package. `lite0` and
+    `alex` and `vgg` are the standard metrics (version 0.1): channel weights w from the `lpips` package. `lite0` and
     `lite2` have no learned weights: w_lc = 1/5 for every channel of each of EfficientNet-Lite's five stages, i.e. the
     mean over stages and positions of the squared distance of unit vectors, in [0, 4].
 

@@ -34,13 +34,13 @@ class PatchDistances:
     """FID and KID of a set of images, on patches in two grids, the second shifted by half a patch both ways (Mentzer et
     al. 2020, appendix A.7). Images smaller than a patch give none.
 
-    Both figures fall with the number of patches, FID by bias: compare at equal numbers only. Features of the originals
+    Both metrics fall with the number of patches, FID by bias: compare at equal numbers only. Features of the originals
     are computed once and kept, by the content of the image.
 
     Args:
         backbone: "lite0" (patches as they are) or "inception" (resized to 299; needs torch-fidelity and its weights).
         patch_size: side of a patch, pixels; even, 32 or more.
-        min_patches: with fewer there are no figures.
+        min_patches: with fewer there is neither.
         min_images: likewise, of images that give patches: many patches of few images are no sample of photographs.
         kid_subset_size: patches of one KID subset. KID is the mean over 100 of them, or that of the whole set if it is
             no larger.
@@ -105,7 +105,7 @@ class PatchDistances:
         chunks = two_grids(image, self.patch_size).split(PATCHES_AT_ONCE)
         return np.concatenate([self.features(chunk).float().cpu().numpy() for chunk in chunks])
 
-    def figures(self, seen: Mapping[str, Features]) -> tuple[dict[str, dict[str, Any]], int, str | None]:
+    def metrics(self, seen: Mapping[str, Features]) -> tuple[dict[str, dict[str, Any]], int, str | None]:
         """FID and KID of images by name (in the order of their names), the number of patches, and why there are none.
 
         {"fid...": {"value", "patches"}, "kid...": {"value", "std", "patches"}}, or {} and a reason.
@@ -153,7 +153,7 @@ def two_grids(image: Tensor, size: int) -> Tensor:
 def distances(real: Tensor, fake: Tensor, kid_subset_size: int = 1000) -> tuple[float, float, float]:
     """FID, mean KID and its standard deviation over 100 subsets, of features (N, D).
 
-    In float64. KID's subsets come from a random stream of its own: the same features give the same figure.
+    In float64. KID's subsets come from a random stream of its own: the same features give the same values.
     """
     given: Any = nn.Identity()
     given.num_features = real.shape[1]
@@ -174,7 +174,7 @@ def distances(real: Tensor, fake: Tensor, kid_subset_size: int = 1000) -> tuple[
 
 
 def feature_network(backbone: str, weights: str | None) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
-    """The network, its function of uint8 patches (N, 3, s, s) -> (N, D), and what it adds to the figures' names."""
+    """The network, its function of uint8 patches (N, 3, s, s) -> (N, D), and what it adds to the metrics' names."""
     if backbone == "lite0":
         lite0 = Lite0(weights)
         return lite0, partial(_lite0_embedding, lite0), "_lite0"

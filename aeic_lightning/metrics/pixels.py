@@ -27,7 +27,7 @@ def ms_ssim_fits(height: int, width: int) -> bool:
 def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     """Multi-scale structural similarity of uint8 images (B, 3, H, W): (B,) float32, at most 1 (Wang et al. 2003).
 
-    Raises UserError below `MS_SSIM_SMALLEST_SIDE`: another number of scales would be another figure.
+    Raises UserError below `MS_SSIM_SMALLEST_SIDE`: another number of scales would be another metric.
     """
     if not ms_ssim_fits(*x.shape[-2:]):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The figures of one image, on the 8-bit images that a file would hold: one place for callbacks and commands."""
+"""The metrics of one image, on the 8-bit images that a file would hold: one place for callbacks and commands."""
 
 import zlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel,
 from aeic_lightning.random_state import own_random_state
 
 DESCRIBED = ("bytes", "bits_estimate")
-"""Columns of a row that are no figures to take a mean of."""
+"""Columns of a row that are no metrics to take a mean of."""
 
 
 class ImageQuality:
@@ -28,7 +28,7 @@ class ImageQuality:
 
     Args:
         ms_ssim: whether to compute MS-SSIM.
-        lpips: backbones of LPIPS; each gives a figure of its own.
+        lpips: backbones of LPIPS; each gives a metric of its own.
         dists: the same for DISTS (which has no "alex").
 
     Raises UserError for a backbone whose weights are missing.
@@ -54,7 +54,7 @@ class ImageQuality:
     def row(
         self, name: str, x: Tensor, x_hat: Tensor, bits_estimate: float | None = None, bytes: int | None = None
     ) -> dict[str, Any]:
-        """Name, size, checksum and figures of one image.
+        """Name, size, checksum and metrics of one image.
 
         Args:
             name: of the image.
@@ -84,7 +84,7 @@ class ImageQuality:
 
     @cached_property
     def info(self) -> dict[str, dict[str, Any]]:
-        """Backbone, version and options of every figure that `row` may give."""
+        """Backbone, version and options of every metric that `row` may give."""
         ours = f"aeic_lightning {__version__}"
         info = {
             "bpp": {"backbone": None, "version": ours, "options": {"bits": "8 x bytes of the file, header included"}},
@@ -98,7 +98,7 @@ class ImageQuality:
                 "options": {"scales": 5, "window": 11, "peak": 255, "smallest_side": MS_SSIM_SMALLEST_SIDE},
             }
         for network in self.networks:
-            # Channel weights of the standard figures come from these packages.
+            # Channel weights of the standard metrics come from these packages.
             source = {"alex": "lpips", "vgg": "lpips" if isinstance(network, LPIPS) else "torchmetrics"}
             backbone = self.backbones[network.name]
             package = source.get(backbone)

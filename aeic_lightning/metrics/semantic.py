@@ -21,7 +21,7 @@ class SemanticLoss(nn.Module):
     same way when it is longer, and nothing is enlarged or cropped.
 
     Args:
-        backbone: "lite0" or "clip"; the figure's name is semantic_lite0 or semantic_clip.
+        backbone: "lite0" or "clip"; the metric's name is semantic_lite0 or semantic_clip.
         weights: folder with CLIP; default: the Hugging Face cache.
 
     Raises UserError when the backbone is unknown or its weights are missing.

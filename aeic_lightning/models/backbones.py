@@ -56,7 +56,7 @@ class EfficientNetLite(Frozen[EfficientNet]):
 
     Args:
         weights: must be None; there to give the standard backbones' signature. Other weights under the name `lite0`
-            would change what a figure means.
+            would change what a metric means.
     """
 
     number: int

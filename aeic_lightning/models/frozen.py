@@ -53,7 +53,7 @@ class Frozen(nn.Module, Generic[Network]):
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off for the device of `x`: a figure must not depend on the trainer's precision."""
+    """Context in which autocast is off for the device of `x`: a metric must not depend on the trainer's precision."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 

@@ -1,4 +1,4 @@
-"""JPEG, WebP, AVIF and JPEG XL at matched bytes: what a newcomer needs beside the figures of a learned codec.
+"""JPEG, WebP, AVIF and JPEG XL at matched bytes: what a newcomer needs beside the metrics of a learned codec.
 
 For every image the quality setting is searched whose file is the largest that does not exceed a given number of bytes.
 A codec that cannot make an image so small gives its smallest file, which is flagged (`over_target`), and the result
@@ -164,7 +164,7 @@ def anchors(
         names: of `CODECS`.
         targets: how small the files shall be.
         images: what is coded.
-        measure: the figures.
+        measure: the metrics.
         pictures: folder for originals and reconstructions, a sub-folder each.
         quiet: print nothing.
 

@@ -63,11 +63,11 @@ class BDRate:
 
 @dataclass(frozen=True)
 class _Points:
-    """One curve as arrays. Without figures by image, the last axis has the mean alone."""
+    """One curve as arrays. Without metrics by image, the last axis has the mean alone."""
 
     name: str
     rate: np.ndarray  # (seeds, points, images), bits per pixel
-    quality: np.ndarray  # (seeds, points, images), or (seeds, points, 1) for a figure of the whole set
+    quality: np.ndarray  # (seeds, points, images), or (seeds, points, 1) for a metric of the whole set
     seeds: list
 
     def curve(self, seeds: np.ndarray | None = None, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -101,14 +101,14 @@ def bd_rate(
 
     Args:
         reference, test: results of one curve each, of any number of seeds; a point is what shares `RATE_LABELS`.
-        metric: name of a figure of images or of the set.
+        metric: name of a metric of images or of the set.
         rates: "bpp" or "bpp_estimate"; by default bpp where all results have it, else the estimate.
         min_overlap: refuse below, and always where nothing overlaps.
         resamples: of the bootstrap; 0 for none.
         seed: of the bootstrap.
         names: of the curves, for messages.
 
-    Raises UserError where there is no BD-rate that means something: other images, missing figures or points, too few
+    Raises UserError where there is no BD-rate that means something: other images, missing metrics or points, too few
     points, or too little overlap.
     """
     sides = tuple(list(side) for side in (reference, test))
@@ -246,7 +246,7 @@ def _common_rates(sides: Sequence[Sequence[Result]], names: Sequence[str]) -> st
 
 
 def _images_with(metric: str, rates: str, sides: Sequence[Sequence[Result]]) -> list[str]:
-    """Names of the images that have both figures in every result, sorted."""
+    """Names of the images that have both metrics in every result, sorted."""
     names: set[str] | None = None
     for result in (result for side in sides for result in side):
         own = {image["name"] for image in result.images if metric in image and rates in image}
@@ -279,8 +279,8 @@ def _points(results: list[Result], metric: str, rates: str, images: list[str] | 
     if len(table) < MIN_POINTS:
         raise UserError(f"{name} has {len(table)} rate points; a BD-rate needs {MIN_POINTS} or more")
 
-    def array(figure: str) -> np.ndarray:
-        return np.array([[_column(by_seed[seed], figure, images) for by_seed in table.values()] for seed in seeds])
+    def array(metric: str) -> np.ndarray:
+        return np.array([[_column(by_seed[seed], metric, images) for by_seed in table.values()] for seed in seeds])
 
     rate = array(rates)
     if not (rate > 0).all():
@@ -288,16 +288,16 @@ def _points(results: list[Result], metric: str, rates: str, images: list[str] | 
     return _Points(name, rate, array(metric), seeds)
 
 
-def _column(result: Result, figure: str, images: list[str] | None) -> list[float]:
+def _column(result: Result, metric: str, images: list[str] | None) -> list[float]:
     if images is None:
-        values = [result.value(figure)]
+        values = [result.value(metric)]
     else:
         by_name = {image["name"]: image for image in result.images}
-        values = [by_name[name][figure] for name in images]
+        values = [by_name[name][metric] for name in images]
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if len(finite) < len(values):
         raise UserError(
-            f"{result.name} has no {figure}, or none that is finite" + (", for every image" if images else "")
+            f"{result.name} has no {metric}, or none that is finite" + (", for every image" if images else "")
         )
     return finite
 

@@ -104,16 +104,16 @@ def _cell(value: float | None, form: str) -> str:
 
 def draw(rows: list[Result], max_images: int = 3) -> Image.Image:
     """Original beside each result's reconstruction, one row an image, with rate and PSNR above each."""
-    figures = [{image["name"]: image for image in row.images} for row in rows]
+    by_name = [{image["name"]: image for image in row.images} for row in rows]
     tiles = []
-    for name in sorted(figures[0])[:max_images]:
+    for name in sorted(by_name[0])[:max_images]:
         pictures = [rows[0].original(name), *(row.pictures.get(name) for row in rows)]
         missing = next((row.name for row, picture in zip((rows[0], *rows), pictures, strict=True) if not picture), None)
         if missing:
             raise UserError(f"{missing} has no picture of {name}; run it with ReconstructionGrid(save_images: true)")
         captions = ["original"] + [
             f"{row.name}  {_rate(f[name])}  {_cell(f[name]['psnr'], '.2f')} dB"
-            for row, f in zip(rows, figures, strict=True)
+            for row, f in zip(rows, by_name, strict=True)
         ]
         tiles.append(list(zip(pictures, captions, strict=True)))
     opened = [[(Image.open(path).convert("RGB"), caption) for path, caption in row] for row in tiles]

@@ -1,6 +1,6 @@
-"""Figures of a codec on a set of images, from the files that it writes and the pictures that they decode to.
+"""Metrics of a codec on a set of images, from the files that it writes and the pictures that they decode to.
 
-sources of (original, reconstruction, bytes)            figures, the same as those of training
+sources of (original, reconstruction, bytes)            metrics, the same as those of training
   checkpoint: real streams, written and read back  ─┐
   files: two folders, joined by name               ─┼─> Measurement (ImageQuality, PatchDistances) ─> Result
   anchors: JPEG and others (`evaluation.anchors`)  ─┘
@@ -65,12 +65,12 @@ class Checkpoint:
 
     @torch.inference_mode()
     def _code(self, name: str, x: Tensor, point: "RatePoint") -> Sample:
-        figures: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
         try:
             image = from_uint8(x)[None]
             level = point.level
             if point.bpp is not None:
-                level, figures["over_target"] = self._level_within(image, point.bpp)
+                level, columns["over_target"] = self._level_within(image, point.bpp)
             began = time.perf_counter()
             data = self.bitstream.encode(image, level)
             encoded = time.perf_counter()
@@ -82,9 +82,9 @@ class Checkpoint:
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if latents.level is not None:
-            figures["level"] = latents.level
-        figures |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
-        return Sample(name, x, x_hat, len(data), bits_estimate, figures)
+            columns["level"] = latents.level
+        columns |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
+        return Sample(name, x, x_hat, len(data), bits_estimate, columns)
 
     def _level_within(self, image: Tensor, bpp: float) -> tuple[float | None, bool]:
         """The level of the best file within `bpp`, and whether even the smallest file is larger."""
@@ -217,7 +217,7 @@ def evaluate_checkpoint(
     Args:
         path: the checkpoint.
         images: what to code.
-        measure: the figures.
+        measure: the metrics.
         point: the rate, for a model of many rates.
         name, labels: instead of, and beside, those of the run that the checkpoint lies in.
         device: of the receiver's networks.
@@ -286,16 +286,16 @@ class Progress:
 
 
 def summary(result: Result) -> str:
-    """The means as a table in Markdown, with backbone and part in training of each figure."""
-    lines = ["| figure | mean | images | backbone | in training |", "|---|---|---|---|---|"]
-    for name, figure in result.metrics.items():
+    """The means as a table in Markdown, with backbone and part in training of each metric."""
+    lines = ["| metric | mean | images | backbone | in training |", "|---|---|---|---|---|"]
+    for name, metric in result.metrics.items():
         info = result.metric_info.get(name, {})
-        mean = "infinite" if figure["mean"] in (None, float("inf")) else f"{figure['mean']:.5g}"
-        lines.append(f"| {name} | {mean} | {figure['images']} | {_words(info)} |")
-    for name, figure in result.set_metrics.items():
+        mean = "infinite" if metric["mean"] in (None, float("inf")) else f"{metric['mean']:.5g}"
+        lines.append(f"| {name} | {mean} | {metric['images']} | {_words(info)} |")
+    for name, metric in result.set_metrics.items():
         info = result.metric_info.get(name, {})
-        value = "refused" if figure["value"] is None else f"{figure['value']:.5g}"
-        lines.append(f"| {name} | {value} | {figure['patches']} patches | {_words(info)} |")
+        value = "refused" if metric["value"] is None else f"{metric['value']:.5g}"
+        lines.append(f"| {name} | {value} | {metric['patches']} patches | {_words(info)} |")
     remarks = dict.fromkeys([f["refused"] for f in result.set_metrics.values() if "refused" in f])
     return "\n".join(
         [*lines, "", *(f"- FID and KID refused: {remark}" for remark in remarks), *(f"- {n}" for n in result.notes)]

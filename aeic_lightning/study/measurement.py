@@ -39,7 +39,7 @@ class Sample:
 
 
 class Measurement:
-    """Collects the figures of one set of images.
+    """Collects the metrics of one set of images.
 
     Args:
         quality: of each image.
@@ -70,9 +70,9 @@ class Measurement:
         info = dict(self.quality.info)
         set_metrics: dict[str, dict[str, Any]] = {}
         for patches, seen in zip(self.patches, features, strict=True):
-            figures, count, reason = patches.figures(seen)
+            values, count, reason = patches.metrics(seen)
             refused = {name: {"value": None, "patches": count, "refused": reason} for name in patches.names}
-            set_metrics |= refused | figures
+            set_metrics |= refused | values
             info |= patches.info
         metrics = summary_rows(rows, (*DESCRIBED, *SETTINGS))
         for name in TIMES:
@@ -119,7 +119,7 @@ def measurement(
     )
     patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in chosen if b in ("lite0", "inception")]
     missing = [name for name in BACKBONES if name not in chosen]
-    notes = [f"without figures on {', '.join(missing)}: their weights are not at hand"] if backbones is None else []
+    notes = [f"without metrics on {', '.join(missing)}: their weights are not at hand"] if backbones is None else []
     return Measurement(quality, patches, notes if missing else ())
 
 
@@ -182,7 +182,7 @@ def open_images(source: str, max_size: tuple[int, int] | None = None) -> Images:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that figures depend on."""
+    """Of this package and of those that metrics depend on."""
     ours = {"aeic_lightning": __version__, "python": platform.python_version()}
     return ours | {name: version(name) for name in PACKAGES}
 

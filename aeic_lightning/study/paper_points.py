@@ -1,4 +1,4 @@
-"""AEIC's own figures, as published by its authors: rate points, and the effect of their distillation.
+"""AEIC's own results, as published by its authors: rate points, and the effect of their distillation.
 
 Zhang, Liu, Chen: "Ultra-Low Bitrate Perceptual Image Compression with Shallow Encoder", CVPR 2026. The rates are
 likelihood estimates, so they are called `bpp_estimate` here, and are not to be compared with the bytes of files.
@@ -85,13 +85,13 @@ def published(codec: str | None = None, dataset: str | None = None) -> list[Resu
 
 
 def _result(codec: str, dataset: str, point: int) -> Result:
-    figures = {name: values[point] for name, values in _RELEASED[codec, dataset].items()}
+    metrics = {name: values[point] for name, values in _RELEASED[codec, dataset].items()}
     return Result(
         name=f"{codec} {dataset} lambda {LAMBDAS[point]}",
         kind="published",
         labels={"codec": codec, "dataset": dataset, "lambda": LAMBDAS[point]},
-        metrics={k: {"mean": v, "images": IMAGES[dataset]} for k, v in figures.items() if k not in _SET_METRICS},
-        set_metrics={k: {"value": v} for k, v in figures.items() if k in _SET_METRICS},
-        metric_info={name: _INFO[name] | {"version": "as published"} for name in figures},
+        metrics={k: {"mean": v, "images": IMAGES[dataset]} for k, v in metrics.items() if k not in _SET_METRICS},
+        set_metrics={k: {"value": v} for k, v in metrics.items() if k in _SET_METRICS},
+        metric_info={name: _INFO[name] | {"version": "as published"} for name in metrics},
         notes=["published by the authors of AEIC; rates are likelihood estimates"],
     )

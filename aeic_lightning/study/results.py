@@ -5,7 +5,7 @@ BD-rates and reports are made from those alone. A file holds
 
     {"format": "aeic_lightning results 1", "results": [{the fields of Result}, ...]}
 
-with paths relative to the file. A figure that is not finite (the PSNR of equal images) is null.
+with paths relative to the file. A metric that is not finite (the PSNR of equal images) is null.
 """
 
 import csv
@@ -41,11 +41,11 @@ class Result:
     Attributes:
         name: name of the run, or what else a reader should call it.
         kind: a run of `fit`; a checkpoint that was evaluated; reconstructions that were found as files; a conventional
-            codec as an anchor; or figures from a publication, of which nothing is known by image.
+            codec as an anchor; or values from a publication, of which nothing is known by image.
         labels: what sets it apart: role, depth, widths, lambda, seed, beta1, ... of runs; codec and target of anchors.
         metrics: name -> {"mean": over the images that have it, null if infinite, "images": how many}.
-        set_metrics: figures of the whole set: name -> {"value", "patches", ...}.
-        images: rows with name, height, width, crc32 (of the original's 8-bit pixels) and each figure of the image.
+        set_metrics: metrics of the whole set: name -> {"value", "patches", ...}.
+        images: rows with name, height, width, crc32 (of the original's 8-bit pixels) and each metric of the image.
         metric_info: name -> {"backbone", "version", "options", ...}.
         costs: {"encoder_macs_per_pixel": {"g_a", "encode"}, "encoder_parameters": {...}}; None if not known.
         command: what made it.
@@ -53,7 +53,7 @@ class Result:
         user_repository: the same of the repository in which the command was given, with its name.
         versions: of the packages.
         step: generator updates; None for what was not trained here.
-        notes: what a reader of the figures should know.
+        notes: what a reader of the metrics should know.
         folder: a run's folder.
         pictures: name of an image -> PNG of its reconstruction; see `original`.
     """
@@ -137,28 +137,28 @@ def _normal(path: Path) -> Path:
 
 
 def _read_run(folder: Path) -> Result:
-    figures, record = (
+    measured, record = (
         _json(folder / name, _UNFINISHED.format(folder, name)) for name in ("metrics_val.json", "run.json")
     )
     if not (folder / "config.yaml").is_file():
         raise UserError(_UNFINISHED.format(folder, "config.yaml"))
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        images = figures["images"]
+        images = measured["images"]
         return Result(
             name=folder.resolve().name,
             kind="run",
             labels=run_labels(config, record.get("seed")),
-            metrics=figures["metrics"],
-            set_metrics=figures.get("set_metrics", {}),
+            metrics=measured["metrics"],
+            set_metrics=measured.get("set_metrics", {}),
             images=images,
-            metric_info=with_part_in_training(figures.get("metric_info", {}), config),
+            metric_info=with_part_in_training(measured.get("metric_info", {}), config),
             costs=encoder_costs(config),
             command=record["command"],
             git=record["git"],
             user_repository=record.get("user_repository"),
             versions=record.get("versions", {}),
-            step=figures["step"],
+            step=measured["step"],
             folder=folder,
             pictures=_pictures(folder / "reconstructions", images),
         )
@@ -201,19 +201,19 @@ def _loss_label(settings: dict[str, Any]) -> dict[str, Label]:
 
 
 def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """`metric_info` with `in_training`: whether the loss of a config is the figure, or uses its network, or neither.
+    """`metric_info` with `in_training`: whether the loss of a config is the metric, or uses its network, or neither.
 
-    A figure that was trained on flatters; one that is held out does not.
+    A metric that was trained on flatters; one that is held out does not.
     """
     terms = [term.description for term in describe_objective(config["model"]["init_args"])]
-    figures, networks = {term.metric for term in terms}, {term.backbone for term in terms} - {None}
+    metrics, networks = {term.metric for term in terms}, {term.backbone for term in terms} - {None}
 
     def part(name: str, entry: dict[str, Any]) -> str:
-        if name in figures:
+        if name in metrics:
             return "in the loss"
         return "its network is in the loss" if entry.get("backbone") in networks else "held out"
 
-    costs = ("bpp", "encode_seconds", "decode_seconds")  # no figures of quality
+    costs = ("bpp", "encode_seconds", "decode_seconds")  # no metrics of quality
     return {
         name: entry if name in costs else entry | {"in_training": part(name, entry)} for name, entry in info.items()
     }
@@ -285,7 +285,7 @@ def to_record(result: Result, base: str | Path = ".") -> dict[str, Any]:
 
 
 def csv_text(results: Sequence[Result]) -> str:
-    """One row an image and result: its name and labels, the image's figures, and what is known of each metric.
+    """One row an image and result: its name and labels, the image's metrics, and what is known of each metric.
 
     `metric_info` is JSON in one column, so that a row keeps its meaning when files are joined.
     """
@@ -315,7 +315,7 @@ def finite_or_null(value: Any) -> Any:
 
 
 def summary_rows(images: Sequence[dict[str, Any]], described: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """Means over the images that have a figure: name -> {"mean", "images"}."""
+    """Means over the images that have a metric: name -> {"mean", "images"}."""
     leave_out = {"name", "height", "width", "crc32", *described}
     names = dict.fromkeys(key for row in images for key in row if key not in leave_out)
     columns = {name: [row[name] for row in images if name in row] for name in names}

@@ -15,18 +15,18 @@ class EvaluatedSystem(lightning.LightningModule):
     """A system with `model` and `evaluate_batch`, whose evaluation steps also write the files of their images.
 
     The files are those of `compress`, from the same functions. The coder is built from the weights once a validation or
-    test; with `write_streams` false it is not, and the figures have no `bpp`.
+    test; with `write_streams` false it is not, and the metrics have no `bpp`.
     """
 
     write_streams = True
     _bitstream: Bitstream | None = None
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the callbacks compute figures from, but for the bytes."""
+        """What the callbacks compute metrics from, but for the bytes."""
         raise NotImplementedError
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """`evaluate_batch` with "bytes", the size of each image's file; the callbacks compute the figures."""
+        """`evaluate_batch` with "bytes", the size of each image's file; the callbacks compute the metrics."""
         return self.evaluate_batch(batch) | {"bytes": self.file_sizes(batch["image"])}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_a_path_without_streams_is_of_estimates(system, trainer_of, val_loader):
 def test_the_picture_needs_the_figures(system, trainer_of, val_loader):
     with pytest.raises(UserError, match="one QualityMetrics"):
         trainer_of(RateDistortionPicture()).validate(system, val_loader, verbose=False)
-    with pytest.raises(UserError, match=r"no figure 'lpips_alex'.*'psnr'"):
+    with pytest.raises(UserError, match=r"no metric 'lpips_alex'.*'psnr'"):
         trainer_of(QualityMetrics(), RateDistortionPicture(["lpips_alex"])).validate(system, val_loader, verbose=False)
 
 

@@ -80,7 +80,7 @@ trainer:
   - class_path: callbacks.curves.TapCurves
     init_args: {every_n_steps: 1}
   - class_path: callbacks.layout.ComparisonLayout
-    init_args: {figures: [psnr]}
+    init_args: {metrics: [psnr]}
   - class_path: callbacks.progress.PlainProgress
     init_args: {every_n_steps: 5}
 """

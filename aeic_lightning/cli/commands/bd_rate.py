@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     results = [result for curve in (*references, *tests) for result in curve.results]
     metrics = args.metric or common_metrics(results)
     if not metrics:
-        raise UserError("the results have no figure in common; evaluate them with the same metrics")
+        raise UserError("the results have no metric in common; evaluate them with the same metrics")
     options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
     rows = bd_rates(references[0], tests, metrics, **options)
     print(markdown_table(rows))

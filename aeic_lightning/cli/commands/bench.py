@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kind, in turn; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--encode-only", action="store_true", help="leave out the decoder, which takes minutes")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", metavar="FILE", help="write the results there as well")
     parser.add_argument("--memory", nargs=2, metavar=("HALF", "SIZE"), help=argparse.SUPPRESS)
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`: figures of a checkpoint, or of pictures that any codec left, on a folder of images."""
+"""`evaluate`: metrics of a checkpoint, or of pictures that any codec left, on a folder of images."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated, on what, by which figures."""
+    """What is evaluated, on what, by which metrics."""
     parser.epilog = EPILOG
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", metavar="CKPT", help="the model that codes the images")
@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool = True) -> None:
-    """Images, figures and target, which `anchors` has too."""
+    """Images, metrics and target, which `anchors` has too."""
     images = "originals: a folder and what is below it; or sample-photos, three that need no folder"
     parser.add_argument("--images", required=images_required, metavar="DIR", help=images)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    backbones = "networks of the figures: lite0, lite2, alex, vgg, inception (default: all whose weights are at hand)"
+    backbones = "networks of the metrics: lite0, lite2, alex, vgg, inception (default: all whose weights are at hand)"
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help=backbones)
     size = "take at most the centre of an image, as data.val_max_size does (default: the full size)"
     parser.add_argument("--max-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=size)

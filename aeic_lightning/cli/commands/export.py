@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", type=Path, metavar="FILE.yaml",
                         help="with --weights: entries of the model card, each a line or a list of lines")  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="FILE.json",
-                        help="with --weights: results whose figures the card lists: those that bear DIR's name, "
+                        help="with --weights: results whose metrics the card lists: those that bear DIR's name, "
                         "or all")  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def origin(result: Result) -> dict[str, Any]:
 
 
 def metric_rows(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Backbone, versions, options and sample of every figure, one row for each way in which it was taken."""
+    """Backbone, versions, options and sample of every metric, one row for each way in which it was taken."""
     rows: dict[tuple, dict[str, str]] = {}
     for result in results:
         if result.kind == "published":

@@ -1,4 +1,4 @@
-"""What the page takes from run folders beside the figures: tap losses, configs, pictures."""
+"""What the page takes from run folders beside the metrics: tap losses, configs, pictures."""
 
 import base64
 import io
@@ -82,18 +82,18 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
             items = [(item["class_path"].rsplit(".", 1)[-1], item) for item in value]
             return {k: v for name, item in items for k, v in flatten(item, f"{prefix}{name}.").items()}
         if all(isinstance(item, dict) and {"tap", "side"} <= set(item) for item in value):
-            return {prefix[:-1]: _pairs(value)}
+            return {prefix[:-1]: _matched_taps(value)}
     return {prefix[:-1]: "null" if value is None else str(value)}
 
 
-def _pairs(pairs: list[dict[str, Any]]) -> str:
-    """Matched taps by side: `encoder: y, z; decoder: l_0`, with what of a pair is not its default."""
+def _matched_taps(matches: list[dict[str, Any]]) -> str:
+    """Matched taps by side: `encoder: y, z; decoder: l_0`, with what of a match is not its default."""
     sides: dict[str, list[str]] = {}
-    for pair in pairs:
-        theirs = pair.get("teacher_tap")
-        weight = pair.get("weight", 1.0)
-        text = pair["tap"] + (f" to {theirs}" if theirs else "") + (f" x {weight}" if weight != 1 else "")
-        sides.setdefault(pair["side"], []).append(text)
+    for match in matches:
+        theirs = match.get("teacher_tap")
+        weight = match.get("weight", 1.0)
+        text = match["tap"] + (f" to {theirs}" if theirs else "") + (f" x {weight}" if weight != 1 else "")
+        sides.setdefault(match["side"], []).append(text)
     return "; ".join(f"{side}: {', '.join(taps)}" for side, taps in sides.items())
 
 
@@ -146,7 +146,7 @@ class Pictures:
         if kind == "JPEG":
             size = "" if shrink == 1 else f" and shrunk to 1/{shrink} of their width and height"
             self.described = (
-                f"recompressed for this page as JPEG, quality {quality}{size}; figures are of the originals"
+                f"recompressed for this page as JPEG, quality {quality}{size}; metrics are of the originals"
             )
         head = f"data:image/{kind.lower()};base64,"
         return [head + base64.b64encode(content).decode() for content in encoded]

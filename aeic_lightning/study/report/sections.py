@@ -105,7 +105,7 @@ def _bd_rates(
 
 
 def _intervals_over(by_metric: Sequence[dict[str, Any]]) -> str:
-    """What the bootstraps drew anew, in words: figures of a whole set cannot be drawn by image."""
+    """What the bootstraps drew anew, in words: metrics of a whole set cannot be drawn by image."""
     found: dict[str, list[str]] = {}
     for entry in by_metric:
         for over in dict.fromkeys(rate.interval_over for _, rate in entry["curves"] if rate.interval_over):
