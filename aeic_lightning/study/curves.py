@@ -179,7 +179,12 @@ def _place(curve: Curve) -> tuple:
     """Teachers first, then by encoder and arm; codecs for comparison last."""
     arm, encoder = str(curve.labels.get("arm", "")), 0 if curve.encoder is None else curve.encoder
     known = ARMS.index(arm) if arm in ARMS else len(ARMS)
-    return curve.kind == "anchor", curve.labels.get("role") != "teacher", str(encoder), known, arm
+    return curve.kind == "anchor", curve.labels.get("role") != "teacher", _natural(str(encoder)), known, arm
+
+
+def _natural(text: str) -> list[str | int]:
+    """A key that sorts numbers within a text by their value: `width=8` before `width=16`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def _fixed(result: Result, by: Sequence[str] | None) -> dict[str, Label]:

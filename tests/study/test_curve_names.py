@@ -4,6 +4,13 @@ from aeic_lightning.study.curves import group
 from aeic_lightning.study.results import Result
 
 
+def test_encoders_are_in_the_order_of_their_numbers():
+    labels = [{"encoder": f"Plain width={width}"} for width in (16, 8)] + [{"depth": depth} for depth in (10, 2)]
+    curves = group([Result(f"run{i}", "run", own, {}) for i, own in enumerate(labels)])
+    assert [c.name for c in curves] == ["depth 2", "depth 10", "Plain width=8", "Plain width=16"]
+    assert [c.encoder for c in curves] == [2, 10, "Plain width=8", "Plain width=16"]
+
+
 def test_curves_have_the_shortest_names_that_tell_them_apart():
     def names(*labels):
         return [c.name for c in group([Result(f"run{i}", "run", own, {}) for i, own in enumerate(labels)])]
