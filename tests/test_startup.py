@@ -54,6 +54,18 @@ def test_a_missing_file_is_found_without_torch(arguments, tmp_path):
     assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
 
 
+def test_a_sweep_reads_its_file_without_torch(tmp_path):
+    """It starts processes and waits; its runs import what they need."""
+    (tmp_path / "a.yaml").write_text("max_steps: 1")
+    (tmp_path / "sweep.yaml").write_text(
+        "root: runs\nruns: [{name: a, config: a.yaml, labels: {role: teacher}}]\n"
+        "report: {out: out, against: [{reference: {role: teacher}}]}\n"
+    )
+    code, modules, said = modules_after(["sweep", "--config", "sweep.yaml", "--dry-run"], tmp_path)
+    assert code == 0, said
+    assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
+
+
 def test_compress_imports_no_training_library(tmp_path):
     from PIL import Image
 

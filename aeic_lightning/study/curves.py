@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import Metric, in_order
+from aeic_lightning.study.labels import agree
 from aeic_lightning.study.results import RATE_LABELS, Label, Result
 
 RATES = ("bpp", "bpp_estimate")
@@ -265,11 +266,6 @@ def matching(word: str, curves: Sequence[Curve]) -> list[Curve]:
         if found:
             return found
     return [c for c in curves if word == c.name or word in (r.name for r in c.results)]
-
-
-def agree(labels: dict, wanted: dict) -> bool:
-    """Whether `labels` has all that is `wanted`, numbers and words compared as they are written."""
-    return all(str(labels.get(label)) == str(value) for label, value in wanted.items())
 
 
 def default_reference(curves: Sequence[Curve]) -> list[Curve]:

@@ -53,7 +53,7 @@ from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
-from aeic_lightning.study.curves import agree
+from aeic_lightning.study.labels import agree
 
 LABELS = "model.init_args.labels."
 RECORD = "finished"  # file in a run folder that says the run is complete

@@ -20,7 +20,8 @@ def finish(sweep: Sweep) -> None:
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
-    from aeic_lightning.study.curves import agree, group
+    from aeic_lightning.study.curves import group
+    from aeic_lightning.study.labels import agree
     from aeic_lightning.study.report.page import write_report
     from aeic_lightning.study.results import read_results, write_json, write_results
 
