@@ -15,8 +15,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.provenance import command_line
 
-LOCK = ".fit.lock"  # file in the run folder, locked while a process trains there
-HOLDER = ".fit.json"  # file in the run folder that names that process
+FIT = ".fit"  # .fit.lock in the run folder is locked while a process trains there, which .fit.json names
 ORPHANS_END = 30.0  # seconds in which the loaders' workers of a killed process notice that it is gone
 
 
@@ -57,39 +56,59 @@ def is_first_process() -> bool:
 def only_fit(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; the processes that the run itself starts do not ask for it.
 
-    The system releases it when the process ends, in whatever way. Raises UserError, which names the other process, if
-    one trains there.
+    Raises UserError, which names the other process, if one trains there.
     """
     if not is_first_process():
         yield
         return
+    refused = (
+        "{folder} is in use: {holder} is training there; wait for it, stop it, or train in another folder "
+        "(--vars.name=NAME)"
+    )
+    with only_process(folder, FIT, refused):
+        yield
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process trains in a run folder."""
+    try:
+        with FileLock(folder / f"{FIT}.lock", timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+@contextmanager
+def only_process(folder: Path, name: str, refused: str) -> Iterator[None]:
+    """Hold the lock NAME.lock of a folder, which is made if need be; NAME.json says which process has it.
+
+    The system releases it when the process ends, in whatever way. Raises UserError if another process has it, with the
+    words `refused`, in which {folder} and {holder} are filled in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    other = _holder(folder)
+    lock, record = FileLock(folder / f"{name}.lock"), folder / f"{name}.json"
+    other = _holder(record)
     try:
         lock.acquire(timeout=ORPHANS_END if other and _is_dead(other) else 0)
     except Timeout:
-        raise UserError(
-            f"{folder} is in use: {_describe(_holder(folder))} is training there; wait for it, stop it, or train in "
-            "another folder (--vars.name=NAME)"
-        ) from None
+        raise UserError(refused.format(folder=folder, holder=_describe(_holder(record)))) from None
     try:
-        record = {
+        holder = {
             "process": os.getpid(),
             "host": socket.gethostname(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": command_line(),
         }
-        write_whole(folder / HOLDER, json.dumps(record) + "\n")
+        write_whole(record, json.dumps(holder) + "\n")
         yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
         lock.release()
 
 
-def _holder(folder: Path) -> dict[str, Any] | None:
+def _holder(record: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / HOLDER).read_text())
+        return json.loads(record.read_text())
     except (OSError, ValueError):
         return None
 

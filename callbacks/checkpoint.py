@@ -20,6 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from aeic_lightning.errors import RunError, UserError
 from callbacks.base import generator_step, tensorboard
 
+SIGUSR1 = getattr(signal, "SIGUSR1", None)  # Windows has none
+
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all: beside first, flushed to the disk, then renamed.
@@ -94,12 +96,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = generator_step(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM] + [signal.SIGUSR1] * ("SLURM_JOB_ID" in os.environ)
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if SIGUSR1 is not None and "SLURM_JOB_ID" in os.environ:
+                numbers.append(SIGUSR1)
             self._previous = {number: signal.signal(number, self._stop) for number in numbers}
 
     def _stop(self, number: int, frame: Any) -> None:
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        if number != signal.SIGUSR1:  # SLURM may repeat it
+        if number != SIGUSR1:  # SLURM may repeat it
             signal.signal(number, default)
         self._signal = self._signal or number
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -147,7 +151,7 @@ class LastCheckpoint(Checkpoint):
         last = self.folder / "last.ckpt"
         if trainer.is_global_zero:
             print(f"saved {last} at step {step}; go on with --ckpt_path last", file=sys.stderr, flush=True)
-            if number == signal.SIGUSR1:
+            if number == SIGUSR1:
                 requeue()
         if number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -103,6 +103,39 @@ def test_nothing_imports_from_the_tests():
         assert not names & helpers, path
 
 
+UNIX = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
+WINDOWS_SIGNALS = {"SIGABRT", "SIGBREAK", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
+
+
+def missing_on_windows(source: str) -> set[str]:
+    """What a module takes from the standard library while it is imported, and Windows lacks."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If | ast.Try):
+            return  # later, or guarded
+        if isinstance(node, ast.Import):
+            found.update({alias.name for alias in node.names} & UNIX)
+        elif isinstance(node, ast.ImportFrom) and node.module in UNIX:
+            found.add(node.module)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "signal":
+            found.update({name for name in [node.attr] if name.startswith("SIG")} - WINDOWS_SIGNALS)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def test_every_module_can_be_imported_on_windows():
+    assert missing_on_windows("import os, fcntl\nfrom pwd import getpwnam\nSTOP = signal.SIGHUP, signal.SIGINT") == {
+        "fcntl",
+        "pwd",
+        "SIGHUP",
+    }
+    assert {path: found for path in SOURCES if (found := missing_on_windows(path.read_text()))} == {}
+
+
 def test_no_modules_import_each_other_not_even_within_functions():
     """Beyond import-linter's contracts, which compare siblings: a package and its own modules too."""
     graph = grimp.build_graph("aeic_lightning", "callbacks", "datamodules")

@@ -6,28 +6,33 @@ processes a run, which outlive the sweep.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import signal
 import subprocess
+import time
 from collections import Counter, deque
 from typing import IO, Any, Protocol
 
+from filelock import FileLock, Timeout
+
 from aeic_lightning.errors import UserError
 from aeic_lightning.parent_process import PARENT
+from aeic_lightning.run_folder import is_free
 from aeic_lightning.study.sweep_file import LOG, RECORD, Run, Sweep
+
+LOCK = ".lock"  # file in a run's folder, locked by the sweep or the cluster's job that has started the run
+POLL = 0.5  # seconds between two looks at a run's folder that is not free
 
 # ---------------------------------------------------------------------- one run
 
 
-def start(run: Run, lock: IO, log: IO, gpus: list[str] | None = None, new_session: bool = False) -> subprocess.Popen:
-    """Start a run, or the rest of it. It holds the lock of its folder, and ends if this process ends.
+def start(run: Run, log: IO, gpus: list[str] | None = None, new_session: bool = False) -> subprocess.Popen:
+    """Start a run, or the rest of it. It ends if this process ends.
 
     Args:
         run: what to run.
-        lock: open file whose lock the run shares.
         log: open file for all that the run prints.
         gpus: ids of the GPUs that it may use; None leaves the environment as it is.
         new_session: keep signals of this terminal and process group away from it.
@@ -37,8 +42,7 @@ def start(run: Run, lock: IO, log: IO, gpus: list[str] | None = None, new_sessio
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return subprocess.Popen(
-        run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()],
-        start_new_session=new_session,
+        run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=new_session,
     )  # fmt: skip
 
 
@@ -63,7 +67,7 @@ class Started(Protocol):
 class LocalRun:
     """A run as a process of this machine.
 
-    Where the run's folder is locked, by what another sweep has left and is saving its checkpoint, it first waits.
+    It first waits until the run's folder is free: what another sweep has left may still be saving its checkpoint there.
     """
 
     def __init__(self, run: Run, gpus: list[str] | None = None) -> None:
@@ -71,6 +75,7 @@ class LocalRun:
         self.gpus = gpus
         self.process: subprocess.Popen | None = None
         self.stopped = False
+        self.lock = FileLock(run.folder / LOCK)
         run.folder.mkdir(parents=True, exist_ok=True)
 
     def done(self) -> bool:
@@ -80,22 +85,26 @@ class LocalRun:
         return self.stopped if self.process is None else self.process.poll() is not None
 
     def _start_if_free(self) -> None:
-        with (self.run.folder / ".lock").open("w") as lock, (self.run.folder / LOG).open("a") as log:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            if self.run.done:
-                self.stopped = True
-                return
-            self.start_of_log = log.tell()
-            self.process = start(self.run, lock, log, self.gpus, new_session=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            return
+        if self.run.done:
+            self.stopped = True
+        elif is_free(self.run.folder):
+            with (self.run.folder / LOG).open("a") as log:
+                self.start_of_log = log.tell()
+                self.process = start(self.run, log, self.gpus, new_session=True)
+            return
+        self.lock.release()
 
     def result(self) -> str | None:
         """None if it is done, else why not."""
         if self.process is None:
             return None if self.run.done else "not started"
-        return conclude(self.run, self.process.wait(), self.start_of_log)
+        error = conclude(self.run, self.process.wait(), self.start_of_log)
+        self.lock.release()
+        return error
 
     def stop(self) -> None:
         """Send what Ctrl-C sends: the run saves a checkpoint and ends."""
@@ -108,7 +117,10 @@ class LocalRun:
         """End it and all of its own processes at once."""
         if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # it leads the group of its session
+                if hasattr(os, "killpg"):
+                    os.killpg(self.process.pid, signal.SIGKILL)  # it leads the group of its session
+                else:  # Windows
+                    self.process.kill()
 
 
 class ClusterRun:
@@ -120,12 +132,15 @@ class ClusterRun:
     def __call__(self) -> str | None:
         """None if the run is done, else the end of its log."""
         self.run.folder.mkdir(parents=True, exist_ok=True)
-        with (self.run.folder / ".lock").open("w") as lock, (self.run.folder / LOG).open("a") as log:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a sweep that was killed may have left this run in the queue
+        # A sweep that was killed may have left this run in the queue, so another job may be at it.
+        with FileLock(self.run.folder / LOCK).acquire(poll_interval=POLL):
+            while not self.run.done and not is_free(self.run.folder):
+                time.sleep(POLL)
             if self.run.done:
                 return None
-            start_of_log = log.tell()
-            process = start(self.run, lock, log)
+            with (self.run.folder / LOG).open("a") as log:
+                start_of_log = log.tell()
+                process = start(self.run, log)
             return conclude(self.run, process.wait(), start_of_log)
 
     def checkpoint(self) -> Any:

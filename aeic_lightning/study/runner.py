@@ -9,26 +9,27 @@ stays the same, and so do the results.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import shlex
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
+from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
 from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep
 
-ROOT_LOCK = ".sweep.lock"  # file in the root of a sweep, locked while a sweep is running there
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SWEEP = ".sweep"  # .sweep.lock in the root of a sweep is locked while it runs, and .sweep.json names its process
+REFUSED = (
+    "a sweep is running in {folder} already: {holder}; wait for it, stop it, or give this one another root "
+    "(--vars.root=DIR)"
+)
+# Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 POLL = 0.2  # seconds
 
 
@@ -43,7 +44,7 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
         print(f"{sum(run.done for run in sweep.runs)} of {len(sweep.runs)} runs done")
         return 0
     began = time.monotonic()
-    with only_sweep(sweep.root):
+    with only_process(sweep.root, SWEEP, REFUSED):
         failed = _run_missing(sweep, settings)
         if failed:
             print(f"{len(failed)} of {len(sweep.runs)} runs are missing:")
@@ -74,29 +75,6 @@ def check_unchanged(run: Run, settings: dict[str, Any]) -> None:
                 f"{run.folder} was begun with {key} = {before.get(key)}, the sweep now says {now.get(key)}; "
                 "remove the folder, or give the sweep another root (--vars.root=DIR)"
             )
-
-
-@contextlib.contextmanager
-def only_sweep(root: Path) -> Iterator[None]:
-    """Hold the lock of a sweep's root. Raises UserError, which names the other process, if a sweep is running there.
-
-    The system releases the lock when the process ends, in whatever way.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ROOT_LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            other = lock.read().strip() or "another process"
-            raise UserError(
-                f"a sweep is running in {root} already ({other}); wait for it, stop it, or give this one another root "
-                "(--vars.root=DIR)"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        yield
 
 
 # ---------------------------------------------------------------------- the sweep

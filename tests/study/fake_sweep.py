@@ -14,6 +14,7 @@ from pathlib import Path
 def run(folder: Path, words: list[str]) -> None:
     """What `fit` does with signals, without the training."""
     from aeic_lightning import parent_process
+    from aeic_lightning.run_folder import only_fit
 
     if "no-prctl" in words:
         parent_process._signal_at_death_of_parent = lambda: False
@@ -26,16 +27,17 @@ def run(folder: Path, words: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     parent_process.follow_parent()
-    (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
-    print("ready", flush=True)
-    (folder / "pid").write_text(str(os.getpid()))
-    until = time.monotonic() + (1 if "short" in words else 60)
-    while time.monotonic() < until and (not received or "stubborn" in words):
-        time.sleep(0.05)
-    if received:
-        time.sleep(0.3)  # saving takes a moment
-        (folder / "saved").touch()
-        sys.exit(130)
+    with only_fit(folder):
+        (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
+        print("ready", flush=True)
+        (folder / "pid").write_text(str(os.getpid()))
+        until = time.monotonic() + (1 if "short" in words else 60)
+        while time.monotonic() < until and (not received or "stubborn" in words):
+            time.sleep(0.05)
+        if received:
+            time.sleep(0.3)  # saving takes a moment
+            (folder / "saved").touch()
+            sys.exit(130)
 
 
 def sweep(file: str, words: list[str]) -> int:

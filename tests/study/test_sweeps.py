@@ -1,6 +1,5 @@
 """Sweeps: order, what is done, what failed, what is missing."""
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -11,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aeic_lightning.cli import main
 from aeic_lightning.config import as_override, load_config
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.executors import ClusterRun, LocalRun
+from aeic_lightning.run_folder import FIT
+from aeic_lightning.study.executors import LOCK, ClusterRun, LocalRun
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import LOG, RECORD, SETTINGS, Run, read_sweep
 
@@ -121,23 +122,24 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_run(tmp_path, capfd):
     assert "was begun with trainer.max_steps = 1, the sweep now says 2" in capfd.readouterr().err
 
 
-def test_a_run_waits_for_what_a_killed_sweep_left_going(tmp_path):
+@pytest.mark.parametrize("held", [LOCK, f"{FIT}.lock"], ids=["by a job of the sweep", "by the run"])
+def test_a_run_waits_for_what_a_killed_sweep_left_going(tmp_path, held):
     """It then finds the run finished, and does not start it a second time."""
     run = Run("a", tmp_path / "none.yaml", tmp_path / "a")
     run.folder.mkdir()
-    with (run.folder / ".lock").open("w") as lock, ThreadPoolExecutor() as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        local = LocalRun(run)
-        waiting = pool.submit(ClusterRun(run))
-        with pytest.raises(TimeoutError):
-            waiting.result(timeout=0.5)
-        assert not local.done()
-        (run.folder / RECORD).touch()
-        fcntl.flock(lock, fcntl.LOCK_UN)
+    with ThreadPoolExecutor() as pool:
+        with FileLock(run.folder / held):
+            local = LocalRun(run)
+            assert not local.done()
+            waiting = pool.submit(ClusterRun(run))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            assert not local.done()
+            (run.folder / RECORD).touch()
         assert waiting.result(timeout=10) is None
         assert local.done()
         assert local.result() is None
-    assert not (run.folder / LOG).read_text()
+    assert not (run.folder / LOG).exists()
 
 
 # ---------------------------------------------------------------------- values
