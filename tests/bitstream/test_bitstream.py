@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from aeic_lightning import timing
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.sender import Sender
-from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.bitstream.stream import Bitstream, fingerprint, reconstruct
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.random_model import random_model
 
@@ -84,6 +85,25 @@ def test_the_decoder_is_part_of_the_fingerprint(model, bitstream):
     assert Bitstream(changed).fingerprint == bitstream.fingerprint
     next(changed.decoder.vae.parameters()).data[0] += 1e-3
     assert Bitstream(changed).fingerprint != bitstream.fingerprint
+
+
+def test_the_tables_are_part_of_the_fingerprint(model, bitstream):
+    """Machines whose tables differ must not read each other's files, though they have the same checkpoint."""
+    modules = [bitstream.hyper_synthesis, bitstream.context, model]
+    shared = bitstream.shared
+    assert fingerprint(modules, shared) == bitstream.fingerprint
+    counts = shared.y_tables[7].counts.copy()
+    counts[:2] += [1, -1]
+    y_tables = [*shared.y_tables[:7], replace(shared.y_tables[7], counts=counts), *shared.y_tables[8:]]
+    z_tables = [replace(shared.z_tables[0], low=shared.z_tables[0].low + 1), *shared.z_tables[1:]]
+    bounds = shared.bounds.clone()
+    bounds[3] += 2**-20
+    changes = {
+        "y_tables": y_tables, "z_tables": z_tables, "bounds": bounds, "medians": shared.medians + 1 / 64,
+        "skip_threshold": 0.09, "grid": replace(shared.grid, multiple=2 * shared.grid.multiple),
+    }  # fmt: skip
+    for name, value in changes.items():
+        assert fingerprint(modules, replace(shared, **{name: value})) != bitstream.fingerprint, name
 
 
 def test_drift_is_caught(model, bitstream, picture):

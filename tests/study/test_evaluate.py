@@ -20,7 +20,7 @@ from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.models.backbones import Lite0
 from aeic_lightning.models.random_model import random_model, save
-from aeic_lightning.study.evaluate import evaluate_files
+from aeic_lightning.study.evaluate import evaluate_files, file_samples
 from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import read_result, with_part_in_training
 from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
@@ -172,6 +172,26 @@ def test_fid_is_that_of_torchmetrics(photos, tmp_path):
     assert result.set_metrics["fid_lite0"]["patches"] == count
     assert result.set_metrics["fid_lite0"]["value"] == pytest.approx(fid.compute().item(), rel=1e-3)
     assert "without rate" in " ".join(result.notes)
+
+
+def test_pairs_are_joined_by_name_not_by_place(tmp_path):
+    """Suffixes turn the order of the files round: a.png < a.s.png, but a.s.png < a.tif."""
+    folders = {"originals": (".png", ".png"), "decoded": (".tif", ".png"), "streams": (".z", ".aeic")}
+    for folder, suffixes in folders.items():
+        (tmp_path / folder).mkdir()
+        for number, (name, suffix) in enumerate(zip(("a", "a.s"), suffixes, strict=True)):
+            if folder == "streams":
+                (tmp_path / folder / (name + suffix)).write_bytes(bytes(10 + number))
+            else:
+                Image.new("RGB", (9, 8), (number, 0, 0)).save(tmp_path / folder / (name + suffix))
+    originals, decoded = (open_images(str(tmp_path / folder)) for folder in ("originals", "decoded"))
+    assert originals.names == decoded.names[::-1] == ["a", "a.s"]
+    samples = list(file_samples(originals, decoded, tmp_path / "streams"))
+    assert [sample.name for sample in samples] == ["a", "a.s"]
+    for number, sample in enumerate(samples):
+        assert torch.equal(sample.x, sample.x_hat)
+        assert sample.x[0].unique().tolist() == [number]
+        assert sample.bytes == 10 + number
 
 
 def test_too_few_patches_are_said_in_the_file(photos, tmp_path):

@@ -64,6 +64,19 @@ def test_the_teacher_is_bit_identical_after_training(student_config, decoder_con
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_teacher_is_in_evaluation_mode_while_its_taps_are_taken(
+    student_config, decoder_config, teacher, loader, trainer
+):
+    """Afterwards is not enough: in training mode a codec takes its rate from noise, and draws it from the run's own."""
+    system = distill(student_config, decoder_config, teacher)
+    modes = []
+    for module in system.teacher.net.modules():
+        module.register_forward_pre_hook(lambda module, _: modes.append((module.training, torch.is_grad_enabled())))
+    trainer(1).fit(system, loader(1))
+    assert len(modes) > 100, "the teacher has run"
+    assert set(modes) == {(False, False)}
+
+
 def test_the_student_does_learn(student_config, decoder_config, teacher, loader, trainer):
     system = distill(student_config, decoder_config, teacher, beta1=10.0)
     taps = []
@@ -151,6 +164,16 @@ def test_losses_are_mean_squares_of_projected_taps(bound):
     assert torch.allclose(taps["distill/encoder/y"], expected["y"])
     assert torch.allclose(total, 2 * expected["y"] + expected["z"])
     assert torch.allclose(value(decoder, student, teacher)[0], expected["h_3"])
+
+
+def test_taps_are_joined_by_name_not_by_place(bound):
+    """Crossed names, whose order is not that of the alphabet on the other side."""
+    term = bound("encoder", [{"tap": "y", "teacher_tap": "phi"}, {"tap": "phi", "teacher_tap": "y", "weight": 3.0}])
+    student = {name: torch.randn(2, 16, 4, 4) for name in ("y", "phi")}
+    teacher = {name: torch.randn(2, 32, 4, 4) for name in ("y", "phi")}
+    y, phi = (F.mse_loss(term.projections[a](student[a]), teacher[b]) for a, b in (("y", "phi"), ("phi", "y")))
+    total, _ = value(term, dict(reversed(student.items())), teacher)
+    assert torch.allclose(total, y + 3 * phi)
 
 
 def test_a_normalised_tap_does_not_see_scale(bound):
