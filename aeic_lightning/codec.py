@@ -8,6 +8,7 @@
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from aeic_lightning import __version__
-from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.bitstream.stream import Bitstream, in_passes, reconstruct, reconstruct_batch
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.weights import CONFIG, WEIGHTS, locate, missing, read_config, write_weights
 from aeic_lightning.errors import UserError
@@ -79,7 +80,8 @@ class Codec(
                 raise UserError(missing(name))
             path = Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS], **hub))
         known = read_config(path) if path.is_dir() else {}
-        return cls(load_model(path, "model").to(device), fast, known.get("card"), known.get("objective"))
+        model = load_model(path, "model").for_decoding().to(device)
+        return cls(model, fast, known.get("card"), known.get("objective"))
 
     @property
     def fingerprint(self) -> str:
@@ -121,6 +123,26 @@ class Codec(
         """As `decompress`: uint8 (H, W, 3)."""
         picture = reconstruct(self.model, self.bitstream.decode(data), self.fast)
         return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+    def compress_batch(self, images: Sequence[ImageLike], **rate: Any) -> list[bytes]:
+        """The streams of several images, each the same bytes as `compress` gives, which takes the same `rate`.
+
+        One image after the other: the arithmetic that both sides share works on one image at a time.
+        """
+        return [self.compress(image, **rate) for image in images]
+
+    def decompress_batch(self, streams: Sequence[bytes], size: int = 8) -> list[Image.Image]:
+        """The pictures of several streams, up to `size` a pass of the networks where latents agree in size and level.
+
+        For GPUs, which one small image does not fill. Single levels may differ from those of `decompress` by
+        one, as between machines.
+        """
+        decoded = [self.bitstream.decode(data) for data in streams]
+        pictures: list[Image.Image] = []
+        for group in in_passes(decoded, size):
+            found = reconstruct_batch(self.model, group, self.fast)
+            pictures += [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in found]
+        return pictures
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.write(save_directory, save_directory.name)

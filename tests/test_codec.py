@@ -49,6 +49,31 @@ def test_a_photo_comes_back_in_its_size(codec, photo):
     assert picture.size == photo.size
 
 
+def test_a_batch_has_the_same_bytes_and_pictures(codec, folder, photo, tmp_path, monkeypatch):
+    """From Python and by `decompress --batch`; the networks run once for neighbours of one size and level."""
+    images = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), photo, photo.resize((70, 100)), photo]
+    streams = codec.compress_batch(images, level=1.0)
+    assert streams == [codec.compress(image, level=1.0) for image in images]
+    expected = [codec.decompress_array(data).astype(int) for data in streams]
+    passes = []
+    reconstruct = type(codec.model).reconstruct
+    monkeypatch.setattr(
+        type(codec.model), "reconstruct", lambda m, y, level=None: passes.append(len(y)) or reconstruct(m, y, level)
+    )
+    pictures = codec.decompress_batch(streams, size=2)
+    assert passes == [2, 1, 1, 1]
+    assert [picture.size for picture in pictures] == [image.size for image in images]
+    assert all(abs(np.asarray(a) - b).max() <= 1 for a, b in zip(pictures, expected, strict=True))
+    for number, data in enumerate(streams):
+        (tmp_path / f"{number}.aeic").write_bytes(data)
+    passes.clear()
+    words = ["decompress", str(tmp_path), "--checkpoint", str(folder), "-o", str(tmp_path / "out"), "--batch", "4"]
+    assert main(words) == 0
+    assert passes == [3, 1, 1]
+    for number, picture in enumerate(expected):
+        assert abs(np.asarray(Image.open(tmp_path / "out" / f"{number}.png")).astype(int) - picture).max() <= 1
+
+
 def test_every_kind_of_image_gives_the_same_bytes(codec, photo):
     expected = codec.compress(photo, level=1.0)
     array = np.asarray(photo)

@@ -1,4 +1,4 @@
-"""ONNX graphs of the two halves, and a runtime for them.
+"""ONNX graphs of the two halves; `onnx_runtime` runs them.
 
     send/     analysis.onnx         x (1, 3, H, W), padded          -> y, z                  float32
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
@@ -6,6 +6,10 @@
               tables.json, manifest.json
     receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
+              or, of a model that decodes large images in tiles, its three parts, which the runtime calls tile by tile:
+              features.onnx         y_hat (1, M, h, w)              -> l_T, l_res (stride 8) float32
+              denoiser.onnx         l_T                             -> l_0                   float32
+              vae.onnx              l_0 + l_res                     -> x_hat, not clamped    float32
     golden/   streams with escaped and skipped symbols, and the latents that they decode to
 
 Either half works without the other. Both carry the fingerprint of the checkpoint, and every file's SHA-256. The graphs
@@ -13,8 +17,9 @@ Either half works without the other. Both carry the fingerprint of the checkpoin
 levels there are.
 """
 
-import hashlib
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -28,14 +33,13 @@ from torch.export import Dim
 from aeic_lightning import __version__
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import Context, from_tokens
-from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, LatentCoder, dial_level, dial_position
-from aeic_lightning.bitstream.tables import Tables
+from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver, OnnxSender, sha256
+from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, dial_position
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
-from aeic_lightning.images import to_uint8
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.codec import LatentCodec, reflect_pad
-from aeic_lightning.models.codec.context import QuadtreeContext
+from aeic_lightning.models.codec import LatentCodec
+from aeic_lightning.models.decoder.tiling import GRID, TilingConfig
 
 OPSET = 20
 
@@ -91,6 +95,39 @@ class Synthesis(nn.Module):
         return self.decoder(*self.codec.synthesise(y_hat, level)).x_hat
 
 
+class Features(nn.Module):
+    """g_s."""
+
+    def __init__(self, model: AEIC) -> None:
+        super().__init__()
+        self.g_s, self.gains, self.synthesise = model.codec.g_s, model.codec.gains, model.codec.synthesise
+
+    def forward(self, y_hat: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.synthesise(y_hat, level)
+
+
+class Denoise(nn.Module):
+    """The denoiser without its hidden states."""
+
+    def __init__(self, model: AEIC) -> None:
+        super().__init__()
+        self.denoiser = model.decoder.denoiser
+
+    def forward(self, l_T: Tensor) -> Tensor:
+        return self.denoiser(l_T).l_0
+
+
+class Paint(nn.Module):
+    """The VAE decoder."""
+
+    def __init__(self, model: AEIC) -> None:
+        super().__init__()
+        self.vae = model.decoder.vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae(latents)
+
+
 def export(model: AEIC, folder: Path) -> None:
     """Write both halves and the golden vectors into `folder`, then check them with onnxruntime.
 
@@ -127,17 +164,40 @@ def export(model: AEIC, folder: Path) -> None:
         ContextStep(context), (torch.zeros(1, channels, 6, 10), torch.tensor([1])), send / "context.onnx",
         {"base": {2: 2 * rows, 3: 2 * columns}, "step": None}, ["mean", "scale"],
     )  # fmt: skip
-    _export(
-        Synthesis(model), (torch.zeros(1, channels, 6, 10), *level), receive / "synthesis.onnx",
-        {"y_hat": {2: 2 * rows, 3: 2 * columns}} | level_size, ["x_hat"],
-    )  # fmt: skip
+    tiling = model.decoder.config.tiling
+    y_hat = (torch.zeros(1, channels, 6, 10), *level)
+    y_size = {"y_hat": {2: 2 * rows, 3: 2 * columns}} | level_size
+    if tiling is None:
+        _export(Synthesis(model), y_hat, receive / "synthesis.onnx", y_size, ["x_hat"])
+    else:
+        _export_parts(model, y_hat, y_size, receive)
     write_whole(send / "tables.json", json.dumps(bitstream.shared.to_dict()))
     for name in ("hyper_synthesis.onnx", "context.onnx", "tables.json"):
         write_whole(receive / name, (send / name).read_bytes())
     for half in (send, receive):
-        _write_manifest(half, bitstream.fingerprint, bitstream.levels)
+        _write_manifest(half, bitstream.fingerprint, bitstream.levels, tiling if half is receive else None)
     write_golden(bitstream, folder / "golden")
     check_golden(folder)
+
+
+def _export_parts(model: AEIC, y_hat: tuple[Tensor, ...], y_size: dict, receive: Path) -> None:
+    """The receiver in three graphs, so that the two large ones can run in tiles."""
+    config = model.codec.config
+    _export(Features(model), y_hat, receive / "features.onnx", y_size, ["l_T", "l_res"])
+    # Sides of latents of whole images, and of tiles, which are multiples of 8.
+    unit = math.gcd(GRID, 2 * model.codec.stride // GRID)
+    largest = container.LARGEST_SIDE // GRID // unit
+    rows, columns = Dim("rows", min=1, max=largest), Dim("columns", min=1, max=largest)
+    size = {2: unit * rows, 3: unit * columns}
+    side = 24
+    _export(
+        Denoise(model), (torch.zeros(1, config.l_T_channels, side, 2 * side),), receive / "denoiser.onnx",
+        {"l_T": size}, ["l_0"],
+    )  # fmt: skip
+    _export(
+        Paint(model), (torch.zeros(1, config.l_res_channels, side, 2 * side),), receive / "vae.onnx",
+        {"latents": size}, ["x_hat"],
+    )  # fmt: skip
 
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: dict, outputs: list[str]) -> None:
@@ -150,24 +210,20 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: d
         )  # fmt: skip
 
 
-def _write_manifest(half: Path, fingerprint: bytes, levels: int) -> None:
-    files = {path.name: _sha256(path) for path in sorted(half.iterdir()) if path.name != "manifest.json"}
+def _write_manifest(half: Path, fingerprint: bytes, levels: int, tiling: TilingConfig | None) -> None:
+    files = {path.name: sha256(path) for path in sorted(half.iterdir()) if path.name != "manifest.json"}
     manifest = {
         "half": half.name,
         "stream_version": container.VERSION,
         "fingerprint": fingerprint.hex(),
         "levels": levels,
+        **({"tiling": asdict(tiling)} if tiling else {}),
         "files": files,
         "opset": OPSET,
         "written_by": {"aeic_lightning": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
         "checked_with": {"onnxruntime": onnxruntime.__version__},
     }
     write_whole(half / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- golden vectors
@@ -239,87 +295,3 @@ def check_golden(folder: Path) -> None:
 def _integers(latents: Encoded | Decoded) -> tuple[np.ndarray, np.ndarray]:
     z, y = latents.integers()
     return z.astype("<i4"), y.astype("<i4")
-
-
-# ---------------------------------------------------------------------------------------------------- runtime
-
-
-class _OnnxContext:
-    """The context loop around an ONNX graph."""
-
-    steps = QuadtreeContext.steps
-    __call__ = QuadtreeContext.forward
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session = session
-
-    def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        inputs = {"base": base.contiguous().numpy(), "step": np.array([step])}
-        mean, scale = self.session.run(None, inputs)
-        return torch.from_numpy(mean), torch.from_numpy(scale)
-
-
-def _level_input(level: float | None) -> dict[str, np.ndarray]:
-    return {} if level is None else {"level": np.array([level], np.float32)}
-
-
-class _Half:
-    def __init__(self, folder: str | Path, half: str, threads: int) -> None:
-        self.folder, self.threads = Path(folder), threads
-        try:
-            manifest = json.loads((self.folder / "manifest.json").read_text())
-            wrong = [name for name, digest in manifest["files"].items() if _sha256(self.folder / name) != digest]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder} is not an exported half ({error}); give a folder that `export` wrote") from error
-        if wrong:
-            raise UserError(f"{self.folder / wrong[0]} is not the file of its manifest; export again")
-        if manifest["half"] != half or manifest["stream_version"] != container.VERSION:
-            raise UserError(
-                f"{folder} is the {manifest['half']} half for streams of version {manifest['stream_version']}; "
-                f"the {half} half for version {container.VERSION} is needed"
-            )
-        hyper_synthesis = self.session("hyper_synthesis.onnx")
-        self.coder = LatentCoder(
-            lambda z_hat: torch.from_numpy(hyper_synthesis.run(None, {"z_hat": z_hat.numpy()})[0]),
-            _OnnxContext(self.session("context.onnx")),
-            Tables.from_dict(json.loads((self.folder / "tables.json").read_text())),
-            bytes.fromhex(manifest["fingerprint"]),
-            manifest["levels"],
-        )
-
-    def session(self, name: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        return onnxruntime.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
-
-
-class OnnxSender(_Half):
-    """An exported send half in onnxruntime. Raises UserError for a folder whose files are not those of its manifest."""
-
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        super().__init__(folder, "send", threads)
-        self.analysis = self.session("analysis.onnx")
-
-    def encode(self, x: Tensor, level: float | None = None) -> bytes:
-        """The file of one image (1, 3, H, W) in [-1, 1], at a rate level where the model has several."""
-        padded = reflect_pad(x, self.coder.shared.grid.multiple)
-        dial = dial_position(level, self.coder.levels)
-        inputs = {"x": padded.numpy()} | _level_input(dial_level(dial, self.coder.levels))
-        y, z = (torch.from_numpy(part) for part in self.analysis.run(None, inputs))
-        return self.coder.encode_latents(y, z, x.shape[2], x.shape[3], dial).data
-
-
-class OnnxReceiver(_Half):
-    """An exported receive half in onnxruntime. Raises UserError for a folder whose files are not its manifest's."""
-
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
-        super().__init__(folder, "receive", threads)
-
-    def decode(self, data: bytes) -> Tensor:
-        """The picture of a file, uint8 (3, H, W). Raises UserError as `LatentCoder.decode`."""
-        decoded = self.coder.decode(data)
-        if not hasattr(self, "synthesis"):
-            self.synthesis = self.session("synthesis.onnx")
-        inputs = {"y_hat": decoded.y_hat.contiguous().numpy()} | _level_input(decoded.level)
-        x_hat = torch.from_numpy(self.synthesis.run(None, inputs)[0])
-        return to_uint8(x_hat[0, :, : decoded.height, : decoded.width])

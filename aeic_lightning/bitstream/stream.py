@@ -1,7 +1,7 @@
 """From an image to bytes, from bytes to the same latents, and from those to a picture: for every kind of model."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import NamedTuple, Protocol
@@ -195,7 +195,7 @@ def coding(model: CompressionModel, fast: bool) -> Coding:
 @coding.register
 def _aeic_coding(model: AEIC, fast: bool) -> Coding:
     codec = model.codec
-    shared = Tables.of(codec.grid, codec.config.skip_threshold, codec.prior)
+    shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior)
     return Coding(HyperSynthesis(codec.h_s), Context(codec.context), shared, Sender(codec, fast))
 
 
@@ -295,11 +295,34 @@ def reconstruct(model: CompressionModel, decoded: Decoded, fast: bool = False) -
 
     With `fast` the networks run in bfloat16, on a processor only if a short timing finds that quicker there.
     """
+    return reconstruct_batch(model, [decoded], fast)[0]
+
+
+def in_one_pass(one: Decoded, other: Decoded) -> bool:
+    """Whether the pictures of two decoded files can be made in one pass: latents of one size, at one rate level."""
+    return one.y_hat.shape == other.y_hat.shape and one.level == other.level
+
+
+def in_passes(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
+    """Decoded files in groups of at most `size`, each of neighbours that are `in_one_pass`; the order stays."""
+    group: list[Decoded] = []
+    for one in decoded:
+        if group and (len(group) == size or not in_one_pass(group[0], one)):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+@torch.inference_mode()
+def reconstruct_batch(model: CompressionModel, decoded: Sequence[Decoded], fast: bool = False) -> list[Tensor]:
+    """As `reconstruct`, for files of which any two are `in_one_pass`."""
     device = next(model.parameters()).device
     fast = fast and (device.type != "cpu" or bfloat16_is_quicker())
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        x_hat = model.reconstruct(decoded.y_hat.to(device), decoded.level)
-    return to_uint8(x_hat[0, :, : decoded.height, : decoded.width]).cpu()
+        x_hat = model.reconstruct(torch.cat([one.y_hat for one in decoded]).to(device), decoded[0].level)
+    return [to_uint8(x[:, : one.height, : one.width]).cpu() for x, one in zip(x_hat, decoded, strict=True)]
 
 
 def _numbers(mask: Tensor) -> Tensor:

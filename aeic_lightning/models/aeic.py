@@ -69,6 +69,11 @@ class AEIC(CompressionModel):
         output = self.codec(x, level)
         return output.bits_y + output.bits_z
 
+    def for_decoding(self) -> "AEIC":
+        if not isinstance(self.decoder, StoredDecoder):
+            self.decoder.merge_adapter()
+        return self
+
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
         return self.decoder(*self.codec.synthesise(y_hat, self.codec.levels(len(y_hat), level))).x_hat
 

@@ -40,6 +40,10 @@ class CompressionModel(nn.Module):
         """Levels of a model of many rates, which go from 0 (smallest files) to this less one; 0 for a single rate."""
         return 0
 
+    def for_decoding(self) -> "CompressionModel":
+        """This model, made quick for a receiver that will not train it. Its `state_dict` does not change."""
+        return self
+
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
         """Decoded latents (B, M, h, w) -> pictures of the padded size, in [-1, 1] but not clamped.
 

@@ -51,7 +51,7 @@ class Checkpoint:
         self.objective = checkpoint.get("objective")  # weights apart from a run bring it along
         self.step = checkpoint.get("global_step")
         self.sizes = checkpoint["model_config"]
-        self.receiver = load_model(path).to(self.device)
+        self.receiver = load_model(path).for_decoding().to(self.device)
         # A model of its own, since the coder must stay on the CPU.
         self.sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
         self.bitstream = Bitstream(self.sender)

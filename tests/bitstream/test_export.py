@@ -1,7 +1,9 @@
 """The exported halves in onnxruntime, against the PyTorch ones."""
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from aeic_lightning.bitstream.export import OPSET, OnnxReceiver, OnnxSender, che
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import random_model
 
 
@@ -64,22 +67,22 @@ def test_golden_vectors_hold_escapes_and_skips(folder):
 
 
 def test_changed_golden_vectors_are_noticed(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    wanted = copy / "golden/smooth.y.i32"
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    wanted = copied / "golden/smooth.y.i32"
     integers = np.frombuffer(wanted.read_bytes(), "<i4").copy()
     integers[5] += 1
     wanted.write_bytes(integers.tobytes())
     with pytest.raises(UserError, match="golden vector smooth"):
-        check_golden(copy)
+        check_golden(copied)
 
 
 def test_halves_cannot_be_mixed(model, folder, tmp_path, picture):
-    copy = shutil.copytree(folder / "receive", tmp_path / "receive")
+    copied = shutil.copytree(folder / "receive", tmp_path / "receive")
     with pytest.raises(UserError, match="the send half"):
-        OnnxSender(copy)
-    (copy / "tables.json").write_text((copy / "tables.json").read_text().replace("0.08", "0.09"))
+        OnnxSender(copied)
+    (copied / "tables.json").write_text((copied / "tables.json").read_text().replace("0.08", "0.09"))
     with pytest.raises(UserError, match="not the file of its manifest"):
-        OnnxReceiver(copy)
+        OnnxReceiver(copied)
     foreign = Bitstream(random_model(model.codec.config, seed=1)).encode(picture(64, 64))
     with pytest.raises(UserError, match="another checkpoint"):
         OnnxReceiver(folder / "receive").decode(foreign)
@@ -104,3 +107,36 @@ def test_sizes_are_free(folder):
         base = np.zeros((1, 32, rows, columns), np.float32)
         mean, scale = receiver.coder.context.params(torch.from_numpy(base), 2)
         assert mean.shape == scale.shape == base.shape
+
+
+@pytest.fixture(scope="module")
+def tiled(model, tmp_path_factory):
+    """The same model with tiles of 32 latents (256 pixels), and its export."""
+    tiled = copy.deepcopy(model)
+    tiled.decoder.config = replace(tiled.decoder.config, tiling=TilingConfig(32, 8, 40, 8))
+    folder = tmp_path_factory.mktemp("tiled")
+    export(tiled, folder)
+    return tiled, folder
+
+
+@pytest.mark.parametrize("size", [(64, 64), (512, 512), (1024, 1024), (96, 1000)])
+def test_the_receiver_tiles_as_the_decoder_does(tiled, picture, size):
+    """Equal pictures, and no pass of the two large networks sees more than a tile."""
+    model, folder = tiled
+    data = Bitstream(model).encode(picture(*size))
+    receiver = OnnxReceiver(folder / "receive")
+    seen = {"denoiser": [], "vae": []}
+    run = receiver.run
+
+    def watched(name, inputs):
+        if name in seen:
+            seen[name].append(next(iter(inputs.values()))[0, 0].size)
+        return run(name, inputs)
+
+    receiver.run = watched
+    expected = reconstruct(model, receiver.coder.decode(data)).int()
+    assert (receiver.decode(data).int() - expected).abs().max() <= 1
+    whole = size[0] * size[1] // 64
+    assert max(seen["denoiser"]) <= 32**2
+    assert max(seen["vae"]) <= 40**2
+    assert (len(seen["denoiser"]) > 1) == (whole > 32**2)

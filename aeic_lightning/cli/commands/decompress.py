@@ -17,6 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("streams", nargs="+", metavar="FILE", help=".aeic files, or folders of them")
     add_model_arguments(parser, "by default the one that each stream names")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the PNG files go")
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N",
+        help="pictures a pass of the networks, where sizes and levels of neighbours agree; for GPUs",
+    )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="bfloat16 for the picture if it is quicker here")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
@@ -32,7 +36,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if name:
         require(name, "model")
 
-    from aeic_lightning.bitstream.stream import reconstruct
+    if args.batch < 1:
+        raise UserError(f"--batch is {args.batch}; it is at least 1")
+    from aeic_lightning.bitstream.stream import in_one_pass, reconstruct_batch
 
     if args.fast and args.device == "cpu":
         from aeic_lightning.timing import fast_choice
@@ -40,22 +46,35 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         print(f"--fast: {fast_choice()}")
     opened: dict[str, Any] = {}
     failed = 0
+    waiting: list[tuple[int, Any, Any, Any, Any]] = []  # number, conversion, model, bitstream, latents: of one pass
+
+    def draw() -> None:
+        if not waiting:
+            return
+        pictures = reconstruct_batch(waiting[0][2], [entry[4] for entry in waiting], args.fast)
+        for (number, conversion, model, bitstream, decoded), picture in zip(waiting, pictures, strict=True):
+            notice = NOTICE if model.generative else None
+            write_png(conversion.target, picture, bitstream.fingerprint.hex()[:16], notice)
+            print(f"[{number}/{len(conversions)}] {conversion.target}  {decoded.width}x{decoded.height}", flush=True)
+        waiting.clear()
+
     for number, conversion in enumerate(conversions, 1):
         try:
             data = read_stream(conversion.source)
             model, bitstream = _open(name or _writer(data), args.device, args.fast, opened)
             decoded = bitstream.decode(data)
-            picture = reconstruct(model, decoded, args.fast)
-            write_png(
-                conversion.target, picture, bitstream.fingerprint.hex()[:16], NOTICE if model.generative else None
-            )
         except UserError as error:
             if name and not opened:
                 raise  # there is no such model
             failed += 1
             print(f"error: {conversion.source}: {error}", file=sys.stderr)
             continue
-        print(f"[{number}/{len(conversions)}] {conversion.target}  {decoded.width}x{decoded.height}", flush=True)
+        if waiting and (waiting[0][2] is not model or not in_one_pass(waiting[0][4], decoded)):
+            draw()
+        waiting.append((number, conversion, model, bitstream, decoded))
+        if len(waiting) == args.batch:
+            draw()
+    draw()
     return 2 if failed else 0
 
 
@@ -65,7 +84,7 @@ def _open(name: str, device: str, fast: bool, opened: dict[str, Any]) -> Any:
         from aeic_lightning.bitstream.stream import Bitstream
         from aeic_lightning.checkpoints.checkpoint import load_model
 
-        model = load_model(name, "model")
+        model = load_model(name, "model").for_decoding()
         opened[name] = model.to(device), Bitstream(model, fast)
     return opened[name]
 

@@ -80,7 +80,7 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     from aeic_lightning.bitstream.export import export
     from aeic_lightning.checkpoints.checkpoint import load_aeic
 
-    model = load_aeic(args.checkpoint)
+    model = load_aeic(args.checkpoint).for_decoding()
     return lambda folder: export(model, folder)
 
 

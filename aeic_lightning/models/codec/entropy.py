@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 LIKELIHOOD_FLOOR = 1e-9
 SCALE_FLOOR = 0.11
+NOTHING_CODED = 1e30
+"""A skip threshold that no raw scale reaches."""
 
 
 class _LowerBound(torch.autograd.Function):

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import QuadtreeContext
-from aeic_lightning.models.codec.entropy import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
+from aeic_lightning.models.codec.entropy import (
+    NOTHING_CODED,
+    FactorizedPrior,
+    GaussianConditional,
+    add_noise,
+    bits,
+    round_ste,
+)
 from aeic_lightning.models.codec.gains import GainUnits
 from aeic_lightning.models.codec.transforms import hyper_analysis, hyper_synthesis, synthesis_transform
 from aeic_lightning.models.encoders.build import build_encoder
@@ -51,6 +58,8 @@ class CodecConfig:
         encoder: another encoder, as {class_path: my_package.MyEncoder, init_args: {...}}; `widths` and `depths` then
             have no meaning and become None. Image (B, 3, H, W) in [-1, 1] -> y (B, M, H/s, W/s): see
             docs/howto_encoder.md.
+        z_only: send z alone, for rates below all others (under 0.005 bpp at AEIC's sizes): no symbol of y is coded, and
+            y_hat is the mean that the context model predicts from z_hat, in training, estimate and stream.
     """
 
     widths: list[int] | None = field(default_factory=lambda: [32, 64, 128, 192, 256])
@@ -64,6 +73,7 @@ class CodecConfig:
     skip_threshold: float | None = 0.08
     rate_levels: list[float] | None = None
     encoder: dict[str, Any] | None = None
+    z_only: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, dict):
@@ -175,7 +185,7 @@ class LatentCodec(nn.Module):
         self.prior = FactorizedPrior(channels // 2)
         self.h_s = hyper_synthesis(channels)
         self.context = QuadtreeContext(channels, config.context_width, config.context_depth)
-        self.conditional = GaussianConditional(config.skip_threshold)
+        self.conditional = GaussianConditional(NOTHING_CODED if config.z_only else config.skip_threshold)
         self.gains = GainUnits(channels, config.rate_levels) if config.rate_levels else None
         self.g_s = synthesis_transform(
             channels, config.synthesis_widths, config.synthesis_depths, config.l_T_channels + config.l_res_channels
@@ -275,6 +285,8 @@ class LatentCodec(nn.Module):
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
             nonlocal bits_y
+            if self.config.z_only:
+                return mean
             if noisy_y is None:
                 residual, coded = self.conditional.quantise(y, mean, scale, mask)
                 likelihood = self.conditional.likelihood(residual, torch.zeros_like(mean), scale)

@@ -139,6 +139,15 @@ class UNetTrunk(ModelMixin):
                 layer._active_adapter = [name]
             self._active = name
 
+    def merge_lora(self, name: str) -> None:
+        """Add this adapter to the layers below it, for passes without gradients: one product per layer, not three.
+
+        The adapter's own tensors stay as they are. A base that another adapter uses too must not be merged.
+        """
+        for layer in self.lora_layers():
+            assert list(layer.lora_A) == [name], "the base is shared"
+            layer.merge(adapter_names=[name])
+
     def enable_checkpointing(self) -> None:
         """Keep only the inputs of resnets and transformers for the backward pass, and compute the rest again there."""
 

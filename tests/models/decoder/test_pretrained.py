@@ -51,6 +51,27 @@ def test_vae_decoder_is_widened(vae, decoder):
         assert torch.allclose(decoder.vae(z.repeat(1, 2, 1, 1)), vae(z), atol=1e-5)
 
 
+def test_a_merged_adapter_is_the_same_function_in_fewer_products(decoder):
+    randomise_lora(decoder)
+    l_T, l_res = torch.randn(1, L_T, 8, 8), torch.randn(1, L_RES, 8, 8)
+    kept = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    products = []
+    for name, module in decoder.named_modules():
+        if ".lora_A." in name or ".lora_B." in name:
+            module.register_forward_hook(lambda *_: products.append(1))
+    with torch.inference_mode():
+        before = decoder(l_T, l_res).x_hat
+        assert products
+        products.clear()
+        decoder.merge_adapter()
+        after = decoder(l_T, l_res).x_hat
+    assert not products
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    state = decoder.state_dict()
+    assert state.keys() == kept.keys()
+    assert all(torch.equal(state[name], kept[name]) for name in kept), "checkpoints stay what they are"
+
+
 def test_lora_starts_as_nothing_and_alone_is_trained(decoder):
     l_T = torch.randn(1, L_T, 8, 8)
     before = decoder.denoiser(l_T).l_0
