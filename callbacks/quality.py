@@ -17,7 +17,8 @@ class QualityMetrics(OnEvaluation):
     """Rate, PSNR (dB), MS-SSIM, LPIPS and DISTS, the mean over images logged as `val/...` and `test/...`.
 
     `bpp` is 8 times the bytes of the image's file over its pixels, and missing where the step returns no `bytes`;
-    `bpp_estimate` is the likelihood that training minimises.
+    `bpp_estimate` is the likelihood that training minimises. Where some images have a file and others not, there is no
+    `bpp`: those that have one give `bpp_share`, and their estimates `bpp_estimate_share`.
 
     Writes `metrics_val.json` (`metrics_test.json`) into the run folder after each validation (test):
 
@@ -37,6 +38,7 @@ class QualityMetrics(OnEvaluation):
         ms_ssim: whether to compute MS-SSIM.
         lpips: backbones of LPIPS instead of `backbone`; each gives a metric of its own; [] for none.
         dists: the same for DISTS (which has no "alex").
+        same_class: whether to compare the classes that a held-out classifier gives (`same_class_lite2`).
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class QualityMetrics(OnEvaluation):
         ms_ssim: bool = True,
         lpips: Sequence[str] | None = None,
         dists: Sequence[str] | None = None,
+        same_class: bool = False,
     ) -> None:
         self.options = {
             "ms_ssim": ms_ssim,
             "lpips": [backbone] if lpips is None else list(lpips),
             "dists": [backbone] if dists is None else list(dists),
+            "same_class": same_class,
         }
         self.rows: list[dict] = []  # one an image, of the last validation or test
         self.means: dict[str, float] = {}
@@ -71,7 +75,7 @@ class QualityMetrics(OnEvaluation):
         self.rows.append(self.quality.row(image.name, image.x, image.x_hat, image.bits, image.bytes))
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = each_image_once(gather(trainer, self.rows))
+        self.rows = with_shares(each_image_once(gather(trainer, self.rows)))
         self.means = {name: metric["mean"] for name, metric in summary_rows(self.rows, DESCRIBED).items()}
         for name, mean in self.means.items():
             # Every rank holds the same mean already; sync_dist only keeps Lightning from warning.
@@ -93,10 +97,25 @@ class QualityMetrics(OnEvaluation):
 
     def _metric_info(self, patches: Sequence[PatchFID]) -> dict[str, dict]:
         info = dict(self.quality.info)
+        info |= {f"{name}_share": info[name] for name in ("bpp", "bpp_estimate")}
         for callback in patches:
             info |= callback.patches.info
         measured = {*self.means, *(name for callback in patches for name in callback.metrics)}
         return {name: entry for name, entry in info.items() if name in measured}
+
+
+def with_shares(rows: list[dict]) -> list[dict]:
+    """The rows as they are if all images have a file or none; else those that have one with `_share` in their rates."""
+    if len({"bpp" in row for row in rows}) < 2:
+        return rows
+
+    def renamed(row: dict) -> dict:
+        if "bpp" not in row:
+            return row
+        shared = {"bpp_share": row["bpp"], "bpp_estimate_share": row["bpp_estimate"]}
+        return {name: value for name, value in row.items() if name != "bpp"} | shared
+
+    return [renamed(row) for row in rows]
 
 
 def each_image_once(ranks: Sequence[Sequence[dict]]) -> list[dict]:

@@ -62,7 +62,7 @@ class AEICClassificationSystem(CompressionSystem):
         reads: Literal["y_hat", "x_hat"] = "y_hat",
         train_codec: bool = False,
         picture_widths: list[int] = [128, 128, 128, 192],  # noqa: B006 (never changed; LightningCLI shows it)
-        write_streams: bool = True,
+        write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         checkpoint = read_checkpoint(init_from, "init_from")

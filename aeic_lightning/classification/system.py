@@ -16,10 +16,10 @@ from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, load_strictly, r
 from aeic_lightning.classification.losses import LogitsDistillation
 from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel
 from aeic_lightning.classification.targets import Mixup, check_classes, trained_classes
-from aeic_lightning.classification.teacher import LogitsTeacher
+from aeic_lightning.classification.teacher import CheckpointTeacher, LogitsTeacher, TimmTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import Objective
-from aeic_lightning.systems.evaluated import EvaluatedSystem
+from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
 from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite, refuse_loss_scaling
 
 # Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if
@@ -64,15 +64,27 @@ class ClassificationOptimization:
 
 @dataclass
 class TeacherConfig:
-    """A timm classifier whose logits are matched.
+    """A classifier whose logits are matched: a timm network, or one that a system of this package has trained.
 
     Args:
         name: timm's name of the network.
         weights: local file with its weights.
+        checkpoint: in their place, a checkpoint of `ClassificationSystem`.
     """
 
-    name: str
-    weights: str
+    name: str = ""
+    weights: str = ""
+    checkpoint: str | None = None
+
+    def build(self, classes: int) -> LogitsTeacher:
+        """The classifier, frozen. Raises UserError when its files are missing or hold something else."""
+        if bool(self.checkpoint) == bool(self.name or self.weights):
+            raise UserError("teacher: give name and weights of a timm network, or a checkpoint of this package's")
+        return (
+            CheckpointTeacher(self.checkpoint, classes)
+            if self.checkpoint
+            else TimmTeacher(self.name, self.weights, classes)
+        )
 
 
 class ClassificationSystem(GuardedSystem, EvaluatedSystem):
@@ -90,7 +102,8 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         init_from: checkpoint of step 1, of the same sizes.
         teacher: classifier to distil from, by a term `LogitsDistillation`.
         mixup: parameter of mixup's beta distribution; 0 for none.
-        write_streams: whether validation and test of step 2 write each image's file, whose bytes are `bpp`.
+        write_streams: whether validation and test of step 2 write each image's file, whose bytes are `bpp`; see
+            `CompressionSystem`.
         labels: as in `CompressionSystem`.
     """
 
@@ -102,7 +115,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         init_from: str | None = None,
         teacher: TeacherConfig | None = None,
         mixup: float = 0.0,
-        write_streams: bool = True,
+        write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__()
@@ -116,9 +129,9 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         self.model = ClassificationModel(sizes)
         self.optimization = optimization
         self.init_from = init_from
-        self.write_streams = write_streams and self.quantise
+        self.write_streams = check_write_streams(write_streams) if self.quantise else False
         classes = sizes.transformer.classes
-        self.teacher = LogitsTeacher(teacher.name, teacher.weights, classes) if teacher else None
+        self.teacher = teacher.build(classes) if teacher else None
         self.mixup = Mixup(classes, mixup)
         self.guard = Guard(self, optimization.on_nonfinite)
         self._mid_step = False
@@ -158,6 +171,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if not self.guard.allows({"model": list(self.named_parameters())}):
             optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
+            self.objective.skipped()
 
     def optimizer_step(
         self,
@@ -169,6 +183,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._mid_step = False
         step = self.global_step + 1  # Lightning counts the update after this hook
+        self.objective.updated(step)
         if self.quantise and (step % QUANTILE_INTERVAL == 0 or step == self.trainer.max_steps):
             self.model.codec.prior.update_quantiles()
 

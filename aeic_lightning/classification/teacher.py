@@ -1,4 +1,4 @@
-"""A frozen timm classifier whose logits a student can match."""
+"""Frozen classifiers whose logits a student can match."""
 
 from typing import cast
 
@@ -7,12 +7,20 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from aeic_lightning.classification.model import Normalisation
+from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, load_model, read_checkpoint
+from aeic_lightning.classification.model import ClassificationModel, Normalisation
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.frozen import Frozen, full_precision, read_state_dict
 
 
 class LogitsTeacher(Frozen):
+    """Logits (B, classes) of images (B, 3, H, W) in [-1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TimmTeacher(LogitsTeacher):
     """Logits (B, classes) of images in [-1, 1], by any timm classifier with its own normalisation and input size.
 
     Args:
@@ -44,3 +52,27 @@ class LogitsTeacher(Frozen):
             if x.shape[2:] != self.size:
                 x = F.interpolate(x, self.size, mode="bicubic", antialias=True, align_corners=False)
             return cast(nn.Module, self.net)(self.normalisation(x))
+
+
+class CheckpointTeacher(LogitsTeacher):
+    """Logits (B, classes) of images in [-1, 1] of the size that it was trained on, by a compress-and-classify model.
+
+    The model of step 1 quantises nothing, here as in its training.
+
+    Args:
+        path: checkpoint of `ClassificationSystem`.
+        classes: number of classes, which it must have too.
+
+    Raises UserError when the file is missing or holds another model.
+    """
+
+    def __init__(self, path: str, classes: int) -> None:
+        net = load_model(path, "teacher")
+        if not isinstance(net, ClassificationModel) or net.sizes.transformer.classes != classes:
+            raise UserError(f"teacher: {path} holds no compress-and-classify model of {classes} classes")
+        super().__init__(net)
+        self.quantise = read_checkpoint(path, "teacher", mmap=True).get(RATE_UPDATES) != 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return cast(nn.Module, self.net)(x.float(), self.quantise).logits

@@ -22,16 +22,20 @@ from inspect import signature
 from operator import add
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.losses.adversarial import Adversarial
+from aeic_lightning.losses.attention import AttentionTransfer
 from aeic_lightning.losses.chroma import Chroma
+from aeic_lightning.losses.cosine import CosineDistillation
 from aeic_lightning.losses.distillation import FeatureDistillation
 from aeic_lightning.losses.edge_dists import EdgeAwareDISTSTerm
 from aeic_lightning.losses.lpips import LPIPSTerm
 from aeic_lightning.losses.mse import MSE
 from aeic_lightning.losses.rate import Rate
+from aeic_lightning.losses.relational import RelationalDistillation
 from aeic_lightning.losses.semantic import SemanticTerm
 from aeic_lightning.losses.term import Description, Term
 from aeic_lightning.models.backbones import sharing_features
@@ -49,6 +53,9 @@ SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
     "adversarial": (Adversarial, {}),
     "L_enc": (FeatureDistillation, {"side": "encoder"}),
     "L_dec": (FeatureDistillation, {"side": "decoder"}),
+    "cosine": (CosineDistillation, {}),
+    "attention": (AttentionTransfer, {}),
+    "relational": (RelationalDistillation, {}),
 }
 """Terms with a short name: class, and arguments that the name stands for."""
 
@@ -117,9 +124,23 @@ class Objective(nn.Module):
             for (name, entry), term in zip(self.entries.items(), self.of_kind(Term), strict=True):
                 value = term(batch, output, teacher)
                 value, further = value if isinstance(value, tuple) else (value, {})
-                weighted.append(entry.weight_at(step) * value)
+                weight = entry.weight_at(step)
+                weighted.append(weight * value)
                 logged |= {term.tag.format(name=name): value} | further
+                if isinstance(term, Rate) and term.target is not None:
+                    found = {"lambda": weight * term.factor, "bpp_average": term.search[0]}
+                    logged |= {key: torch.as_tensor(v, device=value.device).float() for key, v in found.items()}
         return ObjectiveOutput(reduce(add, weighted), logged)
+
+    def updated(self, step: int) -> None:
+        """Tell the terms that `step` updates have been made."""
+        for entry, term in zip(self.entries.values(), self.of_kind(Term), strict=True):
+            term.updated(step >= entry.warmup_steps)
+
+    def skipped(self) -> None:
+        """Tell the terms that an update was not taken."""
+        for term in self.of_kind(Term):
+            term.skipped()
 
     def weight(self, name: str) -> float:
         """Weight of a term; 0 for one that is not there."""
@@ -182,6 +203,12 @@ def objective_weights(settings: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: (term.get("weight", 1.0) if isinstance(term, Mapping) else term) or 0.0 for name, term in terms.items()
     }
+
+
+def rate_target(settings: Mapping[str, Any]) -> float | None:
+    """The rate in bits per pixel that a config's `model.init_args` orders; None for a fixed lambda."""
+    rate = objective_settings(settings).get("rate")
+    return (rate.get("init_args") or rate).get("target") if isinstance(rate, Mapping) else None
 
 
 def objective_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,12 @@ class Term(nn.Module):
     def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
         """Called once, before the optimizers are made, with the model that is trained and the teacher's, if any."""
 
+    def updated(self, warm: bool) -> None:
+        """Called after each update; `warm` when the warm-up of the term's weight is over."""
+
+    def skipped(self) -> None:
+        """Called where an update was not taken, since a loss or a gradient was not finite."""
+
     def forward(
         self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

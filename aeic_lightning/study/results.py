@@ -23,7 +23,7 @@ import yaml
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
-from aeic_lightning.losses.objective import describe_objective, objective_weights
+from aeic_lightning.losses.objective import describe_objective, objective_weights, rate_target
 from aeic_lightning.models.encoders.labels import encoder_labels
 
 FORMAT = "aeic_lightning results 1"
@@ -187,6 +187,10 @@ def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
     labels |= encoder_labels(codec)
     called = {"lambda": "rate", "beta1": "L_enc", "beta2": "L_dec"}
     labels |= {label: weights[term] for label, term in called.items() if term in weights}
+    target = rate_target(settings)
+    if target is not None:  # lambda is then what the run has found
+        labels["target"] = target
+        labels.pop("lambda", None)
     if seed is not None:
         labels["seed"] = seed
     return labels | _loss_label(settings) | (settings.get("labels") or {})

@@ -12,7 +12,7 @@ from aeic_lightning.losses.objective import Objective
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
-from aeic_lightning.systems.evaluated import EvaluatedSystem
+from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
 from aeic_lightning.systems.guards import refuse_loss_scaling
 from aeic_lightning.systems.optimization import OptimizationConfig, TwoPlayerSystem
 
@@ -27,7 +27,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         optimization: learning rates, clipping, accumulation.
         init_from: checkpoint of the stage before, of the same sizes; the whole model starts from it.
         write_streams: whether validation and test write each image's file, whose bytes are `bpp`; entropy coding
-            is done on the CPU. Without it there is `bpp_estimate` alone.
+            is done on the CPU. Without it there is `bpp_estimate` alone. A number: of so many images, the first ones;
+            `bpp_share` and `bpp_estimate_share` are then their rates, `bpp_estimate` that of all images.
         labels: what tells this run from others in a study, such as {arm: enc_dec, seed: 0}: columns of TensorBoard's
             HParams view, and what the report groups by.
     """
@@ -39,7 +40,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         objective: dict[str, Any],
         optimization: OptimizationConfig,
         init_from: str | None = None,
-        write_streams: bool = True,
+        write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         self.objective = Objective(objective)
         self.optimization = optimization
         self.init_from = init_from
-        self.write_streams = write_streams
+        self.write_streams = check_write_streams(write_streams)
         self.automatic_optimization = False  # there may be two players
         self.guard = self.make_guard()
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import load_aeic, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.distillation import FeatureDistillation
+from aeic_lightning.losses.objective import Objective
+from aeic_lightning.losses.tap_term import TapTerm
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.frozen import Frozen
@@ -43,7 +45,7 @@ class DistillationSystem(StudentSystem):
         receiver_from: str | None = None,
         share_base: bool = True,
         teacher_cache: str | None = None,
-        write_streams: bool = True,
+        write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__(codec, decoder, objective, optimization, init_from, receiver_from, write_streams, labels)
@@ -80,15 +82,7 @@ class DistillationSystem(StudentSystem):
     def on_fit_start(self) -> None:
         """Begin the average, and compare the shapes of all taps on one small batch before step 0."""
         super().on_fit_start()
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            x = torch.zeros(1, 3, 8 * self.model.codec.stride, 8 * self.model.codec.stride, device=self.device)
-            student = self.model.compute_taps(x, self.objective.student_taps)
-            teacher = self.teacher.net.compute_taps(x, self.objective.teacher_taps)
-            for term in self.objective.of_kind(FeatureDistillation):
-                term.check_shapes(student, teacher)
-        self.model.train(was_training)
+        compare_shapes(self.objective, self.model, self.teacher.net)
 
     def load_stage(self, path: str | Path) -> None:
         """The model of the stage before, and its projections wherever this stage has the same ones."""
@@ -100,3 +94,17 @@ class DistillationSystem(StudentSystem):
                 own = {k: state[prefix + k] for k in projection.state_dict() if prefix + k in state}
                 if own:
                     load_strictly(projection, own, path, "init_from (a projection)")
+
+
+@torch.no_grad()
+def compare_shapes(objective: Objective, student: AEIC, teacher: AEIC) -> None:
+    """Raise UserError where the objective compares taps of different resolutions, by a pass of one small image."""
+    training = student.training, teacher.training
+    side = 8 * student.codec.stride
+    x = torch.zeros(1, 3, side, side, device=next(student.parameters()).device)
+    ours = student.eval().compute_taps(x, objective.student_taps)
+    theirs = teacher.eval().compute_taps(x, objective.teacher_taps)
+    for term in objective.of_kind(TapTerm):
+        term.check_shapes(ours, theirs)
+    student.train(training[0])
+    teacher.train(training[1])

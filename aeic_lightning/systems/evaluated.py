@@ -1,5 +1,6 @@
 """What systems do in validation, test and predict: reconstructions, estimates, and the bytes of each image's file."""
 
+import sys
 from typing import Any, cast
 
 import lightning
@@ -7,19 +8,29 @@ import torch
 from torch import Tensor
 
 from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.errors import UserError
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.frozen import full_precision
+
+
+def check_write_streams(value: bool | int) -> bool | int:
+    """The setting as it is. Raises UserError for a number below 0."""
+    if value < 0:
+        raise UserError(f"write_streams: true, false, or a number of images, 0 or more; not {value}")
+    return value
 
 
 class EvaluatedSystem(lightning.LightningModule):
     """A system with `model` and `evaluate_batch`, whose evaluation steps also write the files of their images.
 
     The files are those of `compress`, from the same functions. The coder is built from the weights once a validation or
-    test; with `write_streams` false it is not, and the metrics have no `bpp`.
+    test; with `write_streams` false it is not, and the metrics have no `bpp`. With a number the first so many images of
+    a validation have a file.
     """
 
-    write_streams = True
+    write_streams: bool | int = True
     _bitstream: Bitstream | None = None
+    _written = 0  # files of this validation or test, in this process
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the callbacks compute metrics from, but for the bytes."""
@@ -37,24 +48,34 @@ class EvaluatedSystem(lightning.LightningModule):
         """See `evaluate_batch`; `callbacks.pictures.ReconstructionGrid` writes the pictures."""
         return self.evaluate_batch(batch)
 
-    def file_sizes(self, x: Tensor) -> list[int] | None:
-        """Bytes of the file of each image of x (B, 3, H, W) in [-1, 1]; None if no streams are written.
+    def file_sizes(self, x: Tensor) -> list[int | None] | None:
+        """Bytes of the file of each image of x (B, 3, H, W) in [-1, 1], None for one without; None if none is written.
 
         Raises UserError for a model whose weights or latents are not finite.
         """
-        if not self.write_streams:
+        due = min(len(x), self._due() - self._written)
+        if due <= 0:
             return None
+        self._written += due
         if self._bitstream is None:
             with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
                 self._bitstream = Bitstream(cast(CompressionModel, self.model))
         with full_precision(x):
-            return [self._bitstream.file_size(image[None]) for image in x]
+            return [self._bitstream.file_size(image[None]) for image in x[:due]] + [None] * (len(x) - due)
+
+    def _due(self) -> int:
+        """How many files a validation writes in this process."""
+        if isinstance(self.write_streams, bool):
+            return sys.maxsize if self.write_streams else 0
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
+        return -(-(self.write_streams - rank) // processes)
 
     def on_validation_epoch_start(self) -> None:
         self._bitstream = None  # the weights have changed
+        self._written = 0
 
     def on_test_epoch_start(self) -> None:
-        self._bitstream = None
+        self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         # Lightning would put the number of batches on the x axis.

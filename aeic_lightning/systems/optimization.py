@@ -189,6 +189,7 @@ class TwoPlayerSystem(GuardedSystem):
             for player in (generator, *rest):
                 player.zero_grad()
             self._fakes, self._real_losses = [], []
+            self.objective.skipped()
             return
         for group in generator.param_groups:
             group["lr"] = self.optimization.learning_rate(self.global_step, self.trainer.max_steps)
@@ -199,6 +200,7 @@ class TwoPlayerSystem(GuardedSystem):
                 self._step_on_fakes(discriminator)
         generator.step()
         generator.zero_grad()
+        self.objective.updated(self.global_step)
         if self.average is not None:
             self.average.update(self.global_step)
         if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
@@ -207,8 +209,8 @@ class TwoPlayerSystem(GuardedSystem):
     def _clip(self, player: Any) -> None:
         if self.optimization.gradient_clip:
             # Not by Lightning, which refuses a fused optimizer under any mixed precision.
-            trained = [p for group in player.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, self.optimization.gradient_clip)
+            for group in player.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self.optimization.gradient_clip)
 
     def _step_discriminator(self, player: Any) -> None:
         self._clip(player)

@@ -28,7 +28,7 @@ class StudentSystem(CompressionSystem):
         optimization: OptimizationConfig,
         init_from: str | None = None,
         receiver_from: str | None = None,
-        write_streams: bool = True,
+        write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
         super().__init__(codec, decoder, objective, optimization, init_from, write_streams, labels)

@@ -18,7 +18,7 @@ from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.losses import logits_distance
 from aeic_lightning.classification.system import ClassificationOptimization, ClassificationSystem, TeacherConfig
 from aeic_lightning.classification.targets import Mixup
-from aeic_lightning.classification.teacher import LogitsTeacher
+from aeic_lightning.classification.teacher import TimmTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective
 from aeic_lightning.systems.guards import seed_batch
@@ -227,7 +227,7 @@ def teacher(tmp_path) -> TeacherConfig:
 
 
 def test_teacher_gives_timms_logits_at_its_own_normalisation(teacher):
-    frozen = LogitsTeacher(teacher.name, teacher.weights, 10)
+    frozen = TimmTeacher(teacher.name, teacher.weights, 10)
     net = frozen.net
     data = resolve_model_data_config(net)
     x = torch.rand(2, 3, 224, 224)  # [0, 1]
@@ -257,17 +257,33 @@ def test_distillation_adds_the_distance_of_the_logits(teacher, trainer, digits, 
     torch.testing.assert_close(total.detach(), 2 * expected)
 
 
+def test_a_trained_classifier_teaches_another(trainer, digits, tmp_path):
+    """Step 1's own logits: of latents that are not quantised, as it was trained."""
+    first = classification_system()
+    path = train(trainer, first, digits, 2, tmp_path, "first")
+    x = next(iter(digits.val_dataloader()))["image"][:4]
+    teacher = TeacherConfig(checkpoint=path)
+    expected = first.model.eval()(x, quantise=False).logits
+    torch.testing.assert_close(teacher.build(10)(x), expected)
+    objective = STEP1 | {"logits": {"class_path": f"{ROOM}.LogitsDistillation", "temperature": 2.0}}
+    train(trainer, classification_system(objective, teacher=teacher), digits, 2, tmp_path, "second")
+    with pytest.raises(UserError, match="holds no compress-and-classify model of 7 classes"):
+        teacher.build(7)
+    with pytest.raises(UserError, match="name and weights of a timm network, or a checkpoint"):
+        TeacherConfig(name="vit_tiny_patch16_224", checkpoint=path).build(10)
+
+
 def test_teacher_errors(teacher, tmp_path):
     with pytest.raises(UserError, match="give both or neither"):
         classification_system(teacher=teacher)
     with pytest.raises(UserError, match="give both or neither"):
         classification_system({"kl": {"class_path": f"{ROOM}.LogitsDistillation"}})
     with pytest.raises(UserError, match="timm has no model"):
-        LogitsTeacher("vit_huge_pencil", teacher.weights, 10)
+        TimmTeacher("vit_huge_pencil", teacher.weights, 10)
     with pytest.raises(UserError, match="does not hold vit_tiny_patch16_224 with 7 classes"):
-        LogitsTeacher(teacher.name, teacher.weights, 7)
+        TimmTeacher(teacher.name, teacher.weights, 7)
     with pytest.raises(UserError, match="cannot read weights"):
-        LogitsTeacher(teacher.name, str(tmp_path / "none.safetensors"), 10)
+        TimmTeacher(teacher.name, str(tmp_path / "none.safetensors"), 10)
 
 
 def test_another_number_of_classes_stops_the_run(trainer, digits, loader):

@@ -309,6 +309,23 @@ def test_writing_streams_does_not_change_training(codec_config, decoder_config, 
     assert all(torch.equal(a, b) for a, b in zip(*(r.values() for r in results), strict=True))
 
 
+def test_a_share_of_the_images_has_streams_and_its_rates_say_so(codec_config, decoder_config, loader, trainer):
+    """Two of three images; the estimate is of all, and that of the two stands beside their files' rate."""
+    system, metrics = make(codec_config, decoder_config), QualityMetrics(lpips=[], dists=[], ms_ssim=False)
+    system.write_streams = 2
+    fitted = trainer(2, val_check_interval=1, callbacks=[metrics])
+    fitted.fit(system, loader(2), loader(3, batch_size=2))
+    assert ["bytes" in row for row in metrics.rows] == [True, True, False]
+    assert "bpp" not in metrics.means, "a rate of two images is no rate of the set"
+    estimates = [row["bpp_estimate"] for row in metrics.rows]
+    assert metrics.means["bpp_estimate"] == pytest.approx(sum(estimates) / 3)
+    assert metrics.means["bpp_estimate_share"] == pytest.approx(sum(estimates[:2]) / 2)
+    sizes = [8 * row["bytes"] / 128**2 for row in metrics.rows[:2]]
+    assert fitted.callback_metrics["val/bpp_share"].item() == pytest.approx(sum(sizes) / 2)
+    with pytest.raises(UserError, match="a number of images, 0 or more"):
+        TeacherSystem(codec_config, decoder_config, {"mse": 1.0}, OptimizationConfig([(0, 1e-3)]), write_streams=-1)
+
+
 def test_a_stage_of_other_sizes_is_refused_by_name(codec_config, decoder_config, loader, trainer, tmp_path):
     system = make(codec_config, decoder_config)
     fitted = trainer(1)

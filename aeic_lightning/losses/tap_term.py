@@ -1,0 +1,156 @@
+"""What every term that compares taps of student and teacher shares: which taps, checked before step 0; projections."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import reduce
+from operator import add
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from aeic_lightning.errors import UserError
+from aeic_lightning.losses.term import Term
+from aeic_lightning.models.base import CompressionModel
+from aeic_lightning.models.taps import Side, Tap, find_taps
+
+
+@dataclass(frozen=True)
+class TapMatch:
+    """A student's tap and the teacher's that it is compared with.
+
+    Args:
+        tap: the student's tap: a declared one, a pattern of declared ones such as h_*, or the path of a module.
+        side: `encoder` or `decoder`; default: the tap's own.
+        weight: weight inside of its term's sum.
+        teacher_tap: the teacher's tap, where it has another name.
+        normalise: divide both taps by their root mean square first. For hidden states of a U-Net that is trained from
+            scratch: all that reads them begins with a GroupNorm, so their scale is free, drifts by orders of
+            magnitude in training, and differs between teacher and student. A shared pretrained base holds it fixed.
+    """
+
+    tap: str
+    side: Side | None = None
+    weight: float = 1.0
+    teacher_tap: str | None = None
+    normalise: bool = False
+
+    @classmethod
+    def of(cls, value: "TapMatch | Mapping[str, Any] | str") -> "TapMatch":
+        """From a name, or from a mapping as it stands in YAML."""
+        if isinstance(value, TapMatch):
+            return value
+        try:
+            return cls(value) if isinstance(value, str) else cls(**value)
+        except TypeError as error:
+            raise UserError(f"distillation: {value} is no tap: write a name, or {{tap: y, weight: 1.0}}") from error
+
+
+class TapTerm(Term):
+    """A distance between taps of the student and the teacher's, summed over the taps with their weights.
+
+    A subclass implements `distance`. Each tap's own loss is logged as distill/SIDE/TAP, followed by `label`.
+
+    Args:
+        side: `encoder` or `decoder`; default: taps of both.
+        taps: names or `TapMatch`es; default: all that the model declares (on this side).
+    """
+
+    tag = "distill/{name}"
+    label = ""
+    projects = True
+    """Whether the student's taps pass a learnable 1x1 convolution, one per tap, to the teacher's channels first. It
+    starts as the identity as far as the widths allow."""
+
+    def __init__(self, side: Side | None = None, taps: Sequence[TapMatch | dict[str, Any] | str] | None = None) -> None:
+        super().__init__()
+        if side not in (None, "encoder", "decoder"):
+            raise UserError(f"distillation: side is encoder or decoder, not {side!r}")
+        if taps is not None and not taps:
+            raise UserError("distillation: no taps; list at least one, or leave `taps` out for all of the side")
+        self.side: Side | None = side
+        self.wanted = None if taps is None else [TapMatch.of(tap) for tap in taps]
+        self.matches: list[TapMatch] = []
+        self.sides: dict[str, Side] = {}
+        self.projections = nn.ModuleDict()
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Taps (B, C, h, w), C of the two equal if the term projects -> a scalar."""
+        raise NotImplementedError
+
+    def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
+        """Check every tap against both models, and build the projections, if any."""
+        if teacher is None:
+            raise UserError("distillation: there is no teacher; train with DistillationSystem, which names one")
+        declared = student.taps
+        wanted = self.wanted or [TapMatch(tap.name) for tap in declared if self.side in (None, tap.side)]
+        self.sides = {}
+        self.matches = [named for match in wanted for named in _expand(match, [tap.name for tap in declared])]
+        ours = find_taps(student, declared, self.student_taps, "student")
+        theirs = find_taps(teacher, teacher.taps, self.teacher_taps, "teacher")
+        for match in self.matches:
+            tap, other = ours[match.tap], theirs[match.teacher_tap or match.tap]
+            _check_side(match, tap, self.side)
+            if match.tap in self.sides:
+                raise UserError(f"distillation: tap {match.tap!r} is listed twice on the {tap.side} side; keep one")
+            self.sides[match.tap] = tap.side
+            if not self.projects:
+                continue
+            projection = nn.Conv2d(tap.channels, other.channels, 1)
+            nn.init.dirac_(projection.weight)
+            nn.init.zeros_(cast(Tensor, projection.bias))
+            self.projections[_key(match)] = projection
+
+    @property
+    def student_taps(self) -> list[str]:
+        return [match.tap for match in self.matches]
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        return [match.teacher_tap or match.tap for match in self.matches]
+
+    def check_shapes(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
+        """Raise UserError where two taps differ in resolution: a projection changes channels alone."""
+        for match in self.matches:
+            ours, theirs = student[match.tap], teacher[match.teacher_tap or match.tap]
+            if ours.shape[2:] != theirs.shape[2:]:
+                raise UserError(
+                    f"distillation: tap {match.tap!r} is {tuple(ours.shape[2:])} in the student but "
+                    f"{tuple(theirs.shape[2:])} in the teacher; use the same stride or another tap"
+                )
+
+    def forward(
+        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert teacher is not None, "`bind` asks for a teacher"
+        weighted, losses = [], {}
+        for match in self.matches:
+            ours, theirs = output.taps[match.tap], teacher[match.teacher_tap or match.tap]
+            if match.normalise:
+                ours, theirs = _unit_scale(ours), _unit_scale(theirs)
+            if self.projects:
+                ours = self.projections[_key(match)](ours)
+            loss = self.distance(ours, theirs)
+            losses[f"distill/{self.sides[match.tap]}/{match.tap}{self.label}"] = loss
+            weighted.append(match.weight * loss)
+        return reduce(add, weighted), losses
+
+
+def _expand(match: TapMatch, declared: list[str]) -> list[TapMatch]:
+    names = [name for name in declared if fnmatchcase(name, match.tap)]
+    return [replace(match, tap=name) for name in names] or [match]
+
+
+def _check_side(match: TapMatch, tap: Tap, side: Side | None) -> None:
+    if side not in (None, tap.side):
+        raise UserError(f"distillation: tap {match.tap!r} is on the {tap.side} side; move it to a term of that side")
+    if match.side not in (None, tap.side):
+        raise UserError(f"distillation: tap {match.tap!r} is on the {tap.side} side; write side: {tap.side}")
+
+
+def _key(match: TapMatch) -> str:
+    return match.tap.replace(".", "-")
+
+
+def _unit_scale(tap: Tensor) -> Tensor:
+    return tap * tap.square().mean().clamp_min(1e-12).rsqrt()

@@ -1,0 +1,106 @@
+"""Student and teacher trained together: what learns from what, and a resume."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.systems import OnlineDistillationSystem, OptimizationConfig
+
+TERMS = {"rate": 0.8, "mse": 2.0, "L_enc": {"weight": 5.0, "taps": ["y", "y_hat"]}, "L_dec": 0.01}
+
+
+@pytest.fixture
+def make(codec_config, decoder_config):
+    """make(online, ...): a system; self-distillation if not online."""
+    narrow = CodecConfig(**vars(codec_config) | {"widths": [8, 8, 8, 16, 16], "context_width": 8})
+
+    def build(online=True, terms=TERMS, **kwargs):
+        seed_everything(0, verbose=False)
+        kwargs |= {"teacher_codec": codec_config} if online else {}
+        return OnlineDistillationSystem(narrow, decoder_config, terms, OptimizationConfig([(0, 1e-2)]), **kwargs)
+
+    return build
+
+
+class Half(Callback):
+    """Ends a run after two steps, as a kill would: not its last step."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 2
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_the_teacher_learns_by_its_own_loss_alone(make, loader, trainer):
+    """However hard the student pulls on the taps: the teacher after two steps is the same, bit for bit."""
+    teachers, students = [], []
+    for weight in (0.1, 100.0):
+        system = make(terms=TERMS | {"L_enc": weight})
+        begun = state(system.teacher)
+        fitted = trainer(2)
+        fitted.fit(system, loader(2))
+        teachers.append(state(system.teacher))
+        students.append(state(system.model))
+        assert not any(
+            torch.equal(p, begun[n]) for n, p in system.teacher.named_parameters() if n.endswith("conv.weight")
+        )
+        assert fitted.callback_metrics["train/teacher/bpp_estimate"] > 0
+    assert all(torch.equal(teachers[0][name], teachers[1][name]) for name in teachers[0])
+    assert not torch.equal(students[0]["codec.g_a.0.conv.weight"], students[1]["codec.g_a.0.conv.weight"])
+
+
+def test_each_is_clipped_for_itself(make, loader, trainer):
+    norms = []
+
+    class Watched(OnlineDistillationSystem):
+        def configure_optimizers(self):
+            (player,) = super().configure_optimizers()
+            player.register_step_pre_hook(lambda optimizer, *_: norms.extend(norm(g) for g in optimizer.param_groups))
+            return [player]
+
+    def norm(group):
+        return torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm().item()
+
+    system = make()
+    system.__class__ = Watched
+    trainer(1).fit(system, loader(1))
+    assert norms == [pytest.approx(0.1, rel=1e-3)] * 2
+
+
+def test_in_self_distillation_the_teacher_is_the_average(make, loader, trainer):
+    system = make(online=False, teacher_decay=0.5)
+    before = state(system.model)
+    trainer(1).fit(system, loader(1))
+    after, keep = state(system.model), 2 / 11
+    for name, p in system.teacher.named_parameters():
+        torch.testing.assert_close(p, keep * before[name] + (1 - keep) * after[name], rtol=1e-5, atol=1e-7)
+    assert not any(p.requires_grad for p in system.teacher.parameters())
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_resumed_run_is_the_uninterrupted_one(make, loader, trainer, tmp_path, online):
+    whole = make(online)
+    trainer(4).fit(whole, loader(1))
+    first = trainer(4, callbacks=[Half()])
+    first.fit(make(online), loader(1))
+    assert first.global_step == 2
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    rest = make(online)
+    trainer(4).fit(rest, loader(1), ckpt_path=tmp_path / "a.ckpt")
+    for name, value in state(whole).items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+    assert load_model(tmp_path / "a.ckpt").codec.config.widths == [8, 8, 8, 16, 16], "readers see the student"
+
+
+def test_what_cannot_be_is_said(make):
+    with pytest.raises(UserError, match="no term reads the teacher"):
+        make(terms={"rate": 1.0, "mse": 1.0})
+    with pytest.raises(UserError, match="teacher_decay must be"):
+        make(online=False, teacher_decay=1.0)
+    with pytest.raises(UserError, match="no objective of its own"):
+        make(online=False, teacher_objective={"mse": 1.0})
