@@ -20,6 +20,7 @@ from aeic_lightning.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import reflect_pad
 from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.frozen import full_precision
 
 KEY = "classification"  # of the sizes in a checkpoint's model_config
 
@@ -129,7 +130,7 @@ class ClassificationModel(CompressionModel):
         Under autocast only the transformer and the decoder compute in low precision: rounding to integers and
         differences of cumulatives need the codec's float32.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             latents = self.codec(self.prepare(x.float()), quantise)
         features = self.transformer.features(latents.y_hat)
         x_hat = self._synthesise(features, latents.y_hat)[..., : x.shape[2], : x.shape[3]]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aeic_lightning import __version__
 from aeic_lightning.images import from_uint8
+from aeic_lightning.metrics.agreement import ClassAgreement
 from aeic_lightning.metrics.dists import DISTS
 from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.metrics.patches import network_digest
@@ -30,17 +31,23 @@ class ImageQuality:
         ms_ssim: whether to compute MS-SSIM.
         lpips: backbones of LPIPS; each gives a metric of its own.
         dists: the same for DISTS (which has no "alex").
+        same_class: whether the class of the held-out classifier is compared (`ClassAgreement`).
 
     Raises UserError for a backbone whose weights are missing.
     """
 
     def __init__(
-        self, ms_ssim: bool = True, lpips: Sequence[Any] = ("lite0",), dists: Sequence[Any] = ("lite0",)
+        self,
+        ms_ssim: bool = True,
+        lpips: Sequence[Any] = ("lite0",),
+        dists: Sequence[Any] = ("lite0",),
+        same_class: bool = False,
     ) -> None:
         self.ms_ssim = ms_ssim
         # Building a network may draw initial weights, even when a file then overwrites them.
         with own_random_state():
-            built = [(LPIPS(b), b) for b in lpips] + [(DISTS(b), b) for b in dists]
+            built: list[tuple[Any, str]] = [(LPIPS(b), b) for b in lpips] + [(DISTS(b), b) for b in dists]
+            built += [(ClassAgreement(), "lite2")] if same_class else []
         self.networks = [network for network, _ in built]
         self.backbones = {network.name: backbone for network, backbone in built}
 

@@ -50,6 +50,7 @@ METRICS = {
     "dists": Metric("dists", "DISTS", "", False, "perception"),
     "fid": Metric("fid", "FID", "", False, "perception", 1),
     "kid": Metric("kid", "KID", "", False, "perception"),
+    "same_class": Metric("same_class", "same top-1 class as the original", "", True, "accuracy"),
     "top1": Metric("top1", "top-1 accuracy", "", True, "accuracy"),
     "top5": Metric("top5", "top-5 accuracy", "", True, "accuracy"),
 }

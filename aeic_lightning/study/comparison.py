@@ -12,13 +12,15 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.study import bd_rate
 from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, group, metrics_of
+from aeic_lightning.study.paper_comparison import with_paper
 from aeic_lightning.study.results import Result, read_result, write_results
 
 
-def compare_runs(folders: list[Path], out: Path) -> list[Result]:
+def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> list[Result]:
     """Write comparison.md, comparison.json (with .csv) and comparison.png to `out`, print the table.
 
-    Where there is a reference with enough rates (the teacher, else the first anchor), BD-rates follow the table.
+    Where there is a reference with enough rates (the teacher, else the first anchor), BD-rates follow the table, and
+    with `paper` (Kodak, DIV2K or CLIC) the published figures and the settings that differ from the paper's.
 
     Raises UserError when the runs were not validated on the same images.
     """
@@ -31,6 +33,8 @@ def compare_runs(folders: list[Path], out: Path) -> list[Result]:
     if references and tests:
         rows = bd_rate.bd_rates(references[0], tests, bd_rate.common_metrics(results))
         text += "\n" + bd_rate.markdown_table(rows)
+    if paper:
+        text += "\n" + with_paper(results, paper)
     write_results(out / "comparison.json", results)
     write_whole(out / "comparison.md", text)
     png = io.BytesIO()

@@ -102,7 +102,8 @@ def measurement(
     min_images: int = 50,
     ms_ssim: bool = True,
 ) -> Measurement:
-    """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS), alex
+    """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS, agreement
+    of classes), alex
     (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID).
 
     By default every backbone whose weights are at hand; a note says which are not. Raises UserError for a backbone that
@@ -116,6 +117,7 @@ def measurement(
         ms_ssim,
         lpips=[name for name in chosen if name != "inception"],
         dists=[name for name in chosen if name in ("lite0", "lite2", "vgg")],
+        same_class="lite2" in chosen,
     )
     patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in chosen if b in ("lite0", "inception")]
     missing = [name for name in BACKBONES if name not in chosen]

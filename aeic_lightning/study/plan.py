@@ -7,6 +7,8 @@ import copy
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from aeic_lightning.checkpoints.checkpoint import from_dict, model_configs, read_checkpoint
+from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds, model_configs, read_checkpoint
 from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.distillation import FeatureDistillation
 from aeic_lightning.losses.objective import Described, describe_objective
+from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.backbone_files import require_backbone
+from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import stable_diffusion
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig
@@ -65,14 +68,22 @@ class Plan:
 def make_plan(config: dict[str, Any], file: Any) -> Plan:
     """Plan of a resolved experiment file. Raises UserError for settings that cannot be."""
     check_settings(config)
-    codec_config, decoder_config = experiment_configs(config, file)
     settings = config["model"]["init_args"]
     terms = describe_objective(settings)
+    data = (config.get("data") or {}).get("init_args") or {}
+    path = config["model"]["class_path"]
+    kind = next((kind for kind in installed_kinds() if path.startswith(f"{kind.package}.")), None)
+    if kind:
+        plan = Plan()
+        crop, batch = data.get("crop_size") or _default(config["data"], "crop_size"), data.get("batch_size", 8)
+        plan.assumptions.append(f"batches of {batch} images of {crop} x {crop} on each device; every number 4 bytes")
+        kind.module("plan").fill(plan, config, file, terms, torch.empty(batch, 3, crop, crop, device="meta"))
+        return plan
+    codec_config, decoder_config = experiment_configs(config, file)
     try:
         from_dict(OptimizationConfig, settings.get("optimization") or {}).check()
     except TypeError as error:
         raise UserError(f"{file}: {error}; --print_config lists the settings") from error
-    data = (config.get("data") or {}).get("init_args") or {}
     crop, batch = data.get("crop_size", 256), data.get("batch_size", 8)
     low = str((config.get("trainer") or {}).get("precision", "32")).startswith(("bf16", "16"))
 
@@ -85,9 +96,9 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         part("VAE decoder", model.decoder.vae),
     ]
     x_hat = _model_activations(plan, model, torch.empty(batch, 3, crop, crop, device="meta"), low)
-    _add_terms(plan, terms, x_hat)
+    add_terms(plan, terms, x_hat)
     _add_teacher(plan, settings, model, terms)
-    _find_missing(plan, config, decoder_config, terms)
+    find_missing(plan, config, decoder_config, terms)
     plan.assumptions += [
         f"batches of {batch} crops of {crop} x {crop} on each device; every number 4 bytes"
         + (", the decoder's activations 2" if low else ""),
@@ -96,6 +107,12 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         "not counted: buffers of convolutions, fragmentation, the CUDA context (about 1 GB), validation images",
     ]
     return plan
+
+
+def _default(data: dict[str, Any], argument: str) -> Any:
+    """Default of an argument of the data module that a config names."""
+    module, _, name = data["class_path"].rpartition(".")
+    return signature(getattr(import_module(module), name)).parameters[argument].default
 
 
 def check_settings(config: dict[str, Any]) -> None:
@@ -145,7 +162,7 @@ def part(name: str, module: nn.Module) -> Part:
 # ---------------------------------------------------------------------- activations
 
 
-class _Kept:
+class Kept:
     """Bytes of the tensors that autograd keeps, each storage once, parameters not at all."""
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -188,7 +205,7 @@ def _storage(tensor: Tensor) -> int:
 def _model_activations(plan: Plan, model: AEIC, x: Tensor, low: bool) -> Tensor:
     """Record what the codec and the decoder keep; returns x_hat."""
     model.train()
-    kept = _Kept(model)
+    kept = Kept(model)
     with kept.counting():
         codec = model.codec(x)
     plan.activations["codec"] = float(kept.size)
@@ -218,7 +235,7 @@ def _model_activations(plan: Plan, model: AEIC, x: Tensor, low: bool) -> Tensor:
     return x_hat
 
 
-def _add_terms(plan: Plan, terms: list[Described], x_hat: Tensor) -> None:
+def add_terms(plan: Plan, terms: list[Described], x_hat: Tensor) -> None:
     """The frozen networks of the objective, and what else its terms train."""
     batch, _, height, width = x_hat.shape
     for term in terms:
@@ -226,7 +243,7 @@ def _add_terms(plan: Plan, terms: list[Described], x_hat: Tensor) -> None:
         if description.backbone:
             network = _backbone(description.backbone).requires_grad_(False)
             images, rows, columns = description.sees(batch, height, width)
-            kept = _Kept(network)
+            kept = Kept(network)
             with kept.counting():
                 network(torch.empty(images, 3, rows, columns, device="meta", requires_grad=True))
             name = f"{term.entry.name} ({description.backbone})"
@@ -252,6 +269,11 @@ def _backbone(name: str) -> nn.Module:
 
 def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: list[Described]) -> None:
     """The teacher of a distillation, and the projections."""
+    if settings.get("teacher_codec"):  # trained beside the student
+        with torch.device("meta"):
+            own = AEIC(from_dict(CodecConfig, settings["teacher_codec"]), student.decoder.config)
+        plan.parts += [part("teacher's codec", own.codec), part("teacher's decoder", own.decoder)]
+        plan.assumptions.append("the teacher's activations, about as many as the student's, are not counted")
     if not settings.get("teacher"):
         return
     path = settings["teacher"]
@@ -270,7 +292,7 @@ def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: lis
         plan.parts.append(part("teacher's decoder", teacher.decoder))
     with torch.device("meta"):
         for term in terms:
-            if issubclass(term.entry.kind, FeatureDistillation):
+            if issubclass(term.entry.kind, TapTerm):
                 built = term.entry.build()
                 built.bind(student, teacher)
                 plan.parts.append(part(f"{term.entry.name}'s projections", built))
@@ -279,7 +301,9 @@ def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: lis
 # ---------------------------------------------------------------------- what is not at hand
 
 
-def _find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described]) -> None:
+def find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described]) -> None:
+    """List the files that are not there; `decoder` is AEIC's config of it, or None."""
+
     def need(check, *args: Any) -> None:
         try:
             check(*args)
@@ -288,7 +312,7 @@ def _find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described]
                 plan.missing.append(str(error))
 
     settings = config["model"]["init_args"]
-    if decoder.pretrained:
+    if decoder and decoder.pretrained:
         need(stable_diffusion.unet_files, decoder.pretrained.unet, decoder.unet)
         need(stable_diffusion.locate, decoder.pretrained.vae, "VAE decoder")
     for term in terms:
@@ -296,7 +320,7 @@ def _find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described]
     for name in _callback_networks(config):
         need(require_backbone, name)
     for key in ("init_from", "receiver_from", "teacher"):
-        if settings.get(key):
+        if isinstance(settings.get(key), str):
             need(_checkpoint_file, key, settings[key])
     data = (config.get("data") or {}).get("init_args") or {}
     for key in ("train_dir", "val_dir", "test_dir"):

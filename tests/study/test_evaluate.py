@@ -362,6 +362,7 @@ def test_weights_at_hand_give_their_figures(photos, tmp_path, monkeypatch):
     assert [network.name for network in found.quality.networks] == [
         *("lpips_lite0", "lpips_lite2", "lpips_alex"),
         *("dists_lite0", "dists_lite2"),
+        "same_class_lite2",
     ]
     assert found.notes == ["without metrics on vgg, inception: their weights are not at hand"]
     assert found.quality.info["lpips_alex"]["version"].startswith("lpips ")

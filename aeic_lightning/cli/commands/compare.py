@@ -11,6 +11,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Run folders and where the result goes."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the teacher's first")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for comparison.md, .json and .png")
+    parser.add_argument(
+        "--with-paper",
+        nargs="?",
+        const="DIV2K",
+        choices=("Kodak", "DIV2K", "CLIC"),
+        metavar="DATASET",
+        help="add the paper's figures on Kodak, DIV2K (default) or CLIC, and the settings that differ from the paper's",
+    )
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
@@ -19,4 +27,4 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     check_can_write(args.out, folder=True)
     from aeic_lightning.study.comparison import compare_runs
 
-    compare_runs(args.runs, args.out)
+    compare_runs(args.runs, args.out, args.with_paper)
