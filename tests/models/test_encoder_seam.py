@@ -8,7 +8,6 @@ import yaml
 from PIL import Image
 
 from aeic_lightning import cli
-from aeic_lightning.bitstream.export import OnnxSender, export
 from aeic_lightning.bitstream.sender import Sender
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
@@ -214,12 +213,6 @@ def test_results_can_be_read_where_their_encoder_is_not(plain, decoder_config):
 
 
 # ---------------------------------------------------------------------- the commands
-
-
-def test_export_gives_the_same_bytes(plain, tmp_path, picture):
-    model = random_model(plain)
-    export(model, tmp_path)
-    assert OnnxSender(tmp_path / "send").encode(picture) == Bitstream(model).encode(picture)
 
 
 def test_train_and_code_by_the_commands(plain, decoder_config, tmp_path, capsys):
