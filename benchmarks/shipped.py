@@ -23,7 +23,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.image_files import find_images, image_names
 from aeic_lightning.images import read_image
-from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.metrics.table import in_order
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.anchors import CODECS, anchors, like_target
 from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint
@@ -31,7 +31,8 @@ from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import Result, write_results
 
 RATES = (0.03, 0.06, 0.12, 0.25)
-FIGURES = ("psnr", "ms_ssim", "lpips_lite0", "lpips_lite2", "dists_lite0", "dists_lite2")
+SHOWN = ["psnr", "ms_ssim", "lpips_lite0", "lpips_lite2", "dists_lite0", "dists_lite2"]
+METRICS = {metric.name: metric for metric in in_order(SHOWN)}
 TIMES = ("encode_seconds", "decode_seconds")
 CROP = 192
 """Pixels a side of a crop in the picture."""
@@ -100,7 +101,7 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
     """Both tables as Markdown. The first `models` results of each rate are of models, the others of anchors."""
     first = next(iter(by_rate.values()))[0]
     notes = dict.fromkeys(note for found in by_rate.values() for result in found for note in result.notes)
-    info = {name: part for name in FIGURES if (part := first.metric_info.get(name, {}).get("in_training"))}
+    info = {name: part for name in METRICS if (part := first.metric_info.get(name, {}).get("in_training"))}
     lines = [
         f"{len(first.images)} images; means with 95 % intervals (bootstrap over images). bpp is bytes of files over "
         f"pixels; {first.name} and the conventional codecs have the same bytes for each image, where a codec can make "
@@ -115,7 +116,7 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
         "",
         *differences(by_rate, models),
         "",
-        *(f"- {name} ({find_metric(name).full}): {part} of {first.name}" for name, part in info.items()),
+        *(f"- {name} ({METRICS[name].full}): {part} of {first.name}" for name, part in info.items()),
         *(f"- {note}" for note in notes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -123,7 +124,7 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
 
 def table(by_rate: dict[float, list[Result]]) -> list[str]:
     """A row per codec and rate: mean and half the width of its interval."""
-    columns = ["bpp", *FIGURES, *TIMES]
+    columns = ["bpp", *METRICS, *TIMES]
     lines = ["| at most | codec | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for rate, found in by_rate.items():
         for result in found:
@@ -134,18 +135,18 @@ def table(by_rate: dict[float, list[Result]]) -> list[str]:
 
 def differences(by_rate: dict[float, list[Result]], models: int) -> list[str]:
     """A row per rate and conventional codec: the mean of paired differences to the first model, with its interval."""
-    lines = ["| at most | codec | bytes | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 3) + "|"]
+    lines = ["| at most | codec | bytes | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 3) + "|"]
     for rate, found in by_rate.items():
         ours = found[0]
         for other in found[models:]:
             cells = []
-            for name in FIGURES:
+            for name in METRICS:
                 values = column(other, name) - column(ours, name)
                 if np.isnan(values).any():
                     cells.append("-")
                     continue
                 low, high = interval(values)
-                better = high < 0 if find_metric(name).higher else low > 0
+                better = high < 0 if METRICS[name].higher else low > 0
                 text = f"{values.mean():+.{_digits(name)}f} ({low:+.{_digits(name)}f} to {high:+.{_digits(name)}f})"
                 cells.append(f"**{text}**" if better else text)
             ratio = (column(other, "bytes") / column(ours, "bytes")).mean()
