@@ -53,7 +53,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc_dec"]
+SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "student_enc_dec"]
 
 
 def test_every_small_file_is_known_here():
@@ -70,6 +70,47 @@ def test_two_steps_of_the_small_size(root, photos, name, monkeypatch):
              "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 0
     assert json.loads((root / "small" / name / "metrics_val.json").read_text())
+
+
+def test_the_demo(tmp_path, monkeypatch, capfd):
+    """`make demo` in two steps per student: from the shipped teacher to the table, which has the teacher's row."""
+    monkeypatch.chdir(ROOT)
+    words = ["sweep", "--config", "experiments/sweeps/demo.yaml", f"--vars.root={tmp_path}"]
+    small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
+    assert main([*words, *(f"--set.{setting}" for setting in small)]) == 0
+    results = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["results"]
+    assert [result["name"] for result in results] == ["small-teacher", "student_none", "student_enc", "student_enc_dec"]
+    costs = [result["costs"]["encoder_macs_per_pixel"]["encode"] for result in results]
+    assert costs[0] > 5 * costs[1] == 5 * costs[2]
+
+
+def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
+    """Two arms for two steps: from the shipped teacher to BD-rates over rate levels, on two sets of images."""
+    monkeypatch.chdir(ROOT)
+    test_photos = tmp_path / "test"
+    test_photos.mkdir()
+    Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "astronaut.png")
+    words = ["sweep", "--config", "experiments/sweeps/distillation.yaml", "--report.evaluate.levels=[0, 2, 3, 4]"]
+    words += [f"--vars.root={tmp_path}/runs", f"--vars.out={tmp_path}/out", f"--vars.data={photos}"]
+    words += [f"--vars.kodak={test_photos}", "--vars.seeds=[0]", "--vars.arms=[none, enc_dec]"]
+    small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[176,176]"]
+    words += [f"--set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
+    assert main(words) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert len(results) == 2 * 3 * 4  # sets, models, levels
+    sizes = {}
+    for result in results:
+        (image,) = result["images"]
+        sizes.setdefault((result["labels"]["arm"], image["name"]), []).append(image["bytes"])
+    assert len(sizes) == 6
+    assert all(found == sorted(found) for found in sizes.values()), "a higher level has larger files"
+    rows = json.loads((tmp_path / "out" / "bd_rate.json").read_text())["rows"]
+    assert len(rows) == 2 * (2 + 2) * 6  # sets, curves but the reference against teacher and none, metrics
+    written = sorted(tmp_path.glob("runs/*/evaluated/*.json"))
+    before = [path.stat().st_mtime_ns for path in written]
+    assert main(words) == 0, "what is there is kept"
+    assert [path.stat().st_mtime_ns for path in written] == before
+    assert len(written) == 4
 
 
 SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"

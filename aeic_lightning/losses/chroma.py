@@ -20,6 +20,7 @@ class Chroma(Term):
     """
 
     needs_picture = True
+    of_single_images = True
 
     @classmethod
     def describe(cls) -> Description:

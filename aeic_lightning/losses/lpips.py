@@ -16,6 +16,7 @@ class LPIPSTerm(Term):
     """
 
     needs_picture = True
+    of_single_images = True
 
     def __init__(self, backbone: Literal["lite0", "alex", "vgg"] = "lite0") -> None:
         super().__init__()

@@ -11,6 +11,7 @@ class MSE(Term):
     """Mean squared error of images in [-1, 1]. AEIC: weight 2."""
 
     needs_picture = True
+    of_single_images = True
 
     @classmethod
     def describe(cls) -> Description:

@@ -8,7 +8,8 @@ In YAML it maps each term's name to what it is, so that an including file change
     objective:
       rate: {weight: 0.8, warmup_steps: 400}       # a shipped term, by its short name
       mse: 2.0                                     # the same, its weight alone
-      lpips: {weight: 1.0, backbone: vgg}          # what is neither weight nor warmup_steps is an argument of the class
+      lpips: {weight: 1.0, backbone: vgg}          # whatever is none of Entry's fields is an argument of the class
+      edge_dists: {weight: 0.5, share: 0.5}        # on half of the crops, drawn anew each step: the costly terms
       semantic: 0                                  # neither built nor computed; null does the same
       mine: {class_path: my_package.MyTerm, weight: 0.1, init_args: {sigma: 3}}
 """
@@ -62,11 +63,21 @@ SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the objective, not built yet."""
+    """One line of the objective, not built yet.
+
+    Args:
+        name: of the term.
+        weight: what its value is multiplied by.
+        warmup_steps: updates over which the weight rises linearly from 0.
+        share: of the images of a training batch that the term sees, drawn anew for each step. Terms of equal share
+            see the same ones.
+        kind, arguments: its class, and what it is built with.
+    """
 
     name: str
     weight: float
     warmup_steps: int
+    share: float
     kind: type[Term]
     arguments: dict[str, Any]
 
@@ -120,9 +131,13 @@ class Objective(nn.Module):
     ) -> ObjectiveOutput:
         """The sum for one batch; see `Term.forward`. `step` is what warm-ups count; without it they are over."""
         weighted, logged = [], {}
+        seen: dict[float, tuple[dict[str, Any], Any]] = {1.0: (batch, output)}
         with sharing_features():
             for (name, entry), term in zip(self.entries.items(), self.of_kind(Term), strict=True):
-                value = term(batch, output, teacher)
+                share = entry.share if self.training else 1.0
+                if share not in seen:
+                    seen[share] = _drawn(batch, output, share)
+                value = term(*seen[share], teacher)
                 value, further = value if isinstance(value, tuple) else (value, {})
                 weight = entry.weight_at(step)
                 weighted.append(weight * value)
@@ -182,6 +197,13 @@ def read_objective(terms: Mapping[str, Any]) -> dict[str, Entry]:
     return {name: entry for name, entry in entries.items() if entry is not None and entry.weight}
 
 
+def _drawn(batch: dict[str, Any], output: Any, share: float) -> tuple[dict[str, Any], Any]:
+    """Images and pictures of a share of the batch, at least one."""
+    images = batch["image"]
+    rows = torch.randperm(len(images))[: max(1, round(share * len(images)))].to(images.device)
+    return {"image": images[rows]}, output._replace(x_hat=output.x_hat[rows])
+
+
 class Described(NamedTuple):
     """One line of a config's objective and what is known of its term."""
 
@@ -235,6 +257,7 @@ def _read_entry(name: str, value: Any) -> Entry | None:
         return None
     given = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight, warmup_steps, path = given.pop("weight", 1.0), given.pop("warmup_steps", 0), given.pop("class_path", None)
+    share = given.pop("share", 1.0)
     if weight is None or weight == 0:
         return None
     if path is None and name not in SHIPPED:
@@ -244,16 +267,20 @@ def _read_entry(name: str, value: Any) -> Entry | None:
         )
     kind, arguments = (_load(name, path), {}) if path else SHIPPED[name]
     arguments = arguments | (given.pop("init_args", None) or {}) | given
-    for key, number in (("weight", weight), ("warmup_steps", warmup_steps)):
+    for key, number in (("weight", weight), ("warmup_steps", warmup_steps), ("share", share)):
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
             raise UserError(f"objective.{name}: {key} must be a number, 0 or more, not {number!r}")
+    if not 0 < share <= 1:
+        raise UserError(f"objective.{name}: share is above 0 and at most 1, not {share!r}")
+    if share < 1 and not kind.of_single_images:
+        raise UserError(f"objective.{name}: {kind.__name__} needs the whole batch; leave share out")
     parameters = signature(kind).parameters
     for argument in arguments:
         if argument not in parameters:
-            known = [*parameters, "weight", "warmup_steps"]
+            known = [*parameters, "weight", "warmup_steps", "share"]
             hint = did_you_mean(argument, known) or f"; it takes {', '.join(known)}"
             raise UserError(f"objective.{name}: {kind.__name__} does not take {argument!r}{hint}")
-    return Entry(name, float(weight), int(warmup_steps), kind, arguments)
+    return Entry(name, float(weight), int(warmup_steps), float(share), kind, arguments)
 
 
 def _load(name: str, path: str) -> type[Term]:

@@ -16,6 +16,7 @@ class SemanticTerm(Term):
     """
 
     needs_picture = True
+    of_single_images = True
 
     def __init__(self, backbone: Literal["lite0", "clip"] = "lite0") -> None:
         super().__init__()

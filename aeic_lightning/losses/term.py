@@ -48,6 +48,8 @@ class Term(nn.Module):
     tag = "{name}"
     needs_picture = False
     """Whether `forward` reads `output.x_hat`."""
+    of_single_images = False
+    """Whether `forward` is a mean over the images, of x_hat and the image alone: it may then see a share of a batch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ A sweep file:
         needs: [teacher]
         set: {vars.depth: "{depth}", vars.lambda: "{lambda}"}        # settings, as on the command line
     compare: {runs: [teacher, "depth={depth}..."], out: results/mine}     # by: accuracy, for classifying runs
+                                                                          # models: shipped ones, measured beside them
     report:
       {out: results/mine, title: ..., select: {stage: 2}, metrics: [psnr], files: [anchors.json],
        against: [{reference: {arm: teacher}}, {reference: {arm: none}, within: [depth]}]}
@@ -33,7 +34,8 @@ alone is the axis's value with its type; `{axis}` inside a longer text is the va
 `report` writes, of the runs whose labels are as in `select` (a list of values: any of them): results.json and .csv, a
 table of BD-rates (bd_rate.json and .md), and index.html, which also shows the result `files`. Each entry of `against`
 compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
-labels `within`.
+labels `within`. With `evaluate`, the figures are not those of the runs' last validation: each run's checkpoint is
+evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`).
 
 A run is done when its folder holds the file `finished`.
 """
@@ -48,9 +50,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aeic_lightning.checkpoints.weights import require
 from aeic_lightning.config import as_override, load_config
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
+from aeic_lightning.image_files import require_images
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.labels import agree
@@ -64,7 +68,8 @@ COMPARISONS = {
     "accuracy": "aeic_lightning.classification.comparison.compare_accuracy",
 }
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
-REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files"}
+REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files", "evaluate"}
+EVALUATE_KEYS = {"levels", "images", "models", "labels", "backbones"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads", "gpus"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
 
@@ -82,6 +87,11 @@ class Run:
     gpus: int = 1
 
     @property
+    def checkpoint(self) -> Path:
+        """What it has trained so far."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
     def done(self) -> bool:
         """Whether it ran to its end."""
         return (self.folder / RECORD).is_file()
@@ -91,7 +101,7 @@ class Run:
         """What to run: a new run, or the rest of an interrupted one."""
         words = [sys.executable, "-m", "aeic_lightning", "fit", "--config", str(self.config)]
         words += [f"--{override}" for override in self.overrides]
-        if (self.folder / "checkpoints" / "last.ckpt").is_file():
+        if self.checkpoint.is_file():
             words += ["--ckpt_path", "last"]
         return words
 
@@ -241,13 +251,29 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
             raise UserError(f"{file}: compare names {name}, which is no run of the sweep")
     if sweep.report:
         _only(sweep.report, REPORT_KEYS, f"{file}: report", needed=("out", "against"))
+        _check_evaluate(sweep.report.get("evaluate") or {}, file)
         wanted = [sweep.report.get("select") or {}]
         for entry in sweep.report["against"]:
             _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
             wanted.append(wanted[0] | entry["reference"])
         for labels in wanted:
-            if not labelled(sweep.runs, labels):
+            ours = (sweep.report.get("evaluate") or {}).get("labels") or {}
+            if not labelled(sweep.runs, labels) and not agree(ours, labels):
                 raise UserError(f"{file}: report: no run has the labels {labels}")
+    for model in sweep.compare.get("models") or []:
+        require(model, f"{file}: compare.models")
     by = sweep.compare.get("by", "quality")
     if by not in COMPARISONS:
         raise UserError(f"{file}: compare by {by}; it is by {' or by '.join(COMPARISONS)}")
+
+
+def _check_evaluate(wanted: dict[str, Any], file: Path) -> None:
+    _only(wanted, EVALUATE_KEYS, f"{file}: report: evaluate")
+    for model in wanted.get("models") or []:
+        require(model, f"{file}: report: evaluate.models")
+    for name, folder in (wanted.get("images") or {}).items():
+        if folder:
+            try:
+                require_images(folder)
+            except UserError as error:
+                raise UserError(f"{file}: report: evaluate.images.{name}: {error}") from error

@@ -1,5 +1,7 @@
 """What a sweep makes of its finished runs: results, BD-rates and the page, and the comparison."""
 
+import itertools
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -13,14 +15,32 @@ def finish(sweep: Sweep) -> None:
         _report(sweep)
     if names := sweep.compare.get("runs"):
         folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
+        if models := sweep.compare.get("models"):
+            folders = [*_evaluated(models, folders[0], out / "models"), *folders]
         module, function = COMPARISONS[sweep.compare.get("by", "quality")].rsplit(".", 1)
         getattr(import_module(module), function)(folders, out)
+
+
+def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
+    """Result files of models on the validation images of a run, as `evaluate` writes them."""
+    from aeic_lightning.study.anchors import images_like
+    from aeic_lightning.study.evaluate import evaluate_checkpoint
+    from aeic_lightning.study.measurement import measurement
+    from aeic_lightning.study.results import read_result, write_results
+
+    images, figures = images_like([read_result(run)]), measurement(["lite0"])
+    files = []
+    for model in models:
+        name = Path(model).name
+        result = evaluate_checkpoint(model, images, figures, name=name, pictures=out / name)
+        files += write_results(out / f"{name}.json", [result])[:1]
+    return files
 
 
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
-    from aeic_lightning.study.curves import group
+    from aeic_lightning.study.curves import image_sets
     from aeic_lightning.study.labels import agree
     from aeic_lightning.study.report.page import write_report
     from aeic_lightning.study.results import read_results, write_json, write_results
@@ -28,11 +48,15 @@ def _report(sweep: Sweep) -> None:
     wanted, out = sweep.report, Path(sweep.report["out"])
     select = wanted.get("select") or {}
     runs = labelled(sweep.runs, select)
-    results = read_results(run.folder for run in runs)
+    paths = [run.folder for run in runs]
+    if wanted.get("evaluate"):
+        from aeic_lightning.study.sweep_evaluation import evaluated
+
+        paths = evaluated(runs, wanted["evaluate"], out)
+    results = read_results(paths)
     write_results(out / "results.json", results)
-    curves = group(results)
     rows = []
-    for entry in wanted["against"]:
+    for entry, curves in itertools.product(wanted["against"], [s.curves for s in image_sets(results)]):
         for reference in (c for c in curves if agree(c.labels, entry["reference"])):
             within = {label: reference.labels.get(label) for label in entry.get("within") or []}
             tests = [c for c in curves if c is not reference and agree(c.labels, within)]
@@ -42,7 +66,7 @@ def _report(sweep: Sweep) -> None:
     print(markdown_table(rows))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     said = write_report(
-        [*(run.folder for run in runs), *map(Path, wanted.get("files") or [])], out / "index.html", words,
+        [*paths, *map(Path, wanted.get("files") or [])], out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), command=command_line(),
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")

@@ -13,6 +13,7 @@ from aeic_lightning.losses.objective import describe_objective, objective_weight
 from aeic_lightning.metrics.dists import EdgeAwareDISTS
 from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.metrics.semantic import SemanticLoss
+from aeic_lightning.models.aeic import AEICOutput
 from aeic_lightning.models.backbones import Lite0
 
 
@@ -172,3 +173,46 @@ def test_descriptions_need_no_network(monkeypatch):
     assert (found["edge_dists"].metric, found["adversarial"].backbone) == ("dists", "dinov3")
     weights = objective_weights(old)
     assert (weights["rate"], weights["L_enc"], weights["L_dec"], weights["lpips"]) == (2.0, 0.0, 0.001, 0.0)
+
+
+class Seen(Term):
+    """Keeps the images that it was shown."""
+
+    of_single_images = True
+
+    def forward(self, batch, output, teacher):
+        self.images = (batch["image"], output.x_hat)
+        return (output.x_hat - batch["image"]).square().mean()
+
+
+def test_a_share_of_the_images_is_drawn_anew_and_is_the_same_for_all_terms():
+    term = {"class_path": f"{__name__}.Seen", "share": 0.5}
+    objective = Objective({"one": term, "two": term, "all": {"class_path": f"{__name__}.Seen"}})
+    images = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 3, 4, 4)
+    output = AEICOutput(images + 1, *[None] * 6)
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(40):
+        found = objective({"image": images}, output)
+        one, two, whole = (term.images for term in objective.terms.values())
+        assert torch.equal(one[1], one[0] + 1), "picture and image belong together"
+        assert all(a is b for a, b in zip(one, two, strict=True)), "so that terms on one network share its features"
+        assert whole[0] is images
+        assert found.total == 3
+        drawn.append(sorted({int(image[0, 0, 0]) for image in one[0]}))
+    assert {len(rows) for rows in drawn} == {4}
+    assert len(set(map(tuple, drawn))) > 20
+    assert {row for rows in drawn for row in rows} == set(range(8))
+    objective.eval()({"image": images}, output)
+    assert objective.terms["one"].images[0] is images, "all of them outside of training"
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [({"share": 0.0}, "above 0"), ({"share": 1.5}, "at most 1"), ({"share": True}, "must be a number")],
+)
+def test_a_share_is_one_of_a_whole(term, words):
+    with pytest.raises(UserError, match=words):
+        Objective({"mse": term})
+    with pytest.raises(UserError, match="whole batch"):
+        Objective({"rate": {"share": 0.5}})

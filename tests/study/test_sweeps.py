@@ -31,8 +31,8 @@ def write(folder: Path, runs: str, extra: str = "") -> Path:
     return file
 
 
-def test_the_demo_is_a_teacher_then_students_that_need_it():
-    sweep = read_sweep(ROOT / "experiments/sweeps/demo.yaml", ["vars.root=/elsewhere"])
+def test_the_tiny_study_is_a_teacher_then_students_that_need_it():
+    sweep = read_sweep(ROOT / "experiments/sweeps/tiny.yaml", ["vars.root=/elsewhere"])
     names = [run.name for run in sweep.runs]
     assert names[:2] == ["teacher_stage1", "teacher_stage2"]
     assert all(names.index(need) < i for i, run in enumerate(sweep.runs) for need in run.needs)

@@ -1,0 +1,78 @@
+"""The finished runs of a sweep, evaluated at several rate levels on sets of images of their own.
+
+A run's last validation is at one level and on the validation images. A study of models of many rates needs each level,
+and images that nothing was chosen on:
+
+    report:
+      evaluate:
+        levels: [0, 1, 2, 3, 4]
+        images: {validation: null, kodak: photos/test/kodak}      # null: those of the runs' validation
+        models: [small-teacher]                                   # shipped ones, beside the runs
+        labels: {arm: teacher}                                    # of these models
+        backbones: [lite0, lite2]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aeic_lightning.checkpoints.weights import locate
+from aeic_lightning.errors import UserError
+from aeic_lightning.study.results import Result, read_result, read_results, write_results
+from aeic_lightning.study.sweep_file import Run
+
+
+def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Path]:
+    """Evaluate every run, and every model, on every set of images; the result files, run by run.
+
+    A run's files lie in its folder as `evaluated/SET.json`, a model's in `out`. What is there, of the same checkpoint
+    and levels, is kept, so that a study that was stopped goes on.
+
+    Raises UserError for images that are not there.
+    """
+    from aeic_lightning.study.anchors import images_like
+    from aeic_lightning.study.measurement import measurement, open_images
+
+    levels = [float(level) for level in wanted.get("levels") or []]
+    places = [(str(run.checkpoint), run.folder / "evaluated", {}) for run in runs]
+    for model in wanted.get("models") or []:
+        places.append((model, out / "models" / Path(model).name, wanted.get("labels") or {}))
+    files = []
+    for name, folder in (wanted.get("images") or {"validation": None}).items():
+        images = open_images(folder) if folder else images_like([read_result(runs[0].folder)])
+        figures = measurement(wanted.get("backbones"))
+        for checkpoint, place, labels in places:
+            file = place / f"{name}.json"
+            if not _there(file, checkpoint, levels, images.names):
+                write_results(file, _evaluate(checkpoint, images, figures, levels, labels, place / name))
+            files.append(file)
+    return files
+
+
+def _evaluate(
+    checkpoint: str, images: Any, figures: Any, levels: list[float], labels: dict[str, Any], pictures: Path
+) -> list[Result]:
+    from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint
+
+    points = [RatePoint(level=level) for level in levels] or [RatePoint()]
+    return [
+        evaluate_checkpoint(
+            checkpoint, images, figures, point=point, labels=labels,
+            pictures=pictures / (point.words.strip().replace(" ", "_") or "middle"),
+        )
+        for point in points
+    ]  # fmt: skip
+
+
+def _there(file: Path, checkpoint: str, levels: list[float], names: Sequence[str]) -> bool:
+    """Whether a file holds the evaluation that is asked for, and is no older than the weights."""
+    path = locate(checkpoint)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file() or file.stat().st_mtime < weights.stat().st_mtime:
+        return False
+    try:
+        found = read_results([file])
+    except UserError:
+        return False
+    same = [result.labels.get("level") for result in found] == (levels or [None])
+    return same and all({row["name"] for row in result.images} == set(names) for result in found)
