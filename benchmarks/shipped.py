@@ -9,6 +9,7 @@ differences), and `crops.png`.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -65,15 +66,18 @@ def measure(args: argparse.Namespace, work: Path) -> None:
     images = open_images(str(shrunken(args.images, args.shrink, work / "images")) if args.shrink else args.images)
     figures = measurement(["lite0", "lite2"])
     names = [Path(model).name for model in args.models]
-    by_rate: dict[float, list[Result]] = {}
-    for rate in args.bpp:
-        by_rate[rate] = [
+    by_rate: dict[float, list[Result]] = {
+        rate: [
             evaluate_checkpoint(model, images, figures, point=RatePoint(bpp=rate), name=name,
                                 pictures=work / f"{name} at {rate:g}")
             for model, name in zip(args.models, names, strict=True)
-        ]  # fmt: skip
-        like = like_target(by_rate[rate][0])
-        by_rate[rate] += anchors(list(CODECS), [like], images, figures, work / f"anchors at {rate:g}")
+        ]
+        for rate in args.bpp
+    }  # fmt: skip
+    targets = [like_target(found[0]) for found in by_rate.values()]
+    others = iter(anchors(list(CODECS), targets, images, figures, work / "anchors"))
+    for _, found in itertools.product(CODECS, by_rate.values()):  # codec by codec, each at every target
+        found.append(next(others))
     write_results(args.out / "results.json", [replace(r, pictures={}) for found in by_rate.values() for r in found])
     text = page(by_rate, len(args.models))
     write_whole(args.out / "table.md", text)
