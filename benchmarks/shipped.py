@@ -32,7 +32,8 @@ from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import Result, write_results
 
 RATES = (0.03, 0.06, 0.12, 0.25)
-FIGURES = {m.name: m for m in in_order(["psnr", "ms_ssim", "lpips_lite0", "lpips_lite2", "dists_lite0", "dists_lite2"])}
+SHOWN = ["psnr", "ms_ssim", "lpips_lite0", "lpips_lite2", "dists_lite0", "dists_lite2"]
+METRICS = {metric.name: metric for metric in in_order(SHOWN)}
 TIMES = ("encode_seconds", "decode_seconds")
 CROP = 192
 """Pixels a side of a crop in the picture."""
@@ -104,7 +105,7 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
     """Both tables as Markdown. The first `models` results of each rate are of models, the others of anchors."""
     first = next(iter(by_rate.values()))[0]
     notes = dict.fromkeys(note for found in by_rate.values() for result in found for note in result.notes)
-    info = {name: part for name in FIGURES if (part := first.metric_info.get(name, {}).get("in_training"))}
+    info = {name: part for name in METRICS if (part := first.metric_info.get(name, {}).get("in_training"))}
     lines = [
         f"{len(first.images)} images; means with 95 % intervals (bootstrap over images). bpp is bytes of files over "
         f"pixels; {first.name} and the conventional codecs have the same bytes for each image, where a codec can make "
@@ -119,7 +120,7 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
         "",
         *differences(by_rate, models),
         "",
-        *(f"- {name} ({FIGURES[name].full}): {part} of {first.name}" for name, part in info.items()),
+        *(f"- {name} ({METRICS[name].full}): {part} of {first.name}" for name, part in info.items()),
         *(f"- {note}" for note in notes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -127,7 +128,7 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
 
 def table(by_rate: dict[float, list[Result]]) -> list[str]:
     """A row per codec and rate: mean and half the width of its interval."""
-    columns = ["bpp", *FIGURES, *TIMES]
+    columns = ["bpp", *METRICS, *TIMES]
     lines = ["| at most | codec | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for rate, found in by_rate.items():
         for result in found:
@@ -138,18 +139,18 @@ def table(by_rate: dict[float, list[Result]]) -> list[str]:
 
 def differences(by_rate: dict[float, list[Result]], models: int) -> list[str]:
     """A row per rate and conventional codec: the mean of paired differences to the first model, with its interval."""
-    lines = ["| at most | codec | bytes | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 3) + "|"]
+    lines = ["| at most | codec | bytes | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 3) + "|"]
     for rate, found in by_rate.items():
         ours = found[0]
         for other in found[models:]:
             cells = []
-            for name in FIGURES:
+            for name in METRICS:
                 values = column(other, name) - column(ours, name)
                 if np.isnan(values).any():
                     cells.append("-")
                     continue
                 low, high = interval(values)
-                better = high < 0 if FIGURES[name].higher else low > 0
+                better = high < 0 if METRICS[name].higher else low > 0
                 text = f"{values.mean():+.{_digits(name)}f} ({low:+.{_digits(name)}f} to {high:+.{_digits(name)}f})"
                 cells.append(f"**{text}**" if better else text)
             ratio = (column(other, "bytes") / column(ours, "bytes")).mean()
