@@ -7,7 +7,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 OWN_CALLBACK = """
@@ -91,3 +94,17 @@ def test_own_classes_work_beside_the_projects(bin_folder, elsewhere):
     shown = said(bin_folder / "python", "-m", "aeic_lightning", *words)
     assert shown.count("my own callback is there") == len(classes)
     assert (elsewhere / "runs" / "tiny" / "teacher_stage1" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_photo_becomes_small_and_comes_back(bin_folder, elsewhere):
+    """The README's first commands: the model is in the wheel, and the receiver finds it from the stream."""
+    photo = skimage.data.astronaut()
+    Image.fromarray(photo).save(elsewhere / "photo.png")
+    command = bin_folder / "aeic-lightning"
+    said(command, "compress", "photo.png", "-o", "streams", "--bpp", "0.1")
+    assert (elsewhere / "streams" / "photo.aeic").stat().st_size <= 0.1 * 512 * 512 / 8
+    said(command, "decompress", "streams/photo.aeic", "-o", "pictures")
+    picture = np.asarray(Image.open(elsewhere / "pictures" / "photo.png"))
+    assert picture.shape == photo.shape
+    error = np.square(picture.astype(float) - photo).mean()
+    assert 10 * np.log10(255**2 / error) > 20
