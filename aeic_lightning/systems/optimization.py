@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.systems.averaging import RAW, WeightAverage
@@ -35,6 +35,7 @@ class OptimizationConfig:
         gradient_clip: largest norm of each player's gradient; 0 for none.
         ema: share of the weights' moving average that a step keeps, such as 0.999; 0 for no average. Validation, test
             and every reader of the checkpoint then use the average (`WeightAverage`).
+        freeze: modules of the model whose weights stay as they are, by path: `decoder`, `codec.g_s`.
         accumulate: batches whose gradients are averaged for one step, for both players.
         on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
             "skip" the update and count it.
@@ -47,6 +48,7 @@ class OptimizationConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 0.1
     ema: float = 0.0
+    freeze: list[str] = field(default_factory=list)
     accumulate: int = 1
     on_nonfinite: OnNonfinite = "stop"
 
@@ -73,6 +75,15 @@ class OptimizationConfig:
             height = (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
             rate = self.final_learning_rate + (rate - self.final_learning_rate) * height
         return rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+
+
+def freeze(model: nn.Module, path: str) -> None:
+    """Take the module at a path out of training. Raises UserError where there is none."""
+    try:
+        model.get_submodule(path).requires_grad_(False)
+    except AttributeError as error:
+        known = [name for name, _ in model.named_modules()]
+        raise UserError(f"optimization: freeze: the model has no module {path!r}{did_you_mean(path, known)}") from error
 
 
 class TwoPlayerSystem(GuardedSystem):
@@ -105,7 +116,11 @@ class TwoPlayerSystem(GuardedSystem):
         config, adversary = self.optimization, self.objective.adversary
         if config.schedule == "cosine" and self.trainer.max_steps < 1:
             raise UserError("optimization: schedule: cosine must know where it ends; set trainer.max_steps")
+        for path in config.freeze:
+            freeze(self.model, path)
         trained = [p for _, p in self.generator_parameters()]
+        if not trained:
+            raise UserError("optimization: freeze leaves nothing to train")
         # Each update sets its own rate; this one is only what optimizers begin with.
         rate, decay = config.learning_rates[0][1], config.weight_decay
         generator = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
