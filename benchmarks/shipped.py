@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="shipped models by name, folders of weights or checkpoints; the anchors match the "
                         "first")  # fmt: skip
     parser.add_argument("--bpp", nargs="+", type=float, default=list(RATES), metavar="R", help="bits per pixel")
+    parser.add_argument("--codecs", nargs="+", default=list(CODECS), metavar="NAME",
+                        help=f"conventional codecs, of {', '.join(CODECS)} (default: all)")  # fmt: skip
     parser.add_argument("--crop-bpp", type=float, metavar="R", help="the rate of the picture (default: the second)")
     parser.add_argument("--shrink", type=int, metavar="N", help="reduce larger images to N pixels on the longer side")
     args = parser.parse_args(arguments)
@@ -76,8 +78,8 @@ def measure(args: argparse.Namespace, work: Path) -> None:
         for rate in args.bpp
     }  # fmt: skip
     targets = [like_target(found[0]) for found in by_rate.values()]
-    others = iter(anchors(list(CODECS), targets, images, figures, work / "anchors"))
-    for _, found in itertools.product(CODECS, by_rate.values()):  # codec by codec, each at every target
+    others = iter(anchors(args.codecs, targets, images, figures, work / "anchors"))
+    for _, found in itertools.product(args.codecs, by_rate.values()):  # codec by codec, each at every target
         found.append(next(others))
     write_results(args.out / "results.json", [replace(r, pictures={}) for found in by_rate.values() for r in found])
     text = page(by_rate, len(args.models))
