@@ -2,7 +2,7 @@
 
 >>> from PIL import Image
 >>> from aeic_lightning import Codec
->>> codec = Codec.from_pretrained("small-student")
+>>> codec = Codec.from_pretrained("small-teacher")
 >>> data = codec.compress(Image.open("photo.jpg"), bpp=0.06)
 >>> codec.decompress(data).save("photo.png")
 """
