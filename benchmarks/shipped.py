@@ -108,21 +108,22 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
     first = next(iter(by_rate.values()))[0]
     notes = dict.fromkeys(note for found in by_rate.values() for result in found for note in result.notes)
     info = {name: part for name in METRICS if (part := first.metric_info.get(name, {}).get("in_training"))}
+    ours = _called(first)
     lines = [
         f"{len(first.images)} images; means with 95 % intervals (bootstrap over images). bpp is bytes of files over "
-        f"pixels; {first.name} and the conventional codecs have the same bytes for each image, where a codec can make "
+        f"pixels; {ours} and the conventional codecs have the same bytes for each image, where a codec can make "
         "files so small. Times are seconds per image.",
         "",
         f"Command: `{command_line()}`",
         "",
         *table(by_rate),
         "",
-        f"Difference to {first.name} at equal bytes, image by image (other codec - {first.name}); bold where the "
-        f"interval excludes 0 in favour of {first.name}:",
+        f"Difference to {ours} at equal bytes, image by image (other codec - {ours}); bold where the "
+        f"interval excludes 0 in favour of {ours}:",
         "",
         *differences(by_rate, models),
         "",
-        *(f"- {name} ({METRICS[name].full}): {part} of {first.name}" for name, part in info.items()),
+        *(f"- {name} ({METRICS[name].full}): {part} of {ours}" for name, part in info.items()),
         *(f"- {note}" for note in notes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
