@@ -1,17 +1,53 @@
-"""Kills, bad input and data-parallel runs, tried on this machine.
+"""Kills, signals, bad input, names, damaged streams and data-parallel runs, tried on this machine.
 
-    python -m tests.robustness [kills|inputs|processes ...] [--stages NAME,...] [--kills N] [--table FILE]
+    python -m tests.robustness [PART ...] [--stages NAME,...] [--kills N] [--streams N] [--table FILE]
 
-Without words all three are tried; a quarter of an hour on two idle cores. Writes a Markdown table to standard output or
-to FILE. Exit code 1 if anything went wrong.
+Without words all parts are tried; half an hour on two idle cores. Writes Markdown tables to standard output and to
+FILE. Exit code 1 if anything went wrong. The part `streams` needs `pip install atheris`. Faults in the code are a
+command of their own, which takes hours: `python -m tests.robustness.mutants`.
 """
 
 import argparse
+import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.robustness.runs import import_everything
+from tests.robustness.runs import ROOT, import_everything
+
+SWEEPS = "tests/study/test_sweep_processes.py::test_"
+SIGNALS = {
+    "`sweep`: SIGINT, SIGTERM, SIGHUP, to the process and to its group": f"{SWEEPS}a_signal_to_the_sweep",
+    "`sweep`: SIGKILL": f"{SWEEPS}runs_notice",
+    "`sweep`: a second signal": f"{SWEEPS}a_second_signal",
+    "`sweep`: its terminal closed": f"{SWEEPS}a_terminal_that_is_gone",
+    "`sweep`: SIGHUP under `nohup`": f"{SWEEPS}nohup",
+    "`fit`: SIGINT": "tests/test_cli.py::test_ctrl_c",
+    "`fit` with workers: SIGTERM to the group": "tests/test_run_folder.py::test_sigterm_to_the_whole_group",
+    "`fit` in a SLURM job: SIGUSR1": "tests/checkpoints/test_checkpoint_files.py::test_slurms_signal",
+}
+NAMES = {
+    "names of images, and the files made of them": "tests/test_files.py::test_",
+    "folders of runs, and who may train there": "tests/test_run_folder.py::test_",
+    "values of a sweep file": "tests/study/test_sweeps.py::test_a_value_reaches",
+    "images that would leave the folder": "tests/robustness/test_robustness.py::test_an_images_name",
+}
+"""What was tried, and the tests that try it, by the beginning of their names."""
+
+
+def tests_table(head: str, rows: dict[str, str]) -> tuple[list[str], bool]:
+    """One row an entry of `rows`: how many tests there are, and how many passed."""
+    lines, well = [f"| {head} | tried | passed |", "|---|---|---|"], True
+    for what, tests in rows.items():
+        file, name = tests.split("::")
+        words = ["-m", "pytest", file, "-k", name]
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
+        passed = counts.get("passed", 0)
+        lines.append(f"| {what} | {sum(counts.values())} | {passed} |")
+        well &= done.returncode == 0 and passed > 0
+    return lines, well
 
 
 def kills_table(folder: Path, stages: list[str] | None, limit: int | None) -> tuple[list[str], bool]:
@@ -88,15 +124,27 @@ def processes_table(folder: Path) -> tuple[list[str], bool]:
     return lines, well
 
 
+def streams_table(folder: Path, count: int) -> tuple[list[str], bool]:
+    """One row a target of the fuzzer."""
+    from tests.robustness import fuzz
+
+    folder.mkdir(parents=True)
+    return fuzz.table(fuzz.counts(count), folder)
+
+
+PARTS = ["kills", "seeds", "signals", "inputs", "names", "streams", "processes"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, seeds, inputs, processes (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--stages", type=lambda text: text.split(","), help="of the kills (default: all)")
     parser.add_argument("--kills", type=int, help="at most so many kills a stage")
+    parser.add_argument("--streams", type=int, default=100_000, help="so many streams")
     parser.add_argument("--table", type=Path, help="write the tables there")
     parser.add_argument("--folder", type=Path, help="keep the runs there (default: a temporary folder)")
     args = parser.parse_args()
-    parts = args.parts or ["kills", "seeds", "inputs", "processes"]
+    parts = args.parts or PARTS
     import_everything()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
@@ -105,7 +153,10 @@ def main() -> int:
             trials = {
                 "kills": lambda: kills_table(folder / "kills", args.stages, args.kills),
                 "seeds": lambda: seeds_table(folder / "seeds"),
+                "signals": lambda: tests_table("command and signal", SIGNALS),
                 "inputs": lambda: inputs_table(folder / "inputs"),
+                "names": lambda: tests_table("names", NAMES),
+                "streams": lambda: streams_table(folder / "streams", args.streams),
                 "processes": lambda: processes_table(folder / "processes"),
             }
             if part not in trials:
