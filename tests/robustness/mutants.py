@@ -29,12 +29,18 @@ from pathlib import Path
 
 from tests.robustness.runs import ROOT, import_everything, wait
 
+TAP_TERMS = ["losses/test_tap_terms.py", "systems/test_distillation.py"]
 GROUPS = {
     "losses": {
         "adversarial": ["losses/test_adversarial.py"],
         "diffaugment": ["losses/test_adversarial.py"],
         "chroma": ["losses/test_chroma.py"],
-        "distillation": ["systems/test_distillation.py"],
+        "rate": ["losses/test_rate.py", "losses/test_objective.py"],
+        "attention": TAP_TERMS,
+        "cosine": TAP_TERMS,
+        "distillation": TAP_TERMS,
+        "relational": TAP_TERMS,
+        "tap_term": TAP_TERMS,
         "*": ["losses/test_objective.py", "systems/test_compression.py"],
     },
     "systems": {
@@ -77,7 +83,7 @@ KNOWN = [
     ),
     (
         "taps joined by place",
-        "losses/distillation.py",
+        "losses/tap_term.py",
         "theirs = output.taps[match.tap], teacher[match.teacher_tap or match.tap]",
         "theirs = output.taps[match.tap], teacher[sorted(teacher)[sorted(self.student_taps).index(match.tap)]]",
         ["systems/test_distillation.py::test_taps_are_joined_by_name_not_by_place"],
