@@ -236,7 +236,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path
             )
         ]
         file = tmp_path / "sweep.yaml"
-        teachers = ROOT / "experiments" / "sweeps" / "encoder_depth"
+        teachers = ROOT / "experiments" / "encoder_depth"
         file.write_text(
             f"vars: {{root: r}}\nroot: ${{vars.root}}\nruns:\n- {{name: a, config: {teachers}/teacher_stage1.yaml}}\n"
             f"- {{name: b, config: {teachers}/teacher_stage2.yaml, needs: [a], set: {{vars.stage1: a}}}}\n"
