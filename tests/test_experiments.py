@@ -89,7 +89,7 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     test_photos = tmp_path / "test"
     test_photos.mkdir()
-    Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "astronaut.png")
+    Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "unseen.png")
     words = ["sweep", "--config", "experiments/sweeps/distillation.yaml", "--report.evaluate.levels=[0, 2, 3, 4]"]
     words += [f"--vars.root={tmp_path}/runs", f"--vars.out={tmp_path}/out", f"--vars.data={photos}"]
     words += [f"--vars.kodak={test_photos}", "--vars.seeds=[0]", "--vars.arms=[none, enc_dec]"]
