@@ -57,7 +57,7 @@ SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "s
 
 
 def test_every_small_file_is_known_here():
-    parts = {"base", "teacher", "student", "perceptual"}
+    parts = {"base", "teacher", "student", "perceptual", "gpu"}
     assert {path.stem for path in (ROOT / "experiments" / "small").glob("*.yaml")} == set(SHIPPED) | parts
 
 
@@ -70,6 +70,17 @@ def test_two_steps_of_the_small_size(root, photos, name, monkeypatch):
              "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 0
     assert json.loads((root / "small" / name / "metrics_val.json").read_text())
+
+
+def test_two_steps_with_the_settings_for_a_gpu(root, photos, monkeypatch):
+    """All of them but the GPU itself, and its graph."""
+    monkeypatch.chdir(ROOT)
+    words = ["fit", "--config", "experiments/small/teacher_stage1.yaml", "--config", "experiments/small/gpu.yaml",
+             f"--vars.root={root}/gpu", "--vars.steps=2", "--vars.val_every=2", f"--vars.data={photos}",
+             "--data.init_args.val_count=1", "--vars.batch=2", "--vars.workers=1", "--trainer.accelerator=cpu",
+             "--data.init_args.pin_memory=false", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+    assert main(words) == 2  # the graph
+    assert main([*words, "--model.init_args.optimization.cuda_graph=false"]) == 0
 
 
 def test_the_demo(tmp_path, monkeypatch, capfd):

@@ -109,20 +109,24 @@ class AEICClassificationSystem(CompressionSystem):
             self.model.eval()
         return self
 
-    def forward(self, x: Tensor) -> ClassifiedOutput:
+    @property
+    def replayable(self) -> bool:
+        return False  # labels come with every batch
+
+    def forward(self, x: Tensor, level: Tensor | None = None) -> ClassifiedOutput:
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads, of a frozen codec no further than the head."""
         if self.train_codec:
-            output = self.model(x, tap_paths=self.tap_paths)
+            output = self.model(x, level, self.tap_paths)
             logits = self.head(output.codec.y_hat)
             return ClassifiedOutput(
                 logits, output.bits_estimate, output.x_hat, output.taps, output.level, output.rate_weight
             )
         with torch.no_grad():
             if self.reads == "y_hat":
-                codec = self.model.codec(x)
+                codec = self.model.codec(x, level)
                 features, bits = codec.y_hat, codec.bits_y + codec.bits_z
             else:
-                output = self.model(x)
+                output = self.model(x, level)
                 features, bits = from_uint8(to_uint8(output.x_hat)), output.bits_estimate
         return ClassifiedOutput(self.head(features), bits, None, {})
 

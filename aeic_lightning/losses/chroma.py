@@ -21,6 +21,11 @@ class Chroma(Term):
 
     needs_picture = True
     of_single_images = True
+    matrix: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.tensor(CB_CR), persistent=False)
 
     @classmethod
     def describe(cls) -> Description:
@@ -28,4 +33,4 @@ class Chroma(Term):
 
     def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
         difference = output.x_hat - batch["image"]
-        return torch.einsum("oc,bchw->bohw", difference.new_tensor(CB_CR), difference).square().mean()
+        return torch.einsum("oc,bchw->bohw", self.matrix.to(difference), difference).square().mean()

@@ -15,7 +15,7 @@ In YAML it maps each term's name to what it is, so that an including file change
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
@@ -126,20 +126,34 @@ class Objective(nn.Module):
             term.bind(student, teacher)
         self.bound = True
 
+    def weights_at(self, step: int | None) -> list[float]:
+        """The weight of each term in the update that follows `step` updates; without a step, warm-ups are over."""
+        return [entry.weight_at(step) for entry in self.entries.values()]
+
     def forward(
-        self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None = None, step: int | None = None
+        self,
+        batch: dict[str, Any],
+        output: Any,
+        teacher: dict[str, Tensor] | None = None,
+        step: int | None = None,
+        weights: Tensor | None = None,
     ) -> ObjectiveOutput:
-        """The sum for one batch; see `Term.forward`. `step` is what warm-ups count; without it they are over."""
+        """The sum for one batch; see `Term.forward`.
+
+        `step` is what warm-ups count; without it they are over. `weights` are those of `weights_at` as a tensor, where
+        the sum must not depend on numbers of the CPU.
+        """
+        chosen: Iterable[float | Tensor] = self.weights_at(step) if weights is None else weights
         weighted, logged = [], {}
         seen: dict[float, tuple[dict[str, Any], Any]] = {1.0: (batch, output)}
         with sharing_features():
-            for (name, entry), term in zip(self.entries.items(), self.of_kind(Term), strict=True):
+            terms = zip(self.entries.items(), self.of_kind(Term), chosen, strict=True)
+            for (name, entry), term, weight in terms:
                 share = entry.share if self.training else 1.0
                 if share not in seen:
                     seen[share] = _drawn(batch, output, share)
                 value = term(*seen[share], teacher)
                 value, further = value if isinstance(value, tuple) else (value, {})
-                weight = entry.weight_at(step)
                 weighted.append(weight * value)
                 logged |= {term.tag.format(name=name): value} | further
                 if isinstance(term, Rate) and term.target is not None:
@@ -200,7 +214,8 @@ def read_objective(terms: Mapping[str, Any]) -> dict[str, Entry]:
 def _drawn(batch: dict[str, Any], output: Any, share: float) -> tuple[dict[str, Any], Any]:
     """Images and pictures of a share of the batch, at least one."""
     images = batch["image"]
-    rows = torch.randperm(len(images))[: max(1, round(share * len(images)))].to(images.device)
+    # A random order, drawn where the images are: a draw on the CPU would have to be copied to a GPU.
+    rows = torch.rand(len(images), device=images.device).argsort()[: max(1, round(share * len(images)))]
     return {"image": images[rows]}, output._replace(x_hat=output.x_hat[rows])
 
 

@@ -6,6 +6,7 @@ shows early what a decay of the learning rate to zero would give in the end.
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from aeic_lightning.models.aeic import AEIC
 
@@ -40,8 +41,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        for name, p in self._trained():
-            self.averages[name].lerp_(p, 1 - keep)
+        trained = dict(self._trained())
+        get_ema_multi_avg_fn(keep)([self.averages[name] for name in trained], list(trained.values()), 0)
 
     @torch.no_grad()
     def swap_in(self) -> None:

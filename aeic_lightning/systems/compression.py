@@ -1,5 +1,6 @@
 """The training step that teachers, students and distillation share."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, load_strictly, read_checkpoint, with_prefix
-from aeic_lightning.losses.objective import Objective
+from aeic_lightning.errors import UserError
+from aeic_lightning.losses.objective import Objective, ObjectiveOutput
+from aeic_lightning.losses.rate import Rate
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
+from aeic_lightning.systems.graphed import GraphedPass
 from aeic_lightning.systems.guards import refuse_loss_scaling
 from aeic_lightning.systems.optimization import OptimizationConfig, TwoPlayerSystem
 
@@ -57,20 +61,58 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     # ------------------------------------------------------------------ the step
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        x = batch["image"]
-        output = self(x)
-        loss = self.objective(batch, output, self.teacher_taps(x, output.level), self.global_step)
-        self.manual_backward(loss.total / self.optimization.accumulate)
+        if self.optimization.cuda_graph:
+            loss, x_hat = self.graphed_pass(batch), None
+        else:
+            loss, x_hat = self.both_passes(batch, step=self.global_step)
         terms = {"loss": loss.total} | loss.terms
-        terms |= self.teach_discriminator(output.x_hat, x)
+        if x_hat is not None:
+            terms |= self.teach_discriminator(x_hat, batch["image"])
         self.guard.see(terms, batch["name"])
         self.update_when_due()
         self.log_at_step("train", terms)
         return loss.total.detach()
 
-    def forward(self, x: Tensor) -> Any:
+    def both_passes(
+        self, batch: dict[str, Any], level: Tensor | None = None, step: int | None = None, weights: Tensor | None = None
+    ) -> tuple[ObjectiveOutput, Tensor]:
+        """Forward and backward pass of one batch: its losses and pictures; gradients are added to the parameters'.
+
+        `level` (B,) is drawn where there are rate levels; `step` and `weights` are `Objective.forward`'s.
+        """
+        x = batch["image"]
+        output = self(x, level)
+        loss = self.objective(batch, output, self.teacher_taps(x, output.level), step, weights)
+        self.manual_backward(loss.total / self.optimization.accumulate)
+        return loss, output.x_hat
+
+    @cached_property
+    def graphed_pass(self) -> GraphedPass:
+        """`both_passes` for a GPU, as one launch."""
+        return GraphedPass(self)
+
+    def check_graph(self) -> None:
+        """Raise UserError where a step cannot be replayed: it needs the CPU in its middle."""
+        reasons = {
+            "a GPU (trainer.accelerator: gpu)": self.trainer.strategy.root_device.type != "cuda",
+            "optimization.accumulate: 1": self.optimization.accumulate > 1,
+            "an objective without an adversary": self.objective.adversary is not None,
+            "an objective without rate.target": any(term.target for term in self.objective.of_kind(Rate)),
+            "one process": self.trainer.world_size > 1,
+            "a system whose step reads images alone (no labels, no teacher_cache, no online distillation)": not self.replayable,
+        }
+        for needed, lacking in reasons.items():
+            if lacking:
+                raise UserError(f"optimization.cuda_graph needs {needed}; leave it out")
+
+    @property
+    def replayable(self) -> bool:
+        """Whether all that a step computes stays on the GPU."""
+        return True
+
+    def forward(self, x: Tensor, level: Tensor | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads: an `AEICOutput`, or what has its names."""
-        return self.model(x, tap_paths=self.tap_paths)
+        return self.model(x, level, self.tap_paths)
 
     def teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor] | None:
         """What the objective compares the model's taps with; None without a teacher."""
@@ -90,6 +132,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         if stage == "fit":
             refuse_loss_scaling(self)
+            if self.optimization.cuda_graph:
+                self.check_graph()
         if not self.objective.bound:
             self.objective.bind(self.model)
         self.model.decoder.load_base()

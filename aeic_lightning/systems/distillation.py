@@ -66,6 +66,10 @@ class DistillationSystem(StudentSystem):
             raise UserError("distillation: no term reads the teacher; give L_enc or L_dec, or use StudentSystem")
         self.cache = TapCache(teacher_cache, teacher, set(names)) if teacher_cache else None
 
+    @property
+    def replayable(self) -> bool:
+        return self.cache is None
+
     def teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
         """The teacher's taps for images (B, 3, H, W) at the student's rate levels, from the cache if they are there."""
         if self.cache is None:

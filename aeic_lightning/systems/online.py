@@ -91,6 +91,10 @@ class OnlineDistillationSystem(CompressionSystem):
         if self.teacher_objective is None:
             self.teacher.load_state_dict(self.model.state_dict())
 
+    @property
+    def replayable(self) -> bool:
+        return False  # the teacher has losses to log and weights of its own to average
+
     def teacher_taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
         """The teacher's taps of images (B, 3, H, W). A teacher that learns has its loss and its gradient here."""
         names = self.objective.teacher_taps

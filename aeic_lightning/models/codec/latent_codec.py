@@ -251,6 +251,8 @@ class LatentCodec(nn.Module):
             return None
         if level is None and self.training:
             return self.gains.draw(batch)
+        if isinstance(level, Tensor) and level.is_cuda:
+            return level.expand(batch)  # as an earlier call gave them: a look at them would make the GPU wait
         highest = self.gains.levels - 1
         level = torch.as_tensor(highest / 2 if level is None else level, dtype=torch.float32)
         if not ((level >= 0) & (level <= highest)).all():
