@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import skimage
+import skimage.data
 import torch
 import yaml
+from importable import importable
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.complexity import experiment_configs
 
@@ -42,9 +45,21 @@ def test_a_part_is_one_short_file_and_one_line(heading, file):
     assert len(lines.splitlines()) == 1
 
 
+def test_y_starts_above_rounding(tmp_path):
+    """With the standard deviation that docs/howto_encoder.md asks for, from any seed."""
+    (code,) = blocks(section("Encoder"), "python")
+    (line,) = blocks(section("Encoder"), "yaml")
+    (tmp_path / "my_encoder.py").write_text(code)
+    photo = torch.from_numpy(skimage.data.coffee()[:256, :256].copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    with importable(tmp_path), torch.no_grad():
+        for seed in range(10):
+            torch.manual_seed(seed)
+            encoder, _, _ = build_encoder(yaml.safe_load(line)["model"]["init_args"]["codec"]["encoder"])
+            assert encoder(photo).std() > 1
+
+
 def test_all_parts_train_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
     for heading, file in PARTS.items():
         for text in blocks(section(heading), "python"):
             Path(file).write_text(text)
@@ -68,7 +83,8 @@ def test_all_parts_train_together(tmp_path, monkeypatch):
             }
         )
     )
-    assert main(["fit", "--config", "mine.yaml"]) == 0
+    with importable(tmp_path):
+        assert main(["fit", "--config", "mine.yaml"]) == 0
 
     run = Path("runs/tiny/student_enc")
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

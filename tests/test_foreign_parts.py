@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from importable import importable
 from PIL import Image
 from skimage.data import chelsea
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -76,9 +77,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     for name, text in FILES.items():
         (folder / name).write_text(text)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, importable(folder):
         patch.chdir(folder)
-        patch.syspath_prepend(folder)
         torch.manual_seed(0)
         teacher = folder / "runs" / "teacher_stage2" / "checkpoints" / "last.ckpt"
         teacher.parent.mkdir(parents=True)
