@@ -1,5 +1,6 @@
 """Run by test_two_processes.py: a real run of two processes, each of which writes down what it saw."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -31,7 +32,9 @@ class Recorder(LightningModule):
         self.note("test", batch)
 
     def note(self, stage, batch):
-        self.seen[stage] += [[name, x.sum().item()] for name, x in zip(batch["name"], batch["image"], strict=True)]
+        for name, x in zip(batch["name"], batch["image"], strict=True):
+            pixels = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()  # a sum depends on its order
+            self.seen[stage].append([name, list(x.shape), pixels])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.01)
