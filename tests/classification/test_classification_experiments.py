@@ -24,30 +24,36 @@ from datamodules.labelled import SampleDigits
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "classification"
 SWEEP = ROOT / "experiments" / "sweeps" / "classification.yaml"
+INCLUDED = {"base.yaml", "classifier.yaml", "step2.yaml"}
+BESIDE_THE_SWEEP = {"step1_logits.yaml"}
 IMAGES = 3
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """All runs of the tiny sweep in its order, of two steps each, with three test images."""
+    """All runs of the tiny sweep in its order and what stands beside it, of two steps each, with three test images."""
     patch = pytest.MonkeyPatch()
     patch.setattr(SampleDigits, "VALIDATION", IMAGES)
     patch.chdir(ROOT)
     root = tmp_path_factory.mktemp("classification")
     sweep = read_sweep(SWEEP, [f"vars.root={root}"])
+    commands = []
     for run in sweep.runs:
         words = [word for word in run.command if word.startswith(("--", "experiments", str(ROOT)))]
         config = words[words.index("--config") + 1]
-        rest = [word for word in words if word.startswith("--vars.")]
+        commands.append([config, *(word for word in words if word.startswith("--vars."))])
+    commands += [[str(FOLDER / name), f"--vars.root={root}"] for name in BESIDE_THE_SWEEP]
+    for command in commands:
         small = ["--vars.steps=2", "--vars.val_every=2", "--vars.batch_size=4", "--data.init_args.eval_batch_size=3"]
-        assert main(["fit", "--config", config, *rest, *small]) == 0
+        small += ["--trainer.log_every_n_steps=1"]
+        assert main(["fit", "--config", *command, *small]) == 0
     yield root, [root / name for name in sweep.compare["runs"]]
     patch.undo()
 
 
 def test_every_file_belongs_to_the_sweep_or_is_included():
     sweep = load_config([SWEEP])
-    files = {Path(run["config"]).name for run in sweep["runs"]} | {"base.yaml", "classifier.yaml", "step2.yaml"}
+    files = {Path(run["config"]).name for run in sweep["runs"]} | INCLUDED | BESIDE_THE_SWEEP
     assert {path.name for path in FOLDER.glob("*.yaml") if not path.name.startswith("paper")} == files
     assert set(sweep["compare"]["runs"]) == {run["name"] for run in sweep["runs"]} - {"codec"}
 
@@ -86,6 +92,15 @@ def test_tensorboard_has_accuracy_rate_and_distortion(runs):
         events = EventAccumulator(str(root / name)).Reload()
         assert {"val/top1", "val/top5", "val/bpp", "val/psnr"} <= set(events.Tags()["scalars"])
         assert "val/rate_distortion" in events.Tags()["images"]
+
+
+def test_a_smaller_transformer_learns_from_the_first_steps(runs):
+    root, _ = runs
+    events = EventAccumulator(str(root / "step1_logits")).Reload()
+    assert events.Scalars("train/logits")[-1].value > 0
+    for name, width in (("step1_logits", 48), ("step1", 96)):
+        classifier = load_classifier(root / name / "checkpoints" / "last.ckpt")
+        assert classifier.model.sizes.transformer.width == width
 
 
 def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
