@@ -89,7 +89,13 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     @cached_property
     def graphed_pass(self) -> GraphedPass:
         """`both_passes` for a GPU, as one launch."""
-        return GraphedPass(self)
+
+        def inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
+            weights = torch.tensor(self.objective.weights_at(self.global_step)).to(self.device)
+            level = self.model.codec.levels(len(batch["image"]))
+            return {"weights": weights} | ({} if level is None else {"level": level})
+
+        return GraphedPass(self, lambda batch, **given: self.both_passes(batch, **given)[0], inputs)
 
     def check_graph(self) -> None:
         """Raise UserError where a step cannot be replayed: it needs the CPU in its middle."""
@@ -99,7 +105,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
             "an objective without an adversary": self.objective.adversary is not None,
             "an objective without rate.target": any(term.target for term in self.objective.of_kind(Rate)),
             "one process": self.trainer.world_size > 1,
-            "a system whose step reads images alone (no labels, no teacher_cache, no online distillation)": not self.replayable,
+            "a step of images alone (no labels, teacher_cache or online distillation)": not self.replayable,
         }
         for needed, lacking in reasons.items():
             if lacking:
