@@ -2,7 +2,7 @@
 
 >>> from PIL import Image
 >>> from aeic_lightning import Codec
->>> codec = Codec.from_pretrained("small-teacher")
+>>> codec = Codec.from_pretrained("small-student")
 >>> data = codec.compress(Image.open("photo.jpg"), bpp=0.06)
 >>> codec.decompress(data).save("photo.png")
 """

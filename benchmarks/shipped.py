@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="a folder of photographs")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    parser.add_argument("--models", nargs="+", default=["small-teacher"], metavar="MODEL",
+    parser.add_argument("--models", nargs="+", default=["small-student", "small-teacher"], metavar="MODEL",
                         help="shipped models by name, folders of weights or checkpoints; the anchors match the "
                         "first")  # fmt: skip
     parser.add_argument("--bpp", nargs="+", type=float, default=list(RATES), metavar="R", help="bits per pixel")

@@ -1,7 +1,7 @@
 """Trained models that ship inside of the package.
 
     >>> from aeic_lightning import zoo
-    >>> codec = zoo.load("small-teacher")        # the same as Codec.from_pretrained("small-student")
+    >>> codec = zoo.load("small-student")        # the same as Codec.from_pretrained("small-student")
 
 Each is a folder here, with `config.json` (sizes, training command, figures), `model.safetensors` (16-bit values) and
 a model card, `README.md`.
@@ -17,7 +17,7 @@ from aeic_lightning.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from aeic_lightning.codec import Codec
 
-DEFAULT = "small-teacher"
+DEFAULT = "small-student"
 """What `compress` takes where no model is named."""
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sources, model, rate, target."""
     parser.epilog = EXAMPLE
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    add_model_arguments(parser, "the receiver needs the same one (default: small-teacher, which ships)")
+    add_model_arguments(parser, "the receiver needs the same one (default: small-student, which ships)")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the .aeic files go")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most so many bits per pixel")

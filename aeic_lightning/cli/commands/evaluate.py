@@ -15,7 +15,7 @@ refused below --min-patches and --min-images. Beside FILE.json a FILE.csv has on
 examples:
   python -m aeic_lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
   python -m aeic_lightning evaluate --checkpoint student.ckpt --images sample-photos -o student.json
-  python -m aeic_lightning evaluate --checkpoint small-teacher --images kodak/ --bpp 0.06 0.12 -o small.json
+  python -m aeic_lightning evaluate --checkpoint small-student --images kodak/ --bpp 0.06 0.12 -o small.json
   python -m aeic_lightning evaluate --images kodak/ --reconstructions theirs/ --streams theirs_files/ -o theirs.json
 """
 
