@@ -35,7 +35,8 @@ alone is the axis's value with its type; `{axis}` inside a longer text is the va
 table of BD-rates (bd_rate.json and .md), and index.html, which also shows the result `files`. Each entry of `against`
 compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
 labels `within`. With `evaluate`, the figures are not those of the runs' last validation: each run's checkpoint is
-evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`).
+evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`). `claims` are what the page
+answers first, and answer.md (`study.claims`).
 
 A run is done when its folder holds the file `finished`.
 """
@@ -55,6 +56,7 @@ from aeic_lightning.config import as_override, load_config
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.image_files import require_images
+from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.labels import agree
@@ -68,7 +70,8 @@ COMPARISONS = {
     "accuracy": "aeic_lightning.classification.comparison.compare_accuracy",
 }
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
-REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files", "evaluate"}
+REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files", "evaluate", "claims"}
+CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "models", "labels", "backbones"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads", "gpus"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
@@ -256,6 +259,11 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         for entry in sweep.report["against"]:
             _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
             wanted.append(wanted[0] | entry["reference"])
+        for entry in sweep.report.get("claims") or []:
+            _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))
+            if find_metric(entry["metric"]) is None:
+                raise UserError(f"{file}: report: claims: there is no metric {entry['metric']!r}")
+            wanted += [wanted[0] | entry[side] for side in ("test", "reference")]
         for labels in wanted:
             ours = (sweep.report.get("evaluate") or {}).get("labels") or {}
             if not labelled(sweep.runs, labels) and not agree(ours, labels):

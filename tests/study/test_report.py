@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.cli import main
 from aeic_lightning.study.bd_rate import bd_rate
+from aeic_lightning.study.claims import Claim
 from aeic_lightning.study.curves import group, image_sets, matching
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.report.records import config_differences
@@ -21,6 +22,11 @@ from aeic_lightning.study.results import Result, read_results, summary_rows, wri
 LAMBDAS = (0.5, 1.0, 2.0, 4.0)
 HOSTILE = "<script>window.hacked=1<img src=x onerror=alert(1)>"
 IMAGES = {"cat": (24, 40), 'a <b>bold</b> & "quoted" dog': (40, 24)}
+CLAIMS = [
+    Claim("L_enc saves bits", {"depth": 1, "arm": "enc"}, {"depth": 1, "arm": "none"}, "lpips_lite0"),
+    Claim("No distillation saves bits", {"depth": 1, "arm": "none"}, {"role": "teacher"}, "psnr"),
+    Claim("Nobody measured this", {"arm": "nothing"}, {"role": "teacher"}, "psnr"),
+]
 COSTS = {1: (1000.0, 1400.0), 2: (4000.0, 5000.0)}
 
 
@@ -112,7 +118,7 @@ def report(files):
     """The page of all of it."""
     out = files / "page.html"
     paths = [files / name for name in ("study.json", "anchors.json", "accuracy.json")]
-    write_report(paths, out, resamples=20, command=f"report {HOSTILE}")
+    write_report(paths, out, claims=CLAIMS, resamples=20, command=f"report {HOSTILE}")
     return out
 
 
@@ -121,8 +127,12 @@ def report(files):
 
 @pytest.fixture(scope="module")
 def desktop(report, open_page):
-    """The page on a desktop, and what went wrong there; shared, since it takes seconds to open."""
-    return open_page(report)
+    """The page on a desktop, its parts unfolded, and what went wrong there; shared, since it takes seconds to open."""
+    page, problems = open_page(report)
+    page.evaluate("for (const part of document.querySelectorAll('details.part')) part.open = true")
+    page.wait_for_function("document.querySelector('#taps .js-plotly-plot, #paper .js-plotly-plot')")
+    page.evaluate("new Promise((done) => setTimeout(done, 500))")  # the last toggle event
+    return page, problems
 
 
 def test_every_plot_is_drawn_without_an_error_or_a_request(desktop):
@@ -218,6 +228,7 @@ def test_legend_scale_and_hover(desktop):
 
 def test_a_phone_can_read_it(report, open_page):
     page, problems = open_page(report, phone=True)
+    assert page.locator("details.part[open]").count() == 0, "what few ask for is folded"
     assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out to the side"
     for plot in page.locator(".plot").all():
         assert plot.bounding_box()["width"] <= 390
@@ -269,9 +280,25 @@ def test_the_table_has_the_bd_rates(report, study):
     assert row[7:] == ["4", "2", "2", "bpp"]
 
 
-def test_a_refused_bd_rate_says_why(report):
-    refused = [row for row in cells(report.read_text()) if row[:1] == ["jpeg"] and row[-1].startswith("refused: ")]
-    assert refused
+def test_refused_bd_rates_are_one_folded_line_with_the_reason(report):
+    page = report.read_text()
+    folded = re.findall(r'<details class="refused">(.*?)</details>', page, re.S)
+    assert any("jpeg" in part and "less than the 50%" in part for part in map(html.unescape, folded))
+    assert not any("refused" in cell for row in cells(page) for cell in row)
+
+
+def test_the_first_screen_answers(desktop):
+    page, _ = desktop
+    answer = page.locator(".answer")
+    said = answer.locator("li").all_inner_texts()
+    assert len(said) == 2, "a claim about curves that are not there is left out"
+    assert re.fullmatch(
+        r"L_enc saves bits: holds\. -1\d\.\d % bits at equal LPIPS.* \(95 % interval -.* %; 2 images, 2 seeds\)\.",
+        said[0],
+    )
+    assert said[1].startswith("No distillation saves bits: does not hold. +")
+    box = answer.locator(".js-plotly-plot").bounding_box()
+    assert box["y"] < page.viewport_size["height"], "the plot begins on the first screen"
 
 
 def test_points_are_means_over_seeds(report, study):
@@ -296,7 +323,7 @@ def test_runs_of_a_classifier_make_a_curve(report):
 
 def test_the_page_is_whole_and_fits(report):
     page = report.read_text()
-    assert len(page) < 15e6
+    assert len(page) < 4e6
     assert not re.search(r'(?:src|href)="(?!data:|#)', page.split("<script>")[0])
     assert "Embedded as the PNG files" in page
 

@@ -1,5 +1,12 @@
 "use strict";
-(() => {
+(async () => {
+  // plotly.js, gzip in base64: unpacked here, and run as a script element's own text.
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(unpacked).text();
+  document.head.append(script);
+
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const plots = read("plots"), pictures = read("pictures"), comparisons = read("comparisons");
   const touch = matchMedia("(pointer: coarse)").matches;
@@ -26,7 +33,18 @@
     for (const id of select.dataset.plots.split(" ")) chosen[id] = select.value;
     select.addEventListener("change", change);
   }
-  for (const id of Object.keys(plots)) draw(id);
+  // A plot in a folded part has no width yet: it is drawn when the part opens, or is printed.
+  for (const id of Object.keys(plots)) if (!document.getElementById(id).closest("details:not([open])")) draw(id);
+  const parts = document.querySelectorAll("details.part");
+  for (const part of parts) {
+    part.addEventListener("toggle", () => { if (part.open) for (const plot of part.querySelectorAll(".plot")) draw(plot.id); });
+  }
+  const openTarget = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (target?.matches("details.part")) target.open = true;
+  };
+  addEventListener("hashchange", openTarget);
+  openTarget();
 
   const plotsOf = (set) => [...document.querySelectorAll(`#${set} .plot.js-plotly-plot`)];
   const overRate = (plot) => plots[plot.id].data !== undefined;
@@ -92,6 +110,9 @@
   // Plots have the width of the screen, and paper another: two columns of A4, or one.
   const drawn = () => [...document.querySelectorAll(".js-plotly-plot")];
   addEventListener("beforeprint", () => {
+    for (const part of parts) {
+      if (!part.open) { part.open = true; for (const plot of part.querySelectorAll(".plot")) draw(plot.id); }
+    }
     for (const plot of drawn()) {
       const width = plot.closest(".single") ? 490 : 330;
       Plotly.relayout(plot, { autosize: false, width });

@@ -1,5 +1,7 @@
 """The report: one HTML file of any runs and result files, with everything in it."""
 
+import base64
+import gzip
 import math
 import time
 from collections.abc import Sequence
@@ -14,13 +16,14 @@ from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.metrics.table import Metric
+from aeic_lightning.study.claims import Claim, answers
 from aeic_lightning.study.curves import image_sets, matching
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences, read
 from aeic_lightning.study.report.sections import image_section
 
-PICTURE_BUDGET = 8_000_000  # bytes of base64; the page's script takes about five million more
+PICTURE_BUDGET = 1_700_000  # bytes of base64; plotly takes about two million more, and a page has four at most
 
 # The legend's marks, as plotly draws them.
 DASH_ARRAYS = {
@@ -44,6 +47,7 @@ def write_report(
     references: Sequence[str] = (),
     *,
     title: str = "Rate, distortion and perception",
+    claims: Sequence[Claim] = (),
     max_images: int = 6,
     resamples: int = 1000,
     command: str = "",
@@ -55,7 +59,8 @@ def write_report(
         out: the page, written whole.
         references: what BD-rates are against: `role=teacher`, several labels joined by commas, or the name of a run or
             a curve. Default: the teacher, else the first anchor.
-        title: of the page.
+        title: of the page; the question, for a study that has one.
+        claims: what the page answers first.
         max_images: largest number of images a set that are embedded, with every run's reconstruction.
         resamples: of the BD-rate's bootstrap.
         command: that made the page, for its record.
@@ -76,6 +81,8 @@ def write_report(
     pictures = Pictures(PICTURE_BUDGET)
     drawn: dict[str, Any] = {}  # id -> plot, or its variants by name
     sections = [image_section(i, s, references, drawn, pictures, max_images, resamples) for i, s in enumerate(sets)]
+    said = [(s.title, answers(claims, s.curves, resamples)) for s in sets]
+    first = _first_plot(claims, sections, drawn)
     keys, configs = config_differences(results)
     context = {
         "title": title,
@@ -83,6 +90,8 @@ def write_report(
         "version": __version__,
         "command": command,
         "sections": sections,
+        "answers": [(title, found) for title, found in said if found],
+        "first_plot": first,
         "taps": origins.taps(results, drawn),
         "paper": origins.paper(published, drawn),
         "keys": keys,
@@ -100,6 +109,17 @@ def write_report(
     return f"{len(results)} results, {plots} plots, {len(pictures)} pictures, {len(page.encode()) / 1e6:.1f} MB"
 
 
+def _first_plot(claims: Sequence[Claim], sections: Sequence[dict[str, Any]], drawn: dict[str, Any]) -> dict | None:
+    """The plot beside the answer: the metric of the first claim, on the first set of images that has it."""
+    for claim in claims[:1]:
+        for section in sections:
+            for shown in (plot for group in section["groups"] for plot in group["plots"]):
+                if shown["metric"].name == claim.metric:
+                    drawn["answer"] = drawn[shown["id"]]
+                    return shown | {"id": "answer", "legend": section["legend"]}
+    return None
+
+
 def render(context: dict[str, Any]) -> str:
     """Fill the template: everything that is not its own text is escaped."""
     environment = Environment(
@@ -111,8 +131,8 @@ def render(context: dict[str, Any]) -> str:
     )
     folder = Path(__file__).parent
     parts = {name: (folder / file).read_text() for name, file in (("style", "style.css"), ("script", "page.js"))}
-    # Inside of a script element nothing but its end tag is special.
-    plotly = get_plotlyjs().replace("</script", r"<\/script")
+    # Three times smaller; the page's script unpacks it.
+    plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
     environment.filters |= {"finite": finite, "shown": shown, "breakable": breakable}
     environment.globals |= {"dash_arrays": DASH_ARRAYS, "symbol_paths": SYMBOL_PATHS}
     return environment.get_template("page.html").render(context | parts | {"plotly": plotly})

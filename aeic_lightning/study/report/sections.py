@@ -90,10 +90,14 @@ def _bd_rates(
     if variants:
         drawn[key] = {"variants": variants}
     remarks: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
     for entry in by_metric:
         for curve, rate in entry["curves"]:
+            where = f"{curve.name} ({entry['metric'].title})"
             for note in rate.notes:
-                remarks.setdefault(note, []).append(f"{curve.name} ({entry['metric'].title})")
+                remarks.setdefault(note, []).append(where)
+            if rate.reason:
+                refused.setdefault(rate.reason, []).append(where)
     return {
         "key": key,
         "reference": reference,
@@ -101,6 +105,7 @@ def _bd_rates(
         "variants": list(variants),
         "over": _intervals_over(by_metric),
         "remarks": list(remarks.items()),
+        "refused": list(refused.items()),
     }
 
 

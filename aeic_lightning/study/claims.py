@@ -1,0 +1,79 @@
+"""Claims about curves, and what BD-rates say of them: the answer at the head of a study's page.
+
+    report:
+      claims:
+        - {says: L_enc saves bits, test: {arm: enc}, reference: {arm: none}, metric: lpips_lite2}
+
+A claim holds where the whole interval is below zero, does not hold where it is above, and is not shown where zero lies
+within or there is no interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.study.bd_rate import BDRate, bd_rates
+from aeic_lightning.study.curves import Curve
+from aeic_lightning.study.labels import agree
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That the curve `test` spends fewer bits than the curve `reference` at equal quality.
+
+    Args:
+        says: the claim in words, without a full stop.
+        test, reference: labels of the two curves.
+        metric: name of the metric that is held equal.
+    """
+
+    says: str
+    test: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+    metric: str = "psnr"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one set of images says of a claim."""
+
+    claim: Claim
+    verdict: str  # "holds", "does not hold" or "not shown"
+    reason: str  # the figures, or why there are none
+
+
+def answers(claims: Sequence[Claim], curves: Sequence[Curve], resamples: int = 1000) -> list[Answer]:
+    """The answer to each claim from curves of one set of images; claims about other curves are left out."""
+    found = []
+    for claim in claims:
+        tests, references = ([c for c in curves if agree(c.labels, labels)] for labels in (claim.test, claim.reference))
+        if len(tests) == len(references) == 1:
+            (rate,) = bd_rates(references[0], tests, [claim.metric], resamples=resamples)
+            found.append(Answer(claim, *_verdict(rate)))
+    return found
+
+
+def markdown(title: str, found: Sequence[Answer]) -> str:
+    """One line a claim, under the images that it was measured on."""
+    return "\n".join([f"On {title}:", "", *(f"- {a.claim.says}: **{a.verdict}**. {a.reason}" for a in found)]) + "\n"
+
+
+def read_claims(entries: Sequence[Mapping[str, Any]] | None) -> list[Claim]:
+    """Claims as they stand in YAML."""
+    return [Claim(**entry) for entry in entries or []]
+
+
+def _verdict(rate: BDRate) -> tuple[str, str]:
+    if rate.percent is None:
+        return "not shown", f"There is no BD-rate: {rate.reason}."
+    metric = find_metric(rate.metric)
+    assert metric is not None
+    figures = f"{rate.percent:+.1f} % bits at equal {metric.title}"
+    if rate.interval is None:
+        return "not shown", f"{figures}, without an interval."
+    low, high = rate.interval
+    seeds = max(rate.seeds or (1,))
+    over = f"{rate.images} images" + (f", {seeds} seeds" if seeds > 1 else ", one seed")
+    verdict = "holds" if high < 0 else "does not hold" if low > 0 else "not shown"
+    return verdict, f"{figures} (95 % interval {low:+.1f} to {high:+.1f} %; {over})."

@@ -1,0 +1,39 @@
+"""A claim holds where the interval says so, and in no other case."""
+
+import pytest
+
+from aeic_lightning.study import claims
+from aeic_lightning.study.bd_rate import BDRate
+from aeic_lightning.study.claims import Claim, answers
+
+
+class FakeCurve:
+    """All that `answers` asks a curve for itself."""
+
+    def __init__(self, **labels):
+        self.labels = labels
+
+
+@pytest.mark.parametrize(
+    ("percent", "interval", "verdict"),
+    [
+        (-4.0, (-6.0, -1.0), "holds"),
+        (-4.0, (-6.0, 0.5), "not shown"),
+        (-4.0, None, "not shown"),
+        (3.0, (1.0, 5.0), "does not hold"),
+        (3.0, (-1.0, 5.0), "not shown"),
+        (None, None, "not shown"),
+    ],
+)
+def test_verdict(monkeypatch, percent, interval, verdict):
+    rate = BDRate("none", "enc", "psnr", percent, interval, images=24, seeds=(3, 3), reason=None if percent else "why")
+    monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+    curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
+    (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves)
+    assert answer.verdict == verdict
+    assert ("24 images, 3 seeds" in answer.reason) == (interval is not None)
+
+
+def test_a_claim_about_several_curves_is_left_out():
+    curves = [FakeCurve(arm="none", depth=1), FakeCurve(arm="none", depth=2), FakeCurve(arm="enc")]
+    assert answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves) == []
