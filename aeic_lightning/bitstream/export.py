@@ -10,7 +10,8 @@
               features.onnx         y_hat (1, M, h, w)              -> l_T, l_res (stride 8) float32
               denoiser.onnx         l_T                             -> l_0                   float32
               vae.onnx              l_0 + l_res                     -> x_hat, not clamped    float32
-    golden/   streams with escaped and skipped symbols, and the latents that they decode to
+    golden/   streams with escaped and skipped symbols, the latents that they decode to, and pictures: of a model with
+              tiles also one that takes several
 
 Either half works without the other. Both carry the fingerprint of the checkpoint, and every file's SHA-256. The graphs
 `analysis` and `synthesis` of a model of many rates take one more input, `level` (1,), and the manifest says how many
@@ -34,7 +35,7 @@ from aeic_lightning import __version__
 from aeic_lightning.bitstream import container
 from aeic_lightning.bitstream.exact import Context, from_tokens
 from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver, OnnxSender, sha256
-from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, dial_position
+from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, dial_position, reconstruct
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.models.aeic import AEIC
@@ -176,7 +177,8 @@ def export(model: AEIC, folder: Path) -> None:
         write_whole(receive / name, (send / name).read_bytes())
     for half in (send, receive):
         _write_manifest(half, bitstream.fingerprint, bitstream.levels, tiling if half is receive else None)
-    write_golden(bitstream, folder / "golden")
+    write_golden(bitstream, folder / "golden", tiling)
+    _write_pictures(model, bitstream, folder / "golden")
     check_golden(folder)
 
 
@@ -229,10 +231,20 @@ def _write_manifest(half: Path, fingerprint: bytes, levels: int, tiling: TilingC
 # ---------------------------------------------------------------------------------------------------- golden vectors
 
 
-def golden_cases(bitstream: Bitstream) -> dict[str, tuple[int, int, Tensor, Tensor]]:
-    """Name -> height, width, y, z: a smooth image, an odd size, and latents whose symbols need the escape."""
+PICTURES = ("smooth", "tiles")
+"""Cases whose picture is kept as well."""
+
+
+def golden_cases(
+    bitstream: Bitstream, tiling: TilingConfig | None = None
+) -> dict[str, tuple[int, int, Tensor, Tensor]]:
+    """Name -> height, width, y, z: a smooth image, an odd size, symbols that need the escape, several tiles."""
     cases = {}
-    for name, height, width in (("smooth", 97, 200), ("pixel", 1, 1), ("escapes", 64, 130)):
+    sizes = [("smooth", 97, 200), ("pixel", 1, 1), ("escapes", 64, 130)]
+    if tiling:
+        side = GRID * (max(tiling.unet_tile, tiling.vae_tile) + GRID)
+        sizes.append(("tiles", side, side))
+    for name, height, width in sizes:
         down, right = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
         x = torch.stack([(3 * down + right).sin(), (5 * right * down).cos(), (down - 4 * right).sin()])[None]
         y, z = bitstream.sender.at_level(bitstream.sender.analyse(x.float()))
@@ -246,11 +258,11 @@ def golden_cases(bitstream: Bitstream) -> dict[str, tuple[int, int, Tensor, Tens
     return cases
 
 
-def write_golden(bitstream: Bitstream, folder: Path) -> None:
+def write_golden(bitstream: Bitstream, folder: Path, tiling: TilingConfig | None = None) -> None:
     """Streams, and the latents they decode to as little-endian int32: z in steps of 1/64, y in steps of 1/256."""
     folder.mkdir(parents=True, exist_ok=True)
     listing = {"fingerprint": bitstream.fingerprint.hex(), "cases": []}
-    for name, (height, width, y, z) in golden_cases(bitstream).items():
+    for name, (height, width, y, z) in golden_cases(bitstream, tiling).items():
         encoded = bitstream.encode_latents(y, z, height, width, dial_position(None, bitstream.levels))
         write_whole(folder / f"{name}.aeic", encoded.data)
         for letter, integers in zip("zy", _integers(encoded), strict=True):
@@ -271,8 +283,19 @@ def write_golden(bitstream: Bitstream, folder: Path) -> None:
     write_whole(folder / "golden.json", json.dumps(listing, indent=1) + "\n")
 
 
+def _write_pictures(model: AEIC, bitstream: Bitstream, folder: Path) -> None:
+    for name in PICTURES:
+        stream = folder / f"{name}.aeic"
+        if stream.exists():
+            picture = reconstruct(model, bitstream.decode(stream.read_bytes()))
+            np.save(folder / f"{name}.picture.npy", picture.numpy())
+
+
 def check_golden(folder: Path) -> None:
-    """Run the golden vectors of an export through both halves with onnxruntime. Raises UserError if one differs."""
+    """Run the golden vectors of an export through both halves with onnxruntime.
+
+    Raises UserError if one differs: streams and latents in a single bit, pictures by more than one of 255 levels.
+    """
     sender, receiver = OnnxSender(folder / "send"), OnnxReceiver(folder / "receive")
     for case in json.loads((folder / "golden" / "golden.json").read_text())["cases"]:
         name = folder / "golden" / case["name"]
@@ -288,6 +311,11 @@ def check_golden(folder: Path) -> None:
             dial_position(None, sender.coder.levels),
         )
         expected = [Path(f"{name}.{letter}.i32").read_bytes() for letter in "zy"]
+        picture = Path(f"{name}.picture.npy")
+        if picture.exists():
+            difference = receiver.decode(data).int() - torch.from_numpy(np.load(picture)).int()
+            if difference.abs().max() > 1:
+                raise UserError(f"the exported receiver does not reproduce the picture {picture.name} with onnxruntime")
         if again.data != data or [part.tobytes() for part in _integers(decoded)] != expected:
             raise UserError(f"the exported halves do not reproduce golden vector {case['name']} with onnxruntime")
 

@@ -76,6 +76,20 @@ def test_changed_golden_vectors_are_noticed(folder, tmp_path):
         check_golden(copied)
 
 
+def test_a_changed_picture_is_noticed(tiled, tmp_path):
+    """Of one tile and of several: both are in the golden vectors of a model that tiles."""
+    _, folder = tiled
+    for name, side in (("smooth", 97), ("tiles", 8 * 48)):
+        copied = shutil.copytree(folder, tmp_path / name)
+        wanted = copied / f"golden/{name}.picture.npy"
+        picture = np.load(wanted)
+        assert picture.shape[:2] == (3, side)
+        picture[0, -1, -1] ^= 8
+        np.save(wanted, picture)
+        with pytest.raises(UserError, match=f"picture {name}"):
+            check_golden(copied)
+
+
 def test_halves_cannot_be_mixed(model, folder, tmp_path, picture):
     copied = shutil.copytree(folder / "receive", tmp_path / "receive")
     with pytest.raises(UserError, match="the send half"):
