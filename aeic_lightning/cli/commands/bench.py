@@ -198,7 +198,7 @@ def build(args: argparse.Namespace, decoder: bool):
     from aeic_lightning.checkpoints.checkpoint import load_model
 
     if args.checkpoint:
-        return load_model(args.checkpoint).for_decoding()
+        return load_model(args.checkpoint, receiver=decoder).for_decoding()
 
     from aeic_lightning.models.aeic import AEIC
     from aeic_lightning.models.codec import CodecConfig

@@ -75,13 +75,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         print(f"{'setting':<22}{'same bytes':>12}{'reads its own':>16}{'reads reference':>17}{'is read by it':>15}")
         for name in names:
             pairs = [[str(image), stream] for image, stream in zip(images, streams[name], strict=True)]
-            own = work(checkpoint, name, encode=pairs, decode=[])
-            # Sender and receivers are separate processes.
-            sent |= own["encode"]
-            got = work(checkpoint, name, encode=[], decode=streams[name] + streams[reference])
-            back = work(checkpoint, reference, encode=[], decode=streams[name])
+            sent |= work(checkpoint, name, encode=pairs, decode=[])["encode"]
+        # Sender and receivers are separate processes. The reference's receiver reads the streams of all settings.
+        back = work(checkpoint, reference, encode=[], decode=[s for name in names for s in streams[name]])["decode"]
+        for name in names:
+            own = streams[name] + streams[reference]
+            got = back if name == reference else work(checkpoint, name, encode=[], decode=own)["decode"]
             counts = [
-                sum(results["decode"][stream] == sent[stream] for stream in of)
+                sum(results[stream] == sent[stream] for stream in of)
                 for results, of in ((got, streams[name]), (got, streams[reference]), (back, streams[name]))
             ]
             same = sum(
@@ -91,9 +92,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             failed += sum(len(images) - count for count in counts)
             shown = [f"{count}/{len(images)}" for count in [same, *counts]]
             print(f"{name:<22}{shown[0]:>12}{shown[1]:>16}{shown[2]:>17}{shown[3]:>15}", flush=True)
-            for results in (got, back):
-                for stream, result in results["decode"].items():
-                    if result != sent[stream]:
+            for results, of in ((got, own), (back, streams[name])):
+                for stream in dict.fromkeys(of):
+                    if (result := results[stream]) != sent[stream]:
                         print(f"  mismatch: {images[int(Path(stream).stem.split('-')[1])]}: {result[:150]}")
     print(f"{failed} mismatches" if failed else "no mismatch: every stream decodes to the sender's latents everywhere")
     return 1 if failed else 0
