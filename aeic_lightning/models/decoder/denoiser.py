@@ -29,6 +29,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning.models.decoder.config import UNetConfig
@@ -175,10 +176,19 @@ class UNetTrunk(ModelMixin):
         hidden.append(x)
         for block in self.up_blocks:
             own = tuple(skips.pop() for _ in cast(nn.ModuleList, block.resnets))[::-1]
-            # An odd size was rounded up on the way down: aim at the size of the next skip connection.
-            x = block(x, own, upsample_size=skips[-1].shape[2:] if skips else None)
+            x = block(x, own, upsample_size=_upsample_size(x, skips[-1]) if skips else None)
             hidden.append(x)
         return F.silu(self.conv_norm_out(x)), hidden
+
+
+def _upsample_size(x: Tensor, skip: Tensor) -> torch.Size | None:
+    """The size of the next skip connection, which an odd size on the way down makes less than twice that of `x`.
+
+    None where it is twice that of `x`, in an export for all sizes: diffusers divides a size that it is given, and
+    torch.export's fast way gives up at that division.
+    """
+    known = zip(skip.shape[2:], x.shape[2:], strict=True)
+    return None if all(statically_known_true(ours == 2 * theirs) for ours, theirs in known) else skip.shape[2:]
 
 
 class Denoiser(nn.Module):
