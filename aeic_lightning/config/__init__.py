@@ -13,6 +13,7 @@ Overrides are merged before anything is resolved, so that they reach every value
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -177,6 +178,7 @@ def as_yaml(value: Any, default_flow_style: bool | None = False) -> str:
     )
 
 
+@lru_cache(maxsize=4096)
 def _reads_as_itself(text: str) -> bool:
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"x={text}"]), resolve=False) == {"x": text}
