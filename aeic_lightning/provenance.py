@@ -4,7 +4,8 @@ import json
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ def command_line() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m`, whichever module that is
     module = spec.name.removesuffix(".__main__") if spec and spec.name.startswith("benchmarks") else "aeic_lightning"
     return f"python -m {module} {shlex.join(sys.argv[1:])}"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide what a run computes; those of extras where they are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def git_state() -> dict[str, Any] | None:

@@ -1,18 +1,28 @@
 """Images from Hugging Face `datasets`: a hub name, parquet files or an image folder."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import datasets.config
 import numpy as np
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.images import MAX_PIXELS, image_size, read_image
 from datamodules.base import ImageDataModule
 
-# Otherwise `datasets` reports every use of "parquet" or "imagefolder" to a server, local files or not.
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def library() -> Any:
+    """The library `datasets`. Raises UserError, with the command to install it, where it is missing."""
+    require("a Hugging Face data set", "datasets")
+    import datasets
+    import datasets.config
+
+    # Otherwise it reports every use of "parquet" or "imagefolder" to a server, local files or not.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
 
 
 class HuggingFaceImages(ImageDataModule):
@@ -55,6 +65,7 @@ class HuggingFaceImages(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        library()  # told before anything is loaded
         if train_split is not None and train_split in (val_split, test_split):
             raise UserError(f"data.train_split is also an evaluation split ({train_split}); name another, or a slice")
         self.path = path
@@ -76,7 +87,7 @@ class HuggingFaceImages(ImageDataModule):
         if split is None:
             return None
         try:
-            table = datasets.load_dataset(
+            table = library().load_dataset(
                 self.path,
                 self.name,
                 data_dir=self.data_dir,
@@ -94,7 +105,7 @@ class HuggingFaceImages(ImageDataModule):
             raise UserError(f'data.image_column "{self.image_column}" is not in {self.path}; it has {columns}')
         try:
             table = table.select_columns([self.image_column]).cast_column(
-                self.image_column, datasets.Image(decode=False)
+                self.image_column, library().Image(decode=False)
             )
         except Exception as error:
             raise UserError(
@@ -107,9 +118,7 @@ class HuggingFaceImages(ImageDataModule):
 class HuggingFaceRows:
     """Rows of one split: an `ImageSource`."""
 
-    def __init__(
-        self, table: datasets.Dataset, column: str, split: str, origin: str, max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, table: "Dataset", column: str, split: str, origin: str, max_pixels: int = MAX_PIXELS) -> None:
         self.table = table
         self.column = column
         self.origin = origin

@@ -2,10 +2,8 @@
 
 from typing import Any, cast
 
-import datasets
-
 from aeic_lightning.errors import UserError
-from datamodules.hf_images import HuggingFaceImages, HuggingFaceRows
+from datamodules.hf_images import HuggingFaceImages, HuggingFaceRows, library
 from datamodules.labelled import LabelledData
 
 
@@ -34,7 +32,7 @@ class LabelledHuggingFace(LabelledData, HuggingFaceImages):
         splits = {"train": self.train_split, "val": self.val_split, "test": self.test_split or self.val_split}
         used = {part: self._columns[splits[part]] for part, images in parts.items() if images is not None}
         feature, values = next(iter(used.values()))
-        if isinstance(feature, datasets.ClassLabel):
+        if isinstance(feature, library().ClassLabel):
             classes: list = list(range(len(feature.names)))
             self.class_names = list(feature.names)
         else:
@@ -55,7 +53,7 @@ class LabelledHuggingFace(LabelledData, HuggingFaceImages):
         if rows is None:
             return None
         # From the cache that the images were read into.
-        table: Any = datasets.load_dataset(
+        table: Any = library().load_dataset(
             self.path, self.name, data_dir=self.data_dir, data_files=self.data_files, split=split,
             revision=self.revision,
         )  # fmt: skip

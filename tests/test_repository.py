@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import itertools
 import re
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_make_installs_versions_that_the_project_allows():
     lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
     pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["export"], *extras["dev"]]:
+    for text in itertools.chain(PROJECT["dependencies"], *extras.values()):
         wanted = Requirement(text)
         if wanted.name == PROJECT["name"]:
             continue
@@ -76,7 +77,8 @@ def test_private_names_of_a_library_are_used_within_an_upper_bound():
         used.pop(documented, None)
     assert used, "the pattern finds what it is for"
     assert not set(used) - set(PRIVATE), f"whose are these? {used}"
-    bounded = {r.name for r in map(Requirement, PROJECT["dependencies"]) if "<" in str(r.specifier)}
+    texts = itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    bounded = {r.name for r in map(Requirement, texts) if "<" in str(r.specifier)}
     assert set(PRIVATE.values()) | {"jsonargparse"} <= bounded, "of jsonargparse the texts of messages are read"
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from aeic_lightning import __version__
 from aeic_lightning.errors import RunError, UserError
+from aeic_lightning.extras import hint
 from aeic_lightning.own_classes import find_own_classes
 from aeic_lightning.parent_process import follow_parent
 
@@ -84,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("AEIC_TRACEBACK"):
             raise
+        if isinstance(error, ImportError) and (words := hint(error)):
+            return _report(f"error: {words}", 2)
         return _report(f"failed: {_explain(error, args.command)} (AEIC_TRACEBACK=1 shows where)", 1)
 
 

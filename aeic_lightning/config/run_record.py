@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from aeic_lightning import __version__
 from aeic_lightning.config.layers import flat
 from aeic_lightning.files import write_whole
-from aeic_lightning.provenance import PACKAGES, command_line, git_state, user_repository
+from aeic_lightning.provenance import command_line, git_state, package_versions, user_repository
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
 
@@ -88,7 +87,7 @@ class RunRecord(SaveConfigCallback):
             "git": git_state(),
             "user_repository": user_repository(),
             "versions": {"aeic_lightning": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in PACKAGES}
+            | package_versions()
             | {"torch": torch.__version__},
             "machine": {
                 "processor": platform.processor() or platform.machine(),

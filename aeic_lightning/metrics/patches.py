@@ -17,6 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.backbone_files import find_weights
@@ -180,11 +181,9 @@ def feature_network(backbone: str, weights: str | None) -> tuple[nn.Module, Call
         return lite0, partial(_lite0_embedding, lite0), "_lite0"
     if backbone != "inception":
         raise UserError(f"FID: no backbone {backbone!r}: choose lite0 or inception")
+    require("FID on Inception", "torch_fidelity")
     path = find_weights("inception", weights)
-    try:
-        inception = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
-    except ModuleNotFoundError as error:
-        raise UserError("FID on Inception needs a package more: run `pip install torch-fidelity`") from error
+    inception = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
     return inception, inception, ""
 
 

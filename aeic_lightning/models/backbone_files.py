@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 
 # Files in torch.hub's cache, under the names that their libraries give them: (what, file, where from).
 HUB_FILES = {
@@ -58,10 +59,11 @@ def require_dinov3() -> None:
 def require_backbone(name: str) -> None:
     """Raise UserError, saying how to get it, unless the network of this name and its weights are there."""
     if name in HUB_FILES:
+        if name == "inception":
+            require("FID on Inception", "torch_fidelity")
         find_weights(name)
-        if name == "inception" and find_spec("torch_fidelity") is None:
-            raise UserError("FID on Inception needs a package more: run `pip install torch-fidelity`")
     elif name == "clip":
+        require("CLIP", "transformers")
         require_clip()
     elif name == "dinov3":
         require_dinov3()

@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchmetrics.functional.image.dists import L2pooling
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, HUB_FILES, dinov3_file, find_weights, lite_file
 from aeic_lightning.models.frozen import Frozen, Network, first_line, full_precision, read_state_dict
 
@@ -177,6 +178,7 @@ class Clip(Frozen["_Normalised"]):
     net: "_Normalised[CLIPVisionModelWithProjection]"
 
     def __init__(self, weights: str | Path | None = None):
+        require("CLIP", "transformers")
         from transformers import CLIPVisionModelWithProjection, logging  # seconds to import, and few runs need it
 
         if weights is not None and not Path(weights).is_dir():

@@ -20,6 +20,7 @@ from PIL import Image, features
 
 from aeic_lightning.bitstream.container import bytes_within, check_rate
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import file_name
 from aeic_lightning.study.curves import check_same_images
 from aeic_lightning.study.evaluate import Progress
@@ -235,10 +236,9 @@ def check_codec(name: str) -> None:
 def library(name: str) -> dict[str, str]:
     """The library behind a codec and its version. Raises UserError where it is missing."""
     if name == "jxl":
-        try:
-            import pillow_jxl  # noqa: F401 (registers itself with Pillow)
-        except ImportError as error:
-            raise UserError("JPEG XL needs the package pillow-jxl-plugin: pip install pillow-jxl-plugin") from error
+        require("JPEG XL", "pillow_jxl")
+        import pillow_jxl  # noqa: F401 (registers itself with Pillow)
+
         return {"pillow-jxl-plugin": version("pillow-jxl-plugin")}
     libraries = {
         "jpeg": ("libjpeg_turbo", "libjpeg-turbo"),

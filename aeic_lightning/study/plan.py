@@ -20,12 +20,12 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds, model_configs, read_checkpoint
 from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.losses.objective import Described, describe_objective
 from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
@@ -261,6 +261,9 @@ def _backbone(name: str) -> nn.Module:
             build = torchvision.models.alexnet if name == "alex" else torchvision.models.vgg16
             return build(weights=None).features
         if name == "clip":
+            require("CLIP", "transformers")
+            from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
             return CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=512)).eval()
         if name == "dinov3":
             return timm.create_model("vit_base_patch16_dinov3", pretrained=False, num_classes=0).eval()

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
@@ -43,6 +44,10 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
             print(f"{'done   ' if run.done else 'missing'} {run.name}: {shlex.join(run.command)}")
         print(f"{sum(run.done for run in sweep.runs)} of {len(sweep.runs)} runs done")
         return 0
+    if sweep.report:  # which is made at the end
+        require("the sweep's report", "bjontegaard", "jinja2", "plotly")
+    if sweep.cluster != "local":
+        require(f"cluster {sweep.cluster}", "submitit")
     began = time.monotonic()
     with only_process(sweep.root, SWEEP, REFUSED):
         failed = _run_missing(sweep, settings)

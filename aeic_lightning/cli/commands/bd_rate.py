@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
 
 EPILOG = """
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise UserError("--min-overlap is a share from 0 to 1, and --resamples 0 or more")
     if args.out:
         check_can_write(args.out)
+    require("bd-rate", "bjontegaard")
 
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
     from aeic_lightning.study.curves import group_apart

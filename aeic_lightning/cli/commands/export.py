@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
 
 EPILOG = """
@@ -42,9 +43,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
     check_can_write(output)
-    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.checkpoints import weights
 
-    require(args.checkpoint)
+    weights.require(args.checkpoint)
     if args.weights:
         write = _weights(args)
     else:
@@ -71,12 +72,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"export needs {error.name}: pip install 'aeic-lightning[export]'") from error
+    require("export", "onnx", "onnxruntime", "onnxscript")
     from aeic_lightning.bitstream.export import export
     from aeic_lightning.checkpoints.checkpoint import load_aeic
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
 from aeic_lightning.provenance import command_line
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if args.max_images < 0 or args.resamples < 2:
         raise UserError("--max-images starts at 0 and --resamples at 2")
     check_can_write(args.out)
+    require("report", "bjontegaard", "jinja2", "plotly")
     from aeic_lightning.study.report.page import write_report
 
     said = write_report(

@@ -14,7 +14,7 @@ A teacher and a student then share one trunk, each with an adapter, a conv_in an
 """
 
 import warnings
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +26,16 @@ from diffusers.models.unets.unet_2d_blocks import (
     UNetMidBlock2DCrossAttn,
     UpBlock2D,
 )
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.checkpoint import checkpoint
 
+from aeic_lightning.extras import require
 from aeic_lightning.models.decoder.config import UNetConfig
 from aeic_lightning.models.taps import Tap
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 # The layers beside which the paper puts LoRA; `conv` is that of the down- and upsamplers.
 LORA_LAYERS = (
@@ -104,6 +106,7 @@ class UNetTrunk(ModelMixin):
                 nn.init.zeros_(module.conv2.weight)
             elif type(module).__name__ == "Transformer2DModel":
                 nn.init.zeros_(module.proj_out.weight)
+        self._adapted = False
         self._active: str | None = None
 
     def add_lora(self, name: str, rank: int, alpha: float) -> None:
@@ -112,12 +115,16 @@ class UNetTrunk(ModelMixin):
         It starts as nothing: A is N(0, 1/rank^2), B zero; its output is scaled by alpha / rank. It is made on the
         default device, wherever the base lies, so that a base may come later.
         """
+        require("LoRA", "peft")
+        from peft import LoraConfig, inject_adapter_in_model  # only the paper's size has LoRA
+
         self.requires_grad_(False)
         lora_alpha: Any = alpha  # peft takes any number
         config = LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=list(LORA_LAYERS), init_lora_weights=False)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is what is meant
             inject_adapter_in_model(config, self, name, low_cpu_mem_usage=True)
+        self._adapted = True
         device = torch.get_default_device()
         for layer in self.lora_layers():
             a, b = cast(tuple[nn.Linear, nn.Linear], (layer.lora_A[name], layer.lora_B[name]))
@@ -128,8 +135,12 @@ class UNetTrunk(ModelMixin):
         self._active = None
         self.use_lora(name)
 
-    def lora_layers(self) -> list[LoraLayer]:
+    def lora_layers(self) -> "list[LoraLayer]":
         """The layers that have adapters; none in a trunk that is trained whole."""
+        if not self._adapted:
+            return []
+        from peft.tuners.lora import LoraLayer
+
         return [module for module in self.modules() if isinstance(module, LoraLayer)]
 
     def use_lora(self, name: str) -> None:
