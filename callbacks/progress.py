@@ -1,23 +1,37 @@
-"""Progress for logs that are no terminals."""
+"""Progress: lines in a log, and a bar on a terminal."""
 
+import os
 import sys
 import time
+from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.output import clock
 from callbacks.base import generator_step
 
 
 class PlainProgress(ProgressBar):
-    """One line to standard error every n generator steps, every n evaluated images, and after each validation.
+    """Progress on standard error.
+
+    In a log: one line every n generator steps, every n evaluated images, and after each validation.
 
         step 125/2000  loss 3.214  bpp_estimate 0.0341  4.1 steps/s  ETA 0:07:37
 
-    Takes the place of Lightning's bar as soon as it is listed (leave `enable_progress_bar` at its default).
+    On a terminal, a bar shows the steps of training, below the lines of the validations.
+
+    The callback replaces Lightning's bar when it is listed (leave `enable_progress_bar` at its default).
     The speed is the mean since this process began to train, validations included, so the ETA counts them too.
+
+    Args:
+        every_n_steps: steps, or evaluated images, between two lines.
     """
+
+    _bar: Progress | None = None
 
     def __init__(self, every_n_steps: int = 25) -> None:
         super().__init__()
@@ -33,12 +47,30 @@ class PlainProgress(ProgressBar):
         self.enabled = False
 
     def print(self, *args, **kwargs) -> None:
-        if self.enabled:
+        if self.enabled and self._bar is not None:
+            self._bar.console.print(*args, markup=False, highlight=False, soft_wrap=True)
+        elif self.enabled:
             print(*args, **{"file": sys.stderr, "flush": True} | kwargs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.first_step = self.last_step = generator_step(trainer, pl_module)
         self.began = time.monotonic()
+        last = max_steps(trainer, pl_module)
+        seed = os.environ.get("PL_GLOBAL_SEED")  # what seed_everything leaves
+        self.print(
+            f"{Path(trainer.default_root_dir).name}: {'no limit of' if last is None else last} steps"
+            f" on {trainer.strategy.root_device}" + (f", seed {seed}" if seed else "")
+        )
+        if self.enabled and sys.stderr.isatty():
+            columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.add_task("", total=last, completed=self.first_step, said="")
+            self._bar.start()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         step = generator_step(trainer, pl_module)
@@ -46,10 +78,10 @@ class PlainProgress(ProgressBar):
             return
         self.last_step = step
         last = max_steps(trainer, pl_module)
-        if step % self.every_n_steps and step != last:
+        if self._bar is None and step % self.every_n_steps and step != last:
             return
         speed = (step - self.first_step) / max(time.monotonic() - self.began, 1e-9)
-        parts = [f"step {step}" + (f"/{last}" if last else "")]
+        parts = []
         for tag in ("loss", "bpp_estimate"):
             value = trainer.callback_metrics.get(f"train/{tag}")
             if value is not None:
@@ -57,7 +89,10 @@ class PlainProgress(ProgressBar):
         parts.append(f"{speed:.2g} steps/s")
         if last:
             parts.append(f"ETA {clock((last - step) / speed)}")
-        self.print("  ".join(parts))
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, said="  ".join(parts))
+        else:
+            self.print("  ".join([f"step {step}" + (f"/{last}" if last else ""), *parts]))
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if not trainer.sanity_checking:
@@ -74,7 +109,7 @@ class PlainProgress(ProgressBar):
         self._metrics("test", trainer, pl_module)
 
     def _evaluated(self, what: str, batch_idx: int, of: int | float) -> None:
-        if (batch_idx + 1) % self.every_n_steps == 0:
+        if self._bar is None and (batch_idx + 1) % self.every_n_steps == 0:
             self.print(f"{what} {batch_idx + 1}/{of}")
 
     def _metrics(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,9 +124,3 @@ def max_steps(trainer: Trainer, pl_module: LightningModule) -> int | None:
     if limit is None and trainer.max_steps > 0:
         limit = trainer.max_steps
     return None if limit is None else int(limit)
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss"""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -19,6 +19,7 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.images import to_uint8
 from aeic_lightning.losses.objective import objective_weights
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
+from aeic_lightning.output import align
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.comparison import markdown_table, mean_bytes
 from aeic_lightning.study.curves import check_same_images, group
@@ -26,7 +27,7 @@ from aeic_lightning.study.results import Result, read_result, summary_rows, writ
 
 
 def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
-    """Write accuracy.json (and .csv, one row an image), accuracy.md and accuracy.png to `out`, and print the table.
+    """Write accuracy.json (and .csv, one row per image), accuracy.md and accuracy.png to `out`, and print the table.
 
     Each test image of a run is written as an .aeic file; classes and picture come from what is read back. A run of step
     1 has no files: its metrics are the last validation's, without rate.
@@ -42,7 +43,7 @@ def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
     written = write_results(out / "accuracy.json", results)
     write_whole(out / "accuracy.md", table)
     write_whole(out / "accuracy.png", draw(results))
-    print(table)
+    print(align(table))
     print(f"written: {', '.join(map(str, written))}, accuracy.md, accuracy.png")
     return results
 

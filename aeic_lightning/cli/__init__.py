@@ -75,7 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     run = import_module(f"aeic_lightning.cli.commands.{COMMANDS[args.command][0]}").run
     try:
-        return run(args, extra) or 0
+        if not getattr(args, "document", False):
+            return run(args, extra) or 0
+        from aeic_lightning.output import json_output
+
+        with json_output(True) as args.give:
+            return run(args, extra) or 0
     except UserError as error:
         return _report(f"error: {error}", 2)
     except RunError as error:

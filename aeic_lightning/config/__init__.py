@@ -178,7 +178,7 @@ def as_yaml(value: Any, default_flow_style: bool | None = False) -> str:
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # the same words come again and again, and OmegaConf takes a millisecond
 def _reads_as_itself(text: str) -> bool:
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"x={text}"]), resolve=False) == {"x": text}

@@ -1,5 +1,7 @@
 """LightningCLI on a resolved config."""
 
+import logging
+import re
 import tempfile
 import warnings
 from typing import Any
@@ -65,6 +67,9 @@ OPTIONS: dict[str, Any] = {
 
 def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | None = None) -> None:
     """Run a subcommand of LightningCLI. Raises UserError for settings that it does not accept."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+                 "lightning.fabric.utilities.seed"):  # fmt: skip
+        logging.getLogger(name).addFilter(_is_news)
     # Said for a run that is as intended: manual optimization saves after the step, and data loading is our choice.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
@@ -86,6 +91,14 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
         raise
+
+
+NO_NEWS = re.compile(r"💡|(GPU|TPU|IPU|HPU|MPS) available|Seed set to|`Trainer.fit` stopped")
+"""What Lightning logs in every run: advertisements, devices that are not there, and what the progress shows."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not NO_NEWS.match(record.getMessage())
 
 
 def _write_temporary(config: dict[str, Any]) -> str:

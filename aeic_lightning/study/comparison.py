@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
+from aeic_lightning.output import align
 from aeic_lightning.study import bd_rate
 from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, group, metrics_of
 from aeic_lightning.study.paper_comparison import with_paper
@@ -20,7 +21,7 @@ def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> li
     """Write comparison.md, comparison.json (with .csv) and comparison.png to `out`, print the table.
 
     Where there is a reference with enough rates (the teacher, else the first anchor), BD-rates follow the table, and
-    with `paper` (Kodak, DIV2K or CLIC) the published figures and the settings that differ from the paper's.
+    with `paper` (Kodak, DIV2K or CLIC) the published results and the settings that differ from the paper's.
 
     Raises UserError when the runs were not validated on the same images.
     """
@@ -40,7 +41,7 @@ def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> li
     png = io.BytesIO()
     draw(results).save(png, "PNG")
     write_whole(out / "comparison.png", png.getvalue())
-    print(text)
+    print(align(text))
     print(f"written: {out}/comparison.md, comparison.json, comparison.csv, comparison.png")
     return results
 
@@ -107,7 +108,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def draw(rows: list[Result], max_images: int = 3) -> Image.Image:
-    """Original beside each result's reconstruction, one row an image, with rate and PSNR above each."""
+    """Original beside each result's reconstruction, one row per image, with rate and PSNR above each."""
     by_name = [{image["name"]: image for image in row.images} for row in rows]
     tiles = []
     for name in sorted(by_name[0])[:max_images]:

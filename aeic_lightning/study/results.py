@@ -25,6 +25,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
 from aeic_lightning.losses.objective import describe_objective, objective_weights, rate_target
 from aeic_lightning.models.encoders.labels import encoder_labels
+from aeic_lightning.output import finite_or_null
 
 FORMAT = "aeic_lightning results 1"
 RATE_LABELS = ("lambda", "quality", "target", "level")
@@ -265,7 +266,7 @@ def _pictures(folder: Path, images: list[dict[str, Any]]) -> dict[str, Path]:
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> list[Path]:
-    """Write results as JSON, and as CSV beside it (one row an image); each whole or not at all. Returns both paths."""
+    """Write results as JSON, and as CSV beside it (one row per image); each whole or not at all. Returns both paths."""
     path = Path(path)
     table = path.with_suffix(".csv")
     if path == table:
@@ -304,15 +305,6 @@ def csv_text(results: Sequence[Result]) -> str:
     table.writeheader()
     table.writerows(finite_or_null(rows))
     return text.getvalue()
-
-
-def finite_or_null(value: Any) -> Any:
-    """The same with None for every float that is not finite, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: finite_or_null(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---------------------------------------------------------------------- means

@@ -20,6 +20,7 @@ from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
+from aeic_lightning.output import clock
 from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
 from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep
@@ -137,7 +138,7 @@ def _loop(
     running: dict[str, tuple[Run, Started, "Tail"]],
     failed: dict[str, str],
 ) -> None:
-    began = time.monotonic()
+    began, trained = time.monotonic(), 0
     waiting = [run for run in sweep.runs if not run.done]
     while (waiting or running) and not signals.received:
         for run in list(waiting):
@@ -162,9 +163,25 @@ def _loop(
             if over:
                 del running[name]
                 executor.release(cast(Any, started))
+                left = [*waiting, *(run for run, _, _ in running.values())]
                 if error := _outcome(run, started):
                     failed[name] = error
                     print(f"{name}: failed; its log is {run.folder / LOG}\n{error}", flush=True)
+                else:
+                    trained += steps_of(settings[name])
+                    print(f"{name}: done{_eta(settings, left, trained, time.monotonic() - began)}", flush=True)
+
+
+def steps_of(config: dict[str, Any]) -> int:
+    """Steps of a run, by which the rest of a sweep is estimated; 1 where the config has no limit."""
+    steps = (config.get("trainer") or {}).get("max_steps")
+    return steps if isinstance(steps, int) and steps > 0 else 1
+
+
+def _eta(settings: dict[str, Any], runs: list[Run], trained: int, seconds: float) -> str:
+    """How long the other runs will take at the speed so far, workers included; nothing after the last one."""
+    left = sum(steps_of(settings[run.name]) for run in runs)
+    return f"  ({len(runs)} runs left, ETA {clock(seconds / trained * left)})" if runs else ""
 
 
 def _outcome(run: Run, started: Started) -> str | None:

@@ -39,6 +39,7 @@ def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
 
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
+    from aeic_lightning.output import align
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
     from aeic_lightning.study.claims import answers, markdown, read_claims
     from aeic_lightning.study.curves import image_sets
@@ -64,7 +65,7 @@ def _report(sweep: Sweep) -> None:
             rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
     write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
-    print(markdown_table(rows))
+    print(align(markdown_table(rows)))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     claims = read_claims(wanted.get("claims"))
     if claims:

@@ -1,4 +1,6 @@
+import io
 import re
+import sys
 
 import pytest
 from lightning.pytorch.callbacks import ProgressBar
@@ -73,3 +75,20 @@ def test_clock():
 def test_options_out_of_range():
     with pytest.raises(UserError, match="every_n_steps"):
         PlainProgress(every_n_steps=0)
+
+
+def test_a_bar_on_a_terminal(system, trainer_of, train_loader, val_loader, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    trainer_of(PlainProgress(every_n_steps=3), QualityMetrics(lpips=[], dists=[])).fit(system, train_loader, val_loader)
+    said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"6/6 +loss [\d.]+  bpp_estimate 0\.03  [\d.e+]+ steps/s  ETA 0:00:00", said)
+    assert said.count("val/psnr") == 3, "lines of validations stand above the bar"
+    assert "step 3/6" not in said
+    assert "validation 3/3" not in said

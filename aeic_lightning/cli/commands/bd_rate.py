@@ -7,6 +7,7 @@ from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
+from aeic_lightning.output import add_json_argument, align
 
 EPILOG = """
 Sources are run folders, and JSON files of evaluate, anchors and compare. The published points of AEIC are
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="refuse curves that share less of their range of quality (default 0.5)")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for none (default 1000)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="write the table as JSON too")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -56,9 +58,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise UserError("the results have no metric in common; evaluate them with the same metrics")
     options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
     rows = bd_rates(references[0], tests, metrics, **options)
-    print(markdown_table(rows))
+    print(align(markdown_table(rows)))
+    document = {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)}
+    args.give(document)
     if args.out:
-        write_json(args.out, {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)})
+        write_json(args.out, document)
         print(f"written: {args.out}")
     return 1 if all(row.reason for row in rows) else 0
 

@@ -4,10 +4,12 @@ import argparse
 import os
 import re
 import sys
+from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.memory import peak_memory
+from aeic_lightning.output import json_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +19,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kind, in turn; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--encode-only", action="store_true", help="leave out the decoder, which takes minutes")
-    parser.add_argument("--json", metavar="FILE", help="write the results there as well")
+    parser.add_argument(
+        "--json", nargs="?", const="", metavar="FILE", help="print one JSON document, or write it there as well"
+    )
     parser.add_argument("--memory", nargs=2, metavar=("HALF", "SIZE"), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Print medians, ratios and peak memory. The plain form has no entropy coder: its times are without one."""
     refuse_extra(extra)
+    with json_output(args.json == "") as give:
+        give(measure(args))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Print and return what was measured."""
     sizes = [parse_size(size) for size in args.sizes.split(",")]
     if args.repeats < 1 or args.threads < 1:
         raise UserError("--repeats and --threads must be at least 1")
@@ -38,7 +48,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     torch.set_num_threads(args.threads)
     if args.memory:
         print(peak(args, args.memory[0], parse_size(args.memory[1])))
-        return
+        return {}
 
     from aeic_lightning.bitstream import products
     from aeic_lightning.bitstream.stream import Bitstream
@@ -75,6 +85,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         from aeic_lightning.files import write_whole
 
         write_whole(args.json, json.dumps(about | {"sizes": results}, indent=1).encode())
+    return about | {"sizes": results}
 
 
 def code(repeats: int, model, bitstream, x) -> dict:

@@ -1,23 +1,26 @@
 """`compare`: finished runs side by side."""
 
 import argparse
+import json
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.files import check_can_write
+from aeic_lightning.output import add_json_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Run folders and where the result goes."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the teacher's first")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for comparison.md, .json and .png")
+    add_json_argument(parser)
     parser.add_argument(
         "--with-paper",
         nargs="?",
         const="DIV2K",
         choices=("Kodak", "DIV2K", "CLIC"),
         metavar="DATASET",
-        help="add the paper's figures on Kodak, DIV2K (default) or CLIC, and the settings that differ from the paper's",
+        help="add the paper's results on Kodak, DIV2K (default) or CLIC, and the settings that differ from the paper's",
     )
 
 
@@ -28,3 +31,4 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.study.comparison import compare_runs
 
     compare_runs(args.runs, args.out, args.with_paper)
+    args.give(json.loads((args.out / "comparison.json").read_text()))

@@ -1,14 +1,17 @@
 """`complexity`: what a config costs at the sender and at the receiver."""
 
 import argparse
+from dataclasses import asdict
 
 from aeic_lightning.config import load_config, parse_overrides
+from aeic_lightning.output import add_json_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The experiment file; overrides work as in `fit`."""
     parser.usage = f"{parser.prog} --config FILE [--section.name=value ...]"
     parser.add_argument("--config", action="append", required=True, help="experiment file; later ones win")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
@@ -34,5 +37,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         print(f"{'the paper':<10} {parameters:>14,.0f} {macs:>14,.1f}   encode of {name}")
         ratios = encode.parameters / parameters - 1, encode.macs_per_pixel / macs - 1
         print(f"{'difference':<10} {ratios[0]:>+14.2%} {ratios[1]:>+14.2%}")
+    of_paper = paper and dict(zip(("name", "parameters", "macs_per_pixel"), paper, strict=True))
+    args.give({"modules": {name: asdict(cost) for name, cost in costs.items()}, "paper": of_paper})
     print("encode = g_a + h_a + h_s + context + prior: all that the sender runs. MACs of convolutions and matrix")
     print("products, for a square image of 1024 pixels; attention in the denoiser and the VAE grows with the image.")

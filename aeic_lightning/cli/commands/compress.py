@@ -7,6 +7,7 @@ from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.output import add_json_argument
 
 EXAMPLE = """
 examples:
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="images at a time, one process each")
     parser.add_argument("--fast", action="store_true", help="bfloat16 for g_a if it is quicker here")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    add_json_argument(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, remark: str) -> None:
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         bfloat16,
         {"bpp": args.bpp, "max_bytes": args.bytes, "level": args.level},
     )
+    files = []
     written = pixels = failed = 0
     for number, (conversion, result) in enumerate(
         zip(conversions, _results(conversions, settings, args.workers), strict=True), 1
@@ -85,13 +88,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if isinstance(result, str):
             failed += 1
             print(f"error: {conversion.source}: {result}", file=sys.stderr)
+            files.append({"source": str(conversion.source), "error": result})
             continue
         size, height, width = result
         written, pixels = written + size, pixels + height * width
+        about = {"width": width, "height": height, "bytes": size, "bpp": 8 * size / (height * width)}
+        files.append({"source": str(conversion.source), "file": str(conversion.target)} | about)
         print(f"[{number}/{len(conversions)}] {conversion.target}  {width}x{height}  {size} bytes  "
               f"{8 * size / (height * width):.5f} bpp", flush=True)  # fmt: skip
     if pixels:
         print(f"{len(conversions) - failed} files, {written} bytes, {8 * written / pixels:.5f} bpp over all pixels")
+    args.give({"files": files, "bytes": written, "bpp": 8 * written / pixels if pixels else None})
     return 2 if failed else 0
 
 

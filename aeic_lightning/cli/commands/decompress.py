@@ -8,6 +8,7 @@ from typing import Any
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.compress import add_model_arguments
 from aeic_lightning.errors import UserError
+from aeic_lightning.output import add_json_argument
 
 NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="bfloat16 for the picture if it is quicker here")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         print(f"--fast: {fast_choice()}")
     opened: dict[str, Any] = {}
     failed = 0
+    files: list[dict[str, Any]] = []
     waiting: list[tuple[int, Any, Any, Any, Any]] = []  # number, conversion, model, bitstream, latents: of one pass
 
     def draw() -> None:
@@ -56,6 +59,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             notice = NOTICE if model.generative else None
             write_png(conversion.target, picture, bitstream.fingerprint.hex()[:16], notice)
             print(f"[{number}/{len(conversions)}] {conversion.target}  {decoded.width}x{decoded.height}", flush=True)
+            files.append({"source": str(conversion.source), "file": str(conversion.target), "width": decoded.width,
+                          "height": decoded.height})  # fmt: skip
         waiting.clear()
 
     for number, conversion in enumerate(conversions, 1):
@@ -68,6 +73,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 raise  # there is no such model
             failed += 1
             print(f"error: {conversion.source}: {error}", file=sys.stderr)
+            files.append({"source": str(conversion.source), "error": str(error)})
             continue
         if waiting and (waiting[0][2] is not model or not in_one_pass(waiting[0][4], decoded)):
             draw()
@@ -75,6 +81,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if len(waiting) == args.batch:
             draw()
     draw()
+    args.give({"files": files})
     return 2 if failed else 0
 
 

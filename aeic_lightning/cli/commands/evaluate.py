@@ -1,16 +1,18 @@
 """`evaluate`: metrics of a checkpoint, or of pictures that any codec left, on a folder of images."""
 
 import argparse
+import json
 from pathlib import Path
 
 from aeic_lightning.bitstream.container import check_rate
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_can_write, check_file_names
+from aeic_lightning.output import add_json_argument, align
 
 EPILOG = """
 Every image is written as a file, read back, and measured in 8 bits. FID and KID are on patches in two grids, and are
-refused below --min-patches and --min-images. Beside FILE.json a FILE.csv has one row an image.
+refused below --min-patches and --min-images. Beside FILE.json a FILE.csv has one row per image.
 
 examples:
   python -m aeic_lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
@@ -28,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--reconstructions", metavar="DIR", help="pictures of any codec, joined to the images by name")
     parser.add_argument("--streams", type=Path, metavar="DIR", help="that codec's files, for the rate")
     rate = parser.add_mutually_exclusive_group()
-    levels = "rate levels of a model of many rates, a result each (default: the middle one)"
+    levels = "rate levels of a model of many rates, one result per level (default: the middle one)"
     rate.add_argument("--levels", nargs="+", type=float, metavar="LEVEL", help=levels)
-    targets = "the best file of each image within so many bits per pixel, a result each"
+    targets = "the best file of each image within so many bits per pixel, one result per rate"
     rate.add_argument("--bpp", nargs="+", type=float, metavar="R", help=targets)
     parser.add_argument("--device", default="cpu", help="where a checkpoint's receiver runs, e.g. cuda (default cpu)")
     add_measure_arguments(parser)
@@ -41,7 +43,7 @@ def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool
     images = "originals: a folder and what is below it; or sample-photos, three that need no folder"
     parser.add_argument("--images", required=images_required, metavar="DIR", help=images)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    backbones = "networks of the metrics: lite0, lite2, alex, vgg, inception (default: all whose weights are at hand)"
+    backbones = "networks of the metrics: lite0, lite2, alex, vgg, inception (default: all whose weights are available)"
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help=backbones)
     size = "take at most the centre of an image, as data.val_max_size does (default: the full size)"
     parser.add_argument("--max-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=size)
@@ -52,6 +54,7 @@ def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool
     parser.add_argument("--name", help="of the result (default: the run's)")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label more, e.g. lambda=2")
     parser.add_argument("--force", action="store_true", help="overwrite a result that exists")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
@@ -99,8 +102,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         results = [evaluate_files(images, open_images(args.reconstructions), measure, **options)]
     written = write_results(args.out, results)
     for result in results:
-        print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{summary(result)}")
+        print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{align(summary(result))}")
     print(f"written: {', '.join(map(str, written))}")
+    args.give(json.loads(args.out.read_text()))
 
 
 def check_measure_arguments(args: argparse.Namespace) -> tuple[dict[str, int | float | str], tuple[int, int] | None]:

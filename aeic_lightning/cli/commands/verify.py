@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
+from aeic_lightning.output import add_json_argument
 
 # Setting -> (what the worker sets, environment). The first is the reference.
 SETTINGS = {
@@ -31,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", type=int, metavar="N", default=0, help="add N random images of random sizes")
     parser.add_argument("--largest", type=int, metavar="PIXELS", default=400, help="longest side of random images")
     parser.add_argument("--settings", metavar="LIST", help=f"some of: {', '.join(SETTINGS)}")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    """Print one row a setting; exit code 1 if any latents differ."""
+    """Print one row per setting; exit code 1 if any latents differ."""
     refuse_extra(extra)
     names = [name.strip() for name in args.settings.split(",")] if args.settings else list(SETTINGS)
     for name in names:
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         images += random_images(args.random, args.largest, Path(scratch))
         streams = {name: [f"{scratch}/{i}-{n}.aeic" for n in range(len(images))] for i, name in enumerate(names)}
         reference, sent, failed = names[0], {}, 0
+        rows = []
         print(f"{len(images)} images, {args.checkpoint or 'random weights of ' + args.size + ' size'}", flush=True)
         print(f"{'setting':<22}{'same bytes':>12}{'reads its own':>16}{'reads reference':>17}{'is read by it':>15}")
         for name in names:
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 for a, b in zip(streams[name], streams[reference], strict=True)
             )
             failed += sum(len(images) - count for count in counts)
+            counted = ("same_bytes", "reads_its_own", "reads_reference", "is_read_by_it")
+            rows.append({"setting": name} | dict(zip(counted, (same, *counts), strict=True)))
             shown = [f"{count}/{len(images)}" for count in [same, *counts]]
             print(f"{name:<22}{shown[0]:>12}{shown[1]:>16}{shown[2]:>17}{shown[3]:>15}", flush=True)
             for results, of in ((got, own), (back, streams[name])):
@@ -97,6 +102,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                     if (result := results[stream]) != sent[stream]:
                         print(f"  mismatch: {images[int(Path(stream).stem.split('-')[1])]}: {result[:150]}")
     print(f"{failed} mismatches" if failed else "no mismatch: every stream decodes to the sender's latents everywhere")
+    args.give({"images": len(images), "settings": rows, "mismatches": failed})
     return 1 if failed else 0
 
 
