@@ -19,13 +19,17 @@ from aeic_lightning.metrics.table import find_metric
 from callbacks.base import generator_step, log_picture, run_folder
 from callbacks.quality import QualityMetrics
 
+# Inches of one panel at 100 pixels per inch, and a font. TensorBoard shows a picture about 400 pixels wide, so
+# plots are hardly wider, and panels stand below each other.
+WIDTH, HEIGHT, SMALL = 5.0, 3.8, 9
+
 
 class RateDistortionPicture(Callback):
     """Each image of the last validation as a point (bpp, metric), and the path that the means have taken.
 
-    One panel a metric, to the loggers (`val/rate_distortion`) and to `<run folder>/rate_distortion.png`. Reads what
-    QualityMetrics measured, which must be among the callbacks. The path survives a resume. Where no streams are written
-    the rate is `bpp_estimate`, and the axis says so.
+    One panel per metric, below each other, to the loggers (`plots/rate_distortion`) and to
+    `<run folder>/rate_distortion.png`. Reads what QualityMetrics measured, which must be among the callbacks. The path
+    survives a resume. Where no streams are written the rate is `bpp_estimate`, and the axis says so.
 
     Args:
         metrics: names of per-image metrics, as in `metrics_val.json`.
@@ -62,11 +66,11 @@ class RateDistortionPicture(Callback):
         self.path.append({"step": step} | {name: means[name] for name in names})
         if trainer.is_global_zero:
             figure = self._draw()
-            publish(trainer, "val/rate_distortion", figure, self.folder / "rate_distortion.png", step)
+            publish(trainer, "plots/rate_distortion", figure, self.folder / "rate_distortion.png", step)
 
     def _draw(self) -> Figure:
-        figure = Figure(figsize=(5 * len(self.metrics), 4), layout="constrained")
-        panels = figure.subplots(1, len(self.metrics), squeeze=False)[0]
+        figure = Figure(figsize=(WIDTH, HEIGHT * len(self.metrics)), layout="constrained")
+        panels = figure.subplots(len(self.metrics), 1, squeeze=False)[:, 0]
         rate = "bpp" if all("bpp" in point for point in self.path) else "bpp_estimate"
         rates = [point[rate] for point in self.path]
         for axes, name in zip(panels, self.metrics, strict=True):
@@ -77,15 +81,15 @@ class RateDistortionPicture(Callback):
             axes.plot(rates[-1], means[-1], "D", color="tab:red", label=f"mean at step {self.path[-1]['step']}")
             axes.set(xlabel=rate, ylabel=metric.full if (metric := find_metric(name)) else name)
             axes.grid(alpha=0.3)
-        panels[0].legend(fontsize=8)
+        panels[0].legend(fontsize=SMALL)
         return figure
 
 
 class TapCurves(Callback):
-    """The distillation loss of each tap over generator steps, on a logarithmic axis, one panel a side.
+    """The distillation loss of each tap over generator steps, on a logarithmic axis, one panel per side.
 
     Reads `train/distill/<side>/<tap>`, side encoder or decoder, from what the system logs in its training step. Drawn
-    after each validation and at the end of the fit, to the loggers (`train/taps`) and `<run folder>/taps.png`; the
+    after each validation and at the end of the fit, to the loggers (`plots/taps`) and `<run folder>/taps.png`; the
     same numbers go to `<run folder>/taps.csv` with columns step, encoder/y, ... The curves survive a resume.
 
     Args:
@@ -137,19 +141,19 @@ class TapCurves(Callback):
         table.writeheader()
         table.writerows(self.points)
         write_whole(self.folder / "taps.csv", text.getvalue())
-        publish(trainer, "train/taps", self._draw(taps), self.folder / "taps.png", generator_step(trainer, pl_module))
+        publish(trainer, "plots/taps", self._draw(taps), self.folder / "taps.png", generator_step(trainer, pl_module))
 
     def _draw(self, taps: Sequence[str]) -> Figure:
         sides = [side for side in ("encoder", "decoder") if any(tap.startswith(f"{side}/") for tap in taps)]
-        figure = Figure(figsize=(6 * len(sides), 4), layout="constrained")
-        for axes, side in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+        figure = Figure(figsize=(WIDTH, HEIGHT * len(sides)), layout="constrained")
+        for axes, side in zip(figure.subplots(len(sides), 1, squeeze=False)[:, 0], sides, strict=True):
             for tap in taps:
                 if tap.startswith(f"{side}/"):
                     points = [(p["step"], p.get(tap, math.nan)) for p in self.points]
                     axes.plot(*zip(*points, strict=True), ".-", linewidth=1, label=tap.removeprefix(f"{side}/"))
             axes.set(yscale="log", xlabel="generator step", ylabel="distillation loss", title=side)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=8, ncols=2)
+            axes.legend(fontsize=SMALL, ncols=2)
         return figure
 
 

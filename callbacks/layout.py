@@ -14,10 +14,12 @@ from aeic_lightning.study.results import run_labels
 from callbacks.base import tensorboard
 
 # Category -> chart -> tags, which TensorBoard reads as regular expressions matched from the start of a tag.
+# All curves of a run have one colour, so training and validation of a quantity have charts of their own.
 CHARTS = {
     "rate": {
         "bpp": ["val/bpp$", "test/bpp$"],
-        "bpp_estimate": ["train/bpp_estimate$", "val/bpp_estimate$", "test/bpp_estimate$"],
+        "bpp_estimate": ["val/bpp_estimate$", "test/bpp_estimate$"],
+        "bpp_estimate, training": ["train/bpp_estimate$"],
     },
     "distortion": {
         METRICS["psnr"].title: ["val/psnr$", "test/psnr$"],
@@ -30,18 +32,22 @@ CHARTS = {
         "KID on patches": ["val/kid", "test/kid"],
     },
     "accuracy": {
-        METRICS["top1"].title: ["train/top1$", "val/top1$", "test/top1$"],
+        METRICS["top1"].title: ["val/top1$", "test/top1$"],
         METRICS["top5"].title: ["val/top5$", "test/top5$"],
+        f"{METRICS['top1'].title}, training": ["train/top1$"],
     },
     "losses": {
-        "total": ["train/loss$", "val/loss$"],
-        "terms": ["train/(?!loss$|bpp|top1$|distill/)"],
+        "total, training": ["train/loss$"],
+        "total": ["val/loss$"],
+        "terms, training": ["train/(?!loss$|bpp|top1$|distill/)"],
     },
     "distillation": {
         "encoder side": ["train/distill/encoder/.*"],
         "decoder side": ["train/distill/decoder/.*"],
     },
 }
+# TensorBoard sorts the columns by name, shows the first five and hides the others: these come before "setting/...".
+FIRST = ("arm", "depth", "lambda", "role", "seed")
 SHARED = {"arm": "-", "beta1": 0.0, "beta2": 0.0}  # columns of every run, with the values of a run that has none
 METRICS = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
 
@@ -76,6 +82,7 @@ class ComparisonLayout(Callback):
         for name, value in columns.items():
             if not isinstance(value, int | float | str):
                 raise UserError(f"hparam_columns: {name} is {value!r}; give a number, a word or a boolean")
+        columns = {name if name in FIRST else f"setting/{name}": value for name, value in columns.items()}
         experiment, start, self.end = hparams(columns, dict.fromkeys(self.tags))
         files = writer._get_file_writer()
         files.add_summary(experiment)

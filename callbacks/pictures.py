@@ -14,15 +14,16 @@ from aeic_lightning.images import save_png
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
 from callbacks.base import EvaluatedImage, OnEvaluation, evaluated_images, gather, generator_step, log_picture
 
-CAPTION_HEIGHT = 22  # pixels
+CAPTION_HEIGHT = 22  # pixels, below an image of up to 234 pixels; a wider one has larger letters
+SMALLEST_FONT = 13  # pixels
 LONGEST_CAPTION = 60  # characters of an image's name
 
 
 class ReconstructionGrid(OnEvaluation):
     """A picture of the first images, original on the left and reconstruction on the right, with PSNR and bpp.
 
-    To every logger that takes pictures (`val/reconstructions`) and to `<run folder>/reconstructions/step_XXXXXX.png`
-    (`test_step_XXXXXX.png` of a test).
+    To every logger that takes pictures (`pictures/val`, which stands before the plots) and to
+    `<run folder>/reconstructions/step_XXXXXX.png` (`test_step_XXXXXX.png` of a test).
 
     Args:
         max_images: rows of the picture: the first images that rank 0 sees.
@@ -95,7 +96,7 @@ class ReconstructionGrid(OnEvaluation):
         step = generator_step(trainer, pl_module)
         prefix = "test_" if self.stage == "test" else ""
         save_png(self.folder / "reconstructions" / f"{prefix}step_{step:06d}.png", picture)
-        log_picture(trainer, f"{self.stage}/reconstructions", picture, step)
+        log_picture(trainer, f"pictures/{self.stage}", picture, step)
         self.rows = []
 
 
@@ -122,11 +123,16 @@ def _captioned(image: Tensor, scale: float, caption: str) -> Image.Image:
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    font = ImageFont.load_default(size=13)
+    size = max(SMALLEST_FONT, picture.width // 18)  # TensorBoard shows a wide picture at a quarter of its size
+    font = ImageFont.load_default(size=size)
+    while size > SMALLEST_FONT and font.getlength(caption) + 8 > picture.width:
+        size -= 1
+        font = ImageFont.load_default(size=size)
     width = max(picture.width, int(font.getlength(caption)) + 8)
-    framed = Image.new("RGB", (width, picture.height + CAPTION_HEIGHT), "white")
-    framed.paste(picture, (0, CAPTION_HEIGHT))
-    ImageDraw.Draw(framed).text((4, 3), caption, fill="black", font=font)
+    top = CAPTION_HEIGHT * max(SMALLEST_FONT, picture.width // 18) // SMALLEST_FONT
+    framed = Image.new("RGB", (width, picture.height + top), "white")
+    framed.paste(picture, (0, top))
+    ImageDraw.Draw(framed).text((4, top // 7), caption, fill="black", font=font)
     return framed
 
 

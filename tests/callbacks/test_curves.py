@@ -22,7 +22,7 @@ def test_the_path_is_that_of_the_logged_means(system, trainer_of, train_loader, 
     for name in ("bpp", "bpp_estimate", "psnr", "dists_lite0"):
         logged = [event.value for event in record.Scalars(f"val/{name}")]
         assert [point[name] for point in curve.path] == pytest.approx(logged, rel=1e-6)
-    assert [image.step for image in record.Images("val/rate_distortion")] == [2, 4, 6]
+    assert [image.step for image in record.Images("plots/rate_distortion")] == [2, 4, 6]
 
     panels = curve._draw().axes
     for axes, name in zip(panels, ("psnr", "dists_lite0"), strict=True):
@@ -31,7 +31,7 @@ def test_the_path_is_that_of_the_logged_means(system, trainer_of, train_loader, 
         assert axes.lines[0].get_xydata().tolist() == [[p["bpp"], p[name]] for p in curve.path]
         assert axes.get_xlabel() == "bpp"
     with Image.open(run_folder / "rate_distortion.png") as picture:
-        assert picture.size == (1000, 400)
+        assert picture.size == (500, 760)
 
 
 def test_a_path_without_streams_is_of_estimates(system, trainer_of, val_loader):
@@ -62,7 +62,7 @@ def test_taps_are_the_logged_losses(system, trainer_of, train_loader, val_loader
         logged = [event.value for event in record.Scalars(f"train/distill/{tap}")]
         assert len(logged) == 6
         assert [float(row[tap]) for row in rows] == logged[1::2]
-    assert [image.step for image in record.Images("train/taps")][-1] == 6
+    assert [image.step for image in record.Images("plots/taps")][-1] == 6
 
     encoder, decoder = taps._draw(["encoder/y", "encoder/z", "decoder/l_0"]).axes
     assert (encoder.get_title(), decoder.get_title(), encoder.get_yscale()) == ("encoder", "decoder", "log")

@@ -68,14 +68,14 @@ def test_files_stay_in_the_run_folder(
     drawn = np.asarray(Image.open(run_folder / "reconstructions" / "step_000006.png"))
     if kind == "mlflow":
         assert set(loggers.pictures) == {
-            f"val/{what}/step_{step:06d}.png" for what in ("reconstructions", "rate_distortion") for step in (2, 4, 6)
+            f"{what}/step_{step:06d}.png" for what in ("pictures/val", "plots/rate_distortion") for step in (2, 4, 6)
         }
-        np.testing.assert_array_equal(loggers.pictures["val/reconstructions/step_000006.png"], drawn)
+        np.testing.assert_array_equal(loggers.pictures["pictures/val/step_000006.png"], drawn)
     if "wandb" in kind:
         import wandb
 
         wandb.finish()
-        pictures = sorted((tmp_path / "logs").rglob("media/images/val/*.png"))
+        pictures = sorted((tmp_path / "logs").rglob("media/images/p*/*.png"))
         assert len(pictures) == 6
         assert any(np.array_equal(np.asarray(Image.open(path)), drawn) for path in pictures)
     if "csv" in kind:
@@ -86,4 +86,4 @@ def test_files_stay_in_the_run_folder(
 
         (events,) = (tmp_path / "logs").rglob("events.out.tfevents.*")
         record = EventAccumulator(str(events)).Reload()
-        assert set(record.Tags()["images"]) == {"val/reconstructions", "val/rate_distortion"}
+        assert set(record.Tags()["images"]) == {"pictures/val", "plots/rate_distortion"}

@@ -30,7 +30,7 @@ def test_originals_stand_left_of_reconstructions(system, trainer_of, val_loader,
         starts = [s for s in range(width, band.shape[1] - width + 1) if np.array_equal(band[:, s : s + width], x_hat)]
         assert len(starts) == 1
         top += height
-    (image,) = events().Images("val/reconstructions")
+    (image,) = events().Images("pictures/val")
     assert (image.height, image.width, image.step) == (*picture.shape[:2], 0)
 
 
@@ -72,7 +72,7 @@ def test_every_second_validation_and_each_test(system, trainer_of, train_loader,
     trainer.test(system, val_loader, verbose=False)
     files = sorted(path.name for path in (run_folder / "reconstructions").iterdir())
     assert files == ["step_000002.png", "step_000006.png", "test_step_000006.png"]
-    assert [image.step for image in events().Images("val/reconstructions")] == [2, 6]
+    assert [image.step for image in events().Images("pictures/val")] == [2, 6]
 
 
 def test_predictions_are_the_8_bit_reconstructions(trainer_of, val_loader, tmp_path):

@@ -91,7 +91,7 @@ def test_tensorboard_has_accuracy_rate_and_distortion(runs):
     for name in ("step2_q1", "head_joint"):
         events = EventAccumulator(str(root / name)).Reload()
         assert {"val/top1", "val/top5", "val/bpp", "val/psnr"} <= set(events.Tags()["scalars"])
-        assert "val/rate_distortion" in events.Tags()["images"]
+        assert "plots/rate_distortion" in events.Tags()["images"]
 
 
 def test_a_smaller_transformer_learns_from_the_first_steps(runs):
