@@ -18,6 +18,8 @@ PACKAGES = {
     "peft": ("peft", "paper"),
     "transformers": ("transformers", "paper"),
     "torch_fidelity": ("torch-fidelity", "paper"),
+    "fastapi": ("fastapi", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
     "onnx": ("onnx", "export"),
     "onnxruntime": ("onnxruntime", "export"),
     "onnxscript": ("onnxscript", "export"),

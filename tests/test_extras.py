@@ -24,6 +24,7 @@ ASKED_BEFORE = {
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
     "aeic_lightning/bitstream/onnx_runtime.py": {"onnxruntime"},
+    "aeic_lightning/bitstream/send.py": {"onnxruntime"},
 }
 
 # Hides the optional packages, as if they were not installed, and runs the commands in one process.
@@ -83,6 +84,7 @@ NEEDY = [
     ("paper", "LoRA needs peft", ["complexity", *PAPER]),
     ("paper", "CLIP needs transformers", [*OTHER, "--model.init_args.objective.semantic={weight: 1, backbone: clip}"]),
     ("paper", "FID on Inception needs torch-fidelity", [*OTHER, INCEPTION]),
+    ("serve", "serve needs fastapi, uvicorn", ["serve"]),
     ("export", "export needs onnx, onnxruntime, onnxscript", ["export", "--checkpoint", "model.ckpt", "-o", "onnx"]),
 ]  # fmt: skip
 

@@ -77,7 +77,7 @@ PRINTING = {
     "verify": (["photos", *MODEL, "--settings", "1 thread"], lambda d: d["settings"][0]["same_bytes"] == 2),
     "bench": ([*MODEL, "--sizes", "64x64", "--repeats", "1", "--encode-only"], lambda d: d["sizes"][0]["width"] == 64),
 }
-NO_FIGURES = {"fit", "validate", "test", "predict", "sweep", "report", "export", "import-released"}
+NO_FIGURES = {"fit", "validate", "test", "predict", "sweep", "report", "export", "import-released", "serve"}
 OWN_TESTS = {"classify", "accuracy"}
 
 

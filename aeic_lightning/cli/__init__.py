@@ -31,6 +31,7 @@ COMMANDS = {
     "report": ("report", "one self-contained page of runs and result files: curves, BD-rates, pictures, configs"),
     "compress": ("compress", "write images as .aeic files"),
     "decompress": ("decompress", "read .aeic files back as PNG"),
+    "serve": ("serve", "a page on this machine to try the codec: a photograph beside JPEG, WebP and AVIF"),
     "classify": ("classify", "name the classes of .aeic files, from the streams alone"),
     "accuracy": ("accuracy", "accuracy, bytes and PSNR of finished classifying runs, from their files"),
     "verify": ("verify", "check that streams decode to the same latents under other settings"),

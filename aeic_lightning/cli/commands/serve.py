@@ -1,0 +1,59 @@
+"""`serve`: a page on this machine to try the codec."""
+
+import argparse
+from pathlib import Path
+
+from aeic_lightning.cli import refuse_extra
+from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
+
+EPILOG = """
+The page listens on 127.0.0.1 alone. It takes photographs of at most 20 MB, codes one at a time, and keeps nothing.
+
+examples:
+  python -m aeic_lightning serve                                       # the models that ship
+  python -m aeic_lightning serve --checkpoint my-student --port 8001
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Models and port."""
+    parser.epilog = EPILOG
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="CKPT",
+                        help="offer this model too, a checkpoint of `fit` or a folder of weights")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8000, help="of 127.0.0.1 (default: 8000; 0: any free one)")
+    parser.add_argument("--device", default="cpu", help="where decoders compute: cpu, cuda ...")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    """Serve until Ctrl-C."""
+    refuse_extra(extra)
+    if not 0 <= args.port <= 65535:
+        raise UserError(f"--port is {args.port}; a port is from 0 to 65535")
+    require("serve", "fastapi", "uvicorn")
+    from aeic_lightning.checkpoints.weights import require as require_model
+    from aeic_lightning.checkpoints.weights import shipped_models
+
+    models = {name: name for name in shipped_models()}
+    for checkpoint in args.checkpoint:
+        require_model(checkpoint)
+        path = Path(checkpoint)
+        name = path.name if path.is_dir() else path.resolve().parent.parent.name
+        models[name if name not in models else checkpoint] = checkpoint
+
+    import socket
+
+    import uvicorn
+
+    from aeic_lightning.serve.app import make_app
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", args.port))
+        except OSError as error:
+            taken = f"port {args.port} of 127.0.0.1 cannot be had ({error.strerror})"
+            raise UserError(f"{taken}; choose another, or any free one with --port=0") from error
+        app = make_app(models, args.device)
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
