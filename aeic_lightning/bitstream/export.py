@@ -3,7 +3,7 @@
     send/     analysis.onnx         x (1, 3, H, W), padded          -> y, z                  float32
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
-              tables.json, manifest.json
+              tables.json, manifest.json, send.py, which needs neither PyTorch nor this package
     receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
               or, of a model that decodes large images in tiles, its three parts, which the runtime calls tile by tile:
@@ -172,6 +172,7 @@ def export(model: AEIC, folder: Path) -> None:
         _export(Synthesis(model), y_hat, receive / "synthesis.onnx", y_size, ["x_hat"])
     else:
         _export_parts(model, y_hat, y_size, receive)
+    write_whole(send / "send.py", Path(__file__).with_name("send.py").read_bytes())
     write_whole(send / "tables.json", json.dumps(bitstream.shared.to_dict()))
     for name in ("hyper_synthesis.onnx", "context.onnx", "tables.json"):
         write_whole(receive / name, (send / name).read_bytes())

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.export import OPSET, OnnxReceiver, OnnxSender, check_golden, export
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.codec.context import quadtree_mask
 from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import random_model
@@ -38,6 +42,29 @@ def test_sender_gives_the_same_bytes_and_receiver_the_same_picture(model, bitstr
 
 
 @pytest.mark.parametrize("optimised", [True, False])
+def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, picture, tmp_path):
+    """In a process that can import neither PyTorch nor this package."""
+    expected = {}
+    for seed, (height, width) in enumerate([(1, 1), (65, 200)]):
+        pixels = to_uint8(picture(height, width, seed))
+        Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(tmp_path / f"{seed}.png")
+        expected[f"{seed}.aeic"] = bitstream.encode(from_uint8(pixels))
+    hide = "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'aeic_lightning']); sys.argv = sys.argv[1:]; "
+    command = [sys.executable, "-c", f"{hide}runpy.run_path(sys.argv[0], run_name='__main__')"]
+    words = [folder / "send" / "send.py", "0.png", "1.png", "-o", "sent", "--check", folder / "golden"]
+    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "sent").iterdir()} == expected
+    assert done.stdout.count("reproduced") == 3
+
+    (tmp_path / "notes.png").write_text("no image")
+    done = subprocess.run([*command, words[0], "notes.png", "0.png", "--bytes", "3"], cwd=tmp_path, capture_output=True)
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 2
+    assert lines[0].startswith("error: notes.png: it cannot be read")
+    assert lines[1].startswith("error: 0.png: 3 bytes are too few")
+
+
 def test_graphs_give_every_value_to_the_last_bit(bitstream, folder, optimised):
     """Scales too, whose last bits seldom decide on a symbol: a runtime's approximate root or reciprocal shows here."""
     levels = onnxruntime.GraphOptimizationLevel

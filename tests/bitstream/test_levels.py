@@ -5,8 +5,10 @@ import torch
 
 from aeic_lightning.bitstream.container import overhead
 from aeic_lightning.bitstream.export import OnnxReceiver, OnnxSender, export
+from aeic_lightning.bitstream.send import Sender
 from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
 from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model
@@ -90,3 +92,9 @@ def test_exported_halves_take_the_level(model, bitstream, tmp_path):
         assert sender.encode(picture(), level) == data
         expected = reconstruct(model, bitstream.decode(data)).int()
         assert (receiver.decode(data).int() - expected).abs().max() <= 1
+    portable, pixels = Sender(tmp_path / "send"), to_uint8(picture())
+    for dial in (0, 90, 255):
+        expected = bitstream.encode(from_uint8(pixels), dial_level(dial, bitstream.levels))
+        assert portable.encode(pixels[0].permute(1, 2, 0).numpy(), dial) == expected
+    best = bitstream.encode_at(from_uint8(pixels), max_bytes=len(expected) - 1).data
+    assert portable.within(pixels[0].permute(1, 2, 0).numpy(), len(expected) - 1) == best
