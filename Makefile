@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup browser constraints clean
+.PHONY: demo test lint docs setup browser constraints clean
 
 setup: $(VENV)/.ready browser
 
@@ -26,11 +26,15 @@ demo: $(VENV)/.ready
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-cache >$(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
+
+# The site, in build/site; a broken link is an error. It needs no network.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Whatever pip finds newest within the bounds of pyproject.toml, in an environment of its own.
 constraints:

@@ -41,8 +41,8 @@ class Codec(
     Args:
         model: a trained model; see `from_pretrained`.
         fast: bfloat16 for the networks that the two sides do not share; streams stay readable by everyone.
-        card: what a reader of the weights should know: command, data, figures.
-        objective: the terms that the model was trained on, as in YAML, so that figures can say what was held out.
+        card: what a reader of the weights should know: command, data, results.
+        objective: the terms that the model was trained on, as in YAML, so that results can state what was held out.
     """
 
     def __init__(

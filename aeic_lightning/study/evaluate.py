@@ -94,7 +94,7 @@ class Checkpoint:
             return (0.0 if self.bitstream.levels else None), True
 
     def describe(self) -> dict[str, Any]:
-        """Name, labels, costs and step, from the run folder that the checkpoint lies in, else from the checkpoint."""
+        """Name, labels, costs and step, from the run folder of the checkpoint, else from the checkpoint."""
         run = self.path.resolve().parent.parent
         config = None if self.path.is_dir() else run_config(run)
         if config is not None:
@@ -219,7 +219,7 @@ def evaluate_checkpoint(
         images: what to code.
         measure: the metrics.
         point: the rate, for a model of many rates.
-        name, labels: instead of, and beside, those of the run that the checkpoint lies in.
+        name, labels: instead of, and beside, those of the checkpoint's run.
         device: of the receiver's networks.
         pictures: folder for the reconstructions and originals as PNG.
         quiet: print nothing.

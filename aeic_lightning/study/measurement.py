@@ -106,7 +106,7 @@ def measurement(
     of classes), alex
     (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID).
 
-    By default every backbone whose weights are at hand; a note says which are not. Raises UserError for a backbone that
+    By default every backbone whose weights are available; a note lists the others. Raises UserError for a backbone that
     was asked for and is missing.
     """
     unknown = [name for name in backbones or () if name not in BACKBONES]

@@ -26,7 +26,7 @@ def card(
         checkpoint: what is exported. Of a run's checkpoint the card names steps, command and code.
         before: entries that the weights have already.
         entries: a YAML file of more of them, each a line or a list of lines. They replace those of the same name.
-        results: a file of results whose figures are listed: those of the model `name`, or all if none bears its name.
+        results: a file of results whose metrics are listed: those of the model `name`, or all if none bears its name.
 
     Raises UserError for a file that is none of these.
     """

@@ -1,4 +1,4 @@
-"""What an experiment needs, before it is run: parameters, memory, and the weights that are not at hand.
+"""What an experiment needs, before it is run: parameters, memory, and missing weights.
 
 Everything is built on the meta device, so that a plan takes seconds and no memory, whatever the model's size.
 """

@@ -34,7 +34,7 @@ alone is the axis's value with its type; `{axis}` inside a longer text is the va
 `report` writes, of the runs whose labels are as in `select` (a list of values: any of them): results.json and .csv, a
 table of BD-rates (bd_rate.json and .md), and index.html, which also shows the result `files`. Each entry of `against`
 compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
-labels `within`. With `evaluate`, the figures are not those of the runs' last validation: each run's checkpoint is
+labels `within`. With `evaluate`, the metrics are not those of the runs' last validation: each run's checkpoint is
 evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`). `claims` are what the page
 answers first, and answer.md (`study.claims`).
 

@@ -22,7 +22,7 @@ from aeic_lightning.losses.objective import Objective
 OnNonfinite = Literal["stop", "skip"]
 
 WINDOW = 50
-"""Batches in a row that must look collapsed before anything is said."""
+"""Batches in a row that must look collapsed before a warning is printed."""
 NO_RATE = 1e-4
 """Bits per pixel; 26 bits for 512 x 512 pixels."""
 WON = 0.1
@@ -101,7 +101,7 @@ class Guard:
         """Whether to take the update. `players` are the named parameters of each optimizer; an update that does not
         count is one of several that make a step.
 
-        Raises RunError where a loss or a gradient is not finite and the run shall stop.
+        Raises RunError where a loss or a gradient is not finite and the run must stop.
         """
         files, bad = self._files, self._bad
         self._files, self._bad = [], {}

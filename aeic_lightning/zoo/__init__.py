@@ -3,7 +3,7 @@
     >>> from aeic_lightning import zoo
     >>> codec = zoo.load("small-student")        # the same as Codec.from_pretrained("small-student")
 
-Each is a folder here, with `config.json` (sizes, training command, figures), `model.safetensors` (16-bit values) and
+Each is a folder here, with `config.json` (sizes, training command, results), `model.safetensors` (16-bit values) and
 a model card, `README.md`.
 """
 
@@ -31,7 +31,7 @@ class Shipped:
         bytes: size of its weights on disk.
         parameters: how many numbers they are.
         fingerprint: SHA-256, hexadecimal, which its streams name by their first two bytes.
-        card: command, code version, data and figures.
+        card: command, code version, data and results.
     """
 
     name: str

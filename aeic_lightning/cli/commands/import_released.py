@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", metavar="FILE", help="half-width VAE decoder (default: AdcSR's halfDecoder.ckpt)")
     parser.epilog = (
         "AEIC's base weights are looked for as a path, in the folder AEIC_WEIGHTS, and in the Hugging Face cache.\n"
-        "They are not copied; where they are at hand, their digest is recorded, so that others are refused later."
+        "They are not copied; where they are available, their digest is recorded, so that others are refused later."
     )
 
 

@@ -1,4 +1,4 @@
-"""The frozen base of the decoder: a Stable Diffusion U-Net and a VAE decoder, from files that are at hand.
+"""The frozen base of the decoder: a Stable Diffusion U-Net and a VAE decoder, from local files.
 
 SD-Turbo's U-Net (https://huggingface.co/stabilityai/sd-turbo) is read from a folder in the format of diffusers, and
 left without its time embedding and its cross-attention; the half-width VAE decoder from the checkpoint that AdcSR

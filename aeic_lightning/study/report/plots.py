@@ -117,7 +117,7 @@ def bd_hover(name: str, rate: BDRate) -> str:
 
 
 def forest(rows: Sequence[tuple[str, BDRate]], looks: dict[str, Style]) -> Plot:
-    """BD-rates of one metric, a line a curve, with their intervals. rows: (name of the curve, its BD-rate)."""
+    """BD-rates of one metric, one line per curve, with their intervals. rows: (name of the curve, its BD-rate)."""
     figure = go.Figure()
     for name, rate in reversed(rows):
         percent = cast(float, rate.percent)  # rows that are refused are not drawn

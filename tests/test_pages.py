@@ -1,0 +1,118 @@
+"""Every command of README and docs is run, in reading order, in one folder: what one page makes, the next one uses."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pages
+import pytest
+import skimage
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+NAV = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]
+
+
+def _files(entry) -> list[str]:
+    if isinstance(entry, str):
+        return [f"docs/{entry}"]
+    return [file for value in (entry.values() if isinstance(entry, dict) else entry) for file in _files(value)]
+
+
+SITE = _files(NAV)
+PAGES = ["README.md", *SITE, "CONTRIBUTING.md"]
+RUN_PYTHON = {"README.md", "docs/tutorial.md"}
+NAMED = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
+BLOCKS = {page: list(pages.blocks(ROOT, page)) for page in PAGES}
+COMMANDS = [block for page in PAGES for block in BLOCKS[page] if block.language == "bash"]
+LEFT_OUT = 22
+"""Blocks that cannot run on any machine with a CPU and without network. Raise it only for another of that kind."""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """The folder of a reader who follows the pages: a photograph, folders of photographs, another codec's files."""
+    folder = tmp_path_factory.mktemp("reader")
+    images = Path(skimage.__file__).parent / "data"
+    names = ("chelsea.png", "rocket.jpg", "coffee.png")
+    chelsea, rocket, coffee = (Image.open(images / name).convert("RGB").resize((128, 128)) for name in names)
+    (folder / "first_look").mkdir()
+    for photo in ("photo.jpg", "first_look/photo.jpg"):  # whoever reads the README alone, and whoever goes on
+        chelsea.save(folder / photo)
+    for name in ("photos/train", "photos/val", "photos/validation", "kodak", "theirs", "theirs_files"):
+        (folder / name).mkdir(parents=True)
+    for name in ("photos/train/a", "photos/train/b", "photos/val/c", "photos/validation/c", "kodak/d", "kodak/e"):
+        (coffee if name[-1] in "bd" else rocket).save(folder / f"{name}.png")
+    for name in "de":
+        noisy = np.asarray(Image.open(folder / "kodak" / f"{name}.png")) // 8 * 8
+        Image.fromarray(noisy).save(folder / "theirs" / f"{name}.png")
+        (folder / "theirs_files" / f"{name}.bin").write_bytes(b"0" * 300)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch, reader, request):
+    page = getattr(request.node, "callspec", None) and request.node.callspec.params["page"]
+    monkeypatch.chdir(reader / "first_look" if page == "README.md" else reader)
+    monkeypatch.syspath_prepend(reader)
+    pages.small(monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_tells_to_do_works(page, reader):
+    printed = None
+    for block in BLOCKS[page]:
+        name = NAMED.match(block.text)
+        if block.language in ("yaml", "python") and name:
+            (reader / name[1]).write_text(block.text)
+        elif block.language == "python" and page in RUN_PYTHON:
+            exec(compile(block.text, str(block), "exec"), {})
+        elif block.language == "text" and block.follows and printed is not None:
+            pages.check_output(block, printed)
+        printed = pages.run(block) if block.language == "bash" and not block.not_run else None
+
+
+def test_blocks_that_are_not_run_say_why_and_are_few(capsys):
+    left_out = [block for block in COMMANDS if block.not_run]
+    with capsys.disabled():
+        print(f"\n{len(COMMANDS) - len(left_out)} of {len(COMMANDS)} blocks of commands are run; left out:")
+        for block in left_out:
+            print(f"  {block}: {block.not_run}")
+    assert len(left_out) == LEFT_OUT
+
+
+def test_commands_are_in_blocks_of_commands():
+    """Not indented, and not in blocks of another language, where nobody would run them."""
+    for page in PAGES:
+        text = re.sub(r"^```bash\n.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^```sh\n#!/bin/bash\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)  # a script of SLURM
+        found = re.findall(r"^\s*(?:python -m|aeic-lightning|pip install|\.venv/bin/).*", text, re.MULTILINE)
+        assert not found, page
+
+
+def test_links_of_pages_outside_of_the_site_lead_somewhere():
+    """Those of the site itself are checked when it is built: `make docs`."""
+    for page in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *(f"results/{n}/README.md" for n in ("kodak", "encoder_depth")),
+    ):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / page).read_text()):
+            if not target.startswith("http"):
+                assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_every_page_is_on_the_site_and_the_readme_is_short():
+    assert sorted(SITE) == sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    assert readme.count("<!-- kodak:begin -->") == readme.count("<!-- kodak:end -->") == 1
+
+
+def test_the_pages_name_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    start = (ROOT / "docs/index.md").read_text()
+    assert all(f"| `{extra}` |" in start for extra in extras)
