@@ -25,6 +25,7 @@ ASKED_BEFORE = {
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
     "aeic_lightning/bitstream/onnx_runtime.py": {"onnxruntime"},
     "aeic_lightning/bitstream/send.py": {"onnxruntime"},
+    "aeic_lightning/serve/app.py": {"fastapi"},
 }
 
 # Hides the optional packages, as if they were not installed, and runs the commands in one process.
