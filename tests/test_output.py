@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 MODEL = ["--checkpoint", "model.ckpt"]
 BD = ["paper:AEIC-ME:Kodak", "--test", "paper:AEIC-SE:Kodak", "--resamples", "0"]
-MEASURE = ["--images", "photos", "--backbones", "lite0", "-o"]
+MEASURE = ["--images", "photos", "--backbones", "lite0", "--pictures", "pictures", "-o"]
 # In order: decompress reads what compress wrote.
 PRINTING = {
     "compress": (["photos", *MODEL, "-o", "out"], lambda d: [f["bytes"] > 10 for f in d["files"]] == [True, True]),
