@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m aeic_lightning sweep --config experiments/sweeps/demo.yaml
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(VENV)/.ready docs
 	$(BIN)/ruff check .

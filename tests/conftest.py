@@ -1,5 +1,7 @@
 """Sizes that build in milliseconds, a small data set and a trainer that leaves nothing behind, shared by all tests."""
 
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
@@ -9,6 +11,21 @@ from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 
 torch.set_num_threads(1)
+
+LONGEST = [
+    *("study/test_sweeps.py", "test_experiments.py", "bitstream/test_export.py", "test_paper_experiments.py"),
+    *("robustness/test_robustness.py", "test_foreign_parts.py", "bitstream/test_levels.py"),
+    *("study/test_sweep_processes.py", "checkpoints/test_checkpoint_files.py"),
+    *("classification/test_classification_experiments.py", "bitstream/test_commands.py", "test_installation.py"),
+    *("models/test_encoder_seam.py", "conformance/test_released_decoder.py", "test_run_folder.py", "test_cli.py"),
+]
+"""Files that take longest. They begin, since a long one at the end would leave all workers but one idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in ranks), "LONGEST names a file that is gone"
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture
