@@ -7,6 +7,7 @@ from aeic_lightning.bitstream.container import overhead
 from aeic_lightning.bitstream.export import OnnxReceiver, OnnxSender, export
 from aeic_lightning.bitstream.send import Sender
 from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
+from aeic_lightning.cli.commands import bench
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.aeic import AEIC
@@ -98,3 +99,8 @@ def test_exported_halves_take_the_level(model, bitstream, tmp_path):
         assert portable.encode(pixels[0].permute(1, 2, 0).numpy(), dial) == expected
     best = bitstream.encode_at(from_uint8(pixels), max_bytes=len(expected) - 1).data
     assert portable.within(pixels[0].permute(1, 2, 0).numpy(), len(expected) - 1) == best
+
+
+def test_bench_times_every_part_of_a_model_of_many_rates(model, bitstream):
+    parts = bench.decode(1, model, bitstream, picture())
+    assert set(parts) == {"decode latents", "g_s", "denoiser", "VAE decoder"}

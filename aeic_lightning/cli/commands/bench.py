@@ -155,11 +155,15 @@ def decode(repeats: int, model, bitstream, x) -> dict:
         "plain float32": lambda: plain_latents(codec, sent.y_hat, sent.z_hat),
         "decompress": lambda: bitstream.decode(sent.data),
     })}  # fmt: skip
+
+    def g_s(y_hat):
+        return codec.synthesise(y_hat, codec.levels(len(y_hat), sent.level))
+
     with torch.inference_mode():
-        l_T, l_res = codec.synthesise(sent.y_hat)
+        l_T, l_res = g_s(sent.y_hat)
     # Time does not depend on the values: l_res stands for l_0 + l_res.
     parts = [
-        ("g_s", codec.synthesise, codec.synthesise, sent.y_hat),
+        ("g_s", g_s, g_s, sent.y_hat),
         ("denoiser", lambda x: decoder.denoiser(x).l_0, decoder.denoise, l_T),
         ("VAE decoder", decoder.vae, decoder.paint, l_res),
     ]
