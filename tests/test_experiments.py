@@ -11,7 +11,7 @@ from PIL import Image
 
 from aeic_lightning.cli import main
 from aeic_lightning.study.runner import run_sweep
-from aeic_lightning.study.sweep_file import RECORD, read_sweep
+from aeic_lightning.study.sweep_file import RECORD, Sweep, read_sweep
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "experiments" / "tiny"
@@ -83,12 +83,21 @@ def test_two_steps_with_the_settings_for_a_gpu(root, photos, monkeypatch):
     assert main([*words, "--model.init_args.optimization.cuda_graph=false"]) == 0
 
 
+def train_here(sweep: Sweep) -> None:
+    """The runs of a sweep, in this process instead of one each that imports everything anew."""
+    for run in sweep.runs:
+        assert main(run.command[3:]) == 0, run.name
+        (run.folder / RECORD).touch()
+
+
 def test_the_demo(tmp_path, monkeypatch, capfd):
     """`make demo` in two steps per student: from the shipped teacher to the table, which has the teacher's row."""
     monkeypatch.chdir(ROOT)
-    words = ["sweep", "--config", "experiments/sweeps/demo.yaml", f"--vars.root={tmp_path}"]
     small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
-    assert main([*words, *(f"--set.{setting}" for setting in small)]) == 0
+    settings = [f"vars.root={tmp_path}", *(f"set.{setting}" for setting in small)]
+    train_here(read_sweep("experiments/sweeps/demo.yaml", settings))
+    words = ["sweep", "--config", "experiments/sweeps/demo.yaml"]
+    assert main([*words, *(f"--{setting}" for setting in settings)]) == 0
     results = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["results"]
     assert [result["name"] for result in results] == ["small-teacher", "student_none", "student_enc", "student_enc_dec"]
     costs = [result["costs"]["encoder_macs_per_pixel"]["encode"] for result in results]
@@ -101,11 +110,14 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     test_photos = tmp_path / "test"
     test_photos.mkdir()
     Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "unseen.png")
-    words = ["sweep", "--config", "experiments/sweeps/distillation.yaml", "--report.evaluate.levels=[0, 2, 3, 4]"]
-    words += [f"--vars.root={tmp_path}/runs", f"--vars.out={tmp_path}/out", f"--vars.data={photos}"]
-    words += [f"--vars.kodak={test_photos}", "--vars.seeds=[0]", "--vars.arms=[none, enc_dec]"]
+    settings = ["report.evaluate.levels=[0, 2, 3, 4]", f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"]
+    settings += [f"vars.data={photos}", f"vars.kodak={test_photos}", "vars.seeds=[0]", "vars.arms=[none, enc_dec]"]
+    arms = "test: {arm: enc_dec}, reference: {arm: none}"
+    settings.append(f"report.claims=[{{says: L_enc and L_dec save bits, {arms}, metric: lpips_lite2}}]")
     small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[176,176]"]
-    words += [f"--set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
+    settings += [f"set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
+    train_here(read_sweep("experiments/sweeps/distillation.yaml", settings))
+    words = ["sweep", "--config", "experiments/sweeps/distillation.yaml", *(f"--{setting}" for setting in settings)]
     assert main(words) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert len(results) == 2 * 3 * 4  # sets, models, levels
@@ -136,9 +148,7 @@ def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(SWEEP, [*ONE, *SMALL, f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"])
     assert {run.config.resolve() for run in sweep.runs} == set(STUDY.glob("*_stage*.yaml"))
-    for run in sweep.runs:
-        assert main(run.command[3:]) == 0, run.name
-        (run.folder / RECORD).touch()
+    train_here(sweep)
     assert run_sweep(sweep) == 0
     selected = [run.name for run in sweep.runs if "stage1" not in run.name]
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]

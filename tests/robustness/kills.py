@@ -66,10 +66,18 @@ STAGES = {
     ),
     "codec": Stage("classification/codec.yaml", (), (("before_update", 4), ("last_validation", 9))),
     "head_frozen": Stage("classification/head_frozen.yaml", ("codec",), (("batch_end", 5),)),
-    # Stage 2 from random weights: what the test suite tries, for it needs no stage before.
+    # Stage 2 from random weights, narrow and of 6 steps: what the test suite tries, for it needs no stage before.
     "adversary": Stage("tiny/teacher_stage2.yaml", (), (("before_update", 3), ("saving", 4))),
     "head_joint": Stage("classification/head_joint.yaml", ("codec",), (("losses", 4), ("validation", 6))),
 }
+
+
+NARROW = [
+    "codec.widths=[16,16,16,32,32]", "codec.depths=[1,1,1,1,1]", "codec.context_width=32",
+    "codec.synthesis_widths=[32,24,16]", "codec.l_T_channels=16", "codec.l_res_channels=8",
+    "decoder.unet.widths=[16,16,16,16]", "decoder.vae.widths=[8,8,8,8]",
+]  # fmt: skip
+"""Sizes of the adversary's generator: the test suite has little time."""
 
 
 class Kill(Callback):
@@ -144,11 +152,13 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
         if classifies
         else ["--data.init_args.batch_size=2", "--data.init_args.val_max_size=[96,128]"]
     )
+    steps = STEPS
     if stage == "adversary":
-        data.append("--model.init_args.init_from=null")
+        steps = 6
+        data += ["--model.init_args.init_from=null", *(f"--model.init_args.{size}" for size in NARROW)]
     return [
         "fit", "--config", str(experiment), "--ckpt_path", "auto", f"--vars.root={root}", f"--vars.name={stage}",
-        f"--vars.seed={seed}", f"--vars.steps={STEPS}", f"--vars.val_every={VALIDATE_EVERY}",
+        f"--vars.seed={seed}", f"--vars.steps={steps}", f"--vars.val_every={VALIDATE_EVERY}",
         f"--data.init_args.samples_per_epoch={2 * EPOCH}", *data, "--trainer.log_every_n_steps=1",
         "--model.init_args.write_streams=false",
         f"--trainer.callbacks=[{', '.join(callbacks)}]",

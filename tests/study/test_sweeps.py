@@ -233,6 +233,11 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path
                 "vars.save_every=1",
                 "data.init_args.batch_size=1",
                 "data.init_args.val_max_size=[128,192]",
+                "model.init_args.codec.widths=[16,16,16,32,32]",
+                "model.init_args.codec.depths=[1,1,1,1,1]",
+                "model.init_args.codec.context_width=32",
+                "model.init_args.codec.synthesis_widths=[32,24,16]",
+                "model.init_args.decoder.unet.widths=[16,16,16,16]",
             )
         ]
         file = tmp_path / "sweep.yaml"
