@@ -41,7 +41,6 @@ def test_sender_gives_the_same_bytes_and_receiver_the_same_picture(model, bitstr
         assert (receiver.decode(data).int() - expected).abs().max() <= 1
 
 
-@pytest.mark.parametrize("optimised", [True, False])
 def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, picture, tmp_path):
     """In a process that can import neither PyTorch nor this package."""
     expected = {}
@@ -65,6 +64,7 @@ def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, p
     assert lines[1].startswith("error: 0.png: 3 bytes are too few")
 
 
+@pytest.mark.parametrize("optimised", [True, False])
 def test_graphs_give_every_value_to_the_last_bit(bitstream, folder, optimised):
     """Scales too, whose last bits seldom decide on a symbol: a runtime's approximate root or reciprocal shows here."""
     levels = onnxruntime.GraphOptimizationLevel
