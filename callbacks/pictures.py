@@ -123,13 +123,15 @@ def _captioned(image: Tensor, scale: float, caption: str) -> Image.Image:
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    size = max(SMALLEST_FONT, picture.width // 18)  # TensorBoard shows a wide picture at a quarter of its size
+    size = largest = max(
+        SMALLEST_FONT, picture.width // 18
+    )  # TensorBoard shows a wide picture at a quarter of its size
     font = ImageFont.load_default(size=size)
     while size > SMALLEST_FONT and font.getlength(caption) + 8 > picture.width:
         size -= 1
         font = ImageFont.load_default(size=size)
     width = max(picture.width, int(font.getlength(caption)) + 8)
-    top = CAPTION_HEIGHT * max(SMALLEST_FONT, picture.width // 18) // SMALLEST_FONT
+    top = CAPTION_HEIGHT * largest // SMALLEST_FONT
     framed = Image.new("RGB", (width, picture.height + top), "white")
     framed.paste(picture, (0, top))
     ImageDraw.Draw(framed).text((4, top // 7), caption, fill="black", font=font)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.stream import LatentCoder, dial_level, dial_position
+from aeic_lightning.bitstream.stream import Decoded, LatentCoder, dial_level, dial_position
 from aeic_lightning.bitstream.tables import Tables
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
@@ -101,7 +101,10 @@ class OnnxReceiver(_Half):
 
     def decode(self, data: bytes) -> Tensor:
         """The picture of a file, uint8 (3, H, W). Raises UserError as `LatentCoder.decode`."""
-        decoded = self.coder.decode(data)
+        return self.picture(self.coder.decode(data))
+
+    def picture(self, decoded: Decoded) -> Tensor:
+        """The picture of decoded latents, uint8 (3, H, W)."""
         inputs = {"y_hat": decoded.y_hat.contiguous().numpy()} | _level_input(decoded.level)
         tiling = self.manifest.get("tiling")
         if tiling is None:

@@ -4,6 +4,8 @@ At a constant learning rate much of what a network lacks is noise of the last st
 shows early what a decay of the learning rate to zero would give in the end.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -12,6 +14,15 @@ from aeic_lightning.models.aeic import AEIC
 
 RAW = "raw_weights"
 """Entry of a checkpoint with the weights that training goes on from; `state_dict` has the averages."""
+
+
+@torch.no_grad()
+def average_in(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float, step: int) -> None:
+    """Move each average towards the weights after `step` steps, of which it keeps `decay`.
+
+    Early averages keep less, (1 + step) / (10 + step), so that they soon leave the random weights behind.
+    """
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averages, weights, step)
 
 
 class WeightAverage:
@@ -37,12 +48,10 @@ class WeightAverage:
         kept = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
         return {name: kept[id(p)] for name, p in self._trained()}
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
-        keep = min(self.decay, (1 + step) / (10 + step))
         trained = dict(self._trained())
-        get_ema_multi_avg_fn(keep)([self.averages[name] for name in trained], list(trained.values()), 0)
+        average_in([self.averages[name] for name in trained], list(trained.values()), self.decay, step)
 
     @torch.no_grad()
     def swap_in(self) -> None:

@@ -13,6 +13,7 @@ from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.systems.averaging import average_in
 from aeic_lightning.systems.compression import CompressionSystem
 from aeic_lightning.systems.distillation import compare_shapes
 from aeic_lightning.systems.optimization import QUANTILE_INTERVAL, OptimizationConfig
@@ -132,9 +133,7 @@ class OnlineDistillationSystem(CompressionSystem):
 
     @torch.no_grad()
     def _average(self) -> None:
-        # Early averages keep less, as in `WeightAverage`, so that the teacher soon leaves the random weights behind.
-        keep = min(self.teacher_decay, (1 + self.global_step) / (10 + self.global_step))
-        for p, own in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
-            p.lerp_(own, 1 - keep)
+        theirs, ours = list(self.teacher.parameters()), list(self.model.parameters())
+        average_in(theirs, ours, self.teacher_decay, self.global_step)
         for buffer, own in zip(self.teacher.buffers(), self.model.buffers(), strict=True):
             buffer.copy_(own)
