@@ -3,6 +3,7 @@
 import hashlib
 from typing import NamedTuple
 
+from aeic_lightning.bitstream.send import varint
 from aeic_lightning.errors import UserError
 
 MAGIC = 0xAE  # the version is added: 0xAE is version 0
@@ -25,7 +26,7 @@ class Stream(NamedTuple):
 def pack(stream: Stream, fingerprint: bytes) -> bytes:
     """The file of a stream that the model of this fingerprint wrote."""
     check_size(stream.height, stream.width)
-    front = bytes([MAGIC + VERSION]) + _varint(stream.height - 1) + _varint(stream.width - 1) + fingerprint[:_MODEL]
+    front = bytes([MAGIC + VERSION]) + varint(stream.height - 1) + varint(stream.width - 1) + fingerprint[:_MODEL]
     back = stream.check + (b"" if stream.level is None else bytes([stream.level])) + stream.payload
     return front + _file_check(fingerprint, front, back) + back
 
@@ -84,7 +85,7 @@ def model_of(data: bytes) -> bytes:
 
 def overhead(height: int, width: int, has_level: bool = False) -> int:
     """Bytes before the payload."""
-    return has_level + 1 + len(_varint(height - 1)) + len(_varint(width - 1)) + _MODEL + _FILE + _LATENTS
+    return has_level + 1 + len(varint(height - 1)) + len(varint(width - 1)) + _MODEL + _FILE + _LATENTS
 
 
 def check_size(height: int, width: int) -> None:
@@ -116,15 +117,6 @@ def _file_check(fingerprint: bytes, front: bytes, back: bytes | memoryview) -> b
     digest.update(front)
     digest.update(back)
     return digest.digest()[:_FILE]
-
-
-def _varint(value: int) -> bytes:
-    """7 bits a byte, lowest first; the top bit says that more follow."""
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
+from aeic_lightning.bitstream.send import shortest_bytes
 from aeic_lightning.bitstream.tables import Table
 
 Uniform = coding.model.Uniform
@@ -51,24 +52,8 @@ class SymbolWriter:
             self.bits += len(lengths) * (np.log2(17) + 1) + lengths.sum()
 
     def getvalue(self) -> bytes:
-        """The shortest bytes that, with zeros behind, lie in the coder's final interval.
-
-        constriction ends on whole 32-bit words. Its sealed words and its state give the interval [low, low + range) of
-        all continuations: of the numbers in it, take the one with most zero bytes at the end.
-        """
-        words = self._encoder.get_compressed()
-        position, (low, size) = self._encoder.pos()
-        if len(words) == 0:
-            return b""
-        sealed = int.from_bytes(words[: position + 1].astype(">u4").tobytes(), "big")
-        # `sealed` is the start of the interval divided by 2^32, rounded up.
-        start = (sealed << 32) - (-low % 2**32)
-        length = 4 * (position + 2)
-        for zeros in range(8, -1, -1):
-            value = -(-start >> 8 * zeros)
-            if value << 8 * zeros < start + size and value >> 8 * (length - zeros) == 0:
-                return value.to_bytes(length - zeros, "big").rstrip(b"\0")
-        raise AssertionError("unreachable: without zeros it is the start itself")
+        """What has been written, as `shortest_bytes`."""
+        return shortest_bytes(self._encoder)
 
 
 class SymbolReader:

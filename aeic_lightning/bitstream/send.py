@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 from PIL import Image, ImageOps
 
@@ -106,20 +105,26 @@ class Writer:
             sizes = (1 << lengths[long]).astype(np.int32)
             self.encoder.encode(distance[long] - sizes, Uniform(), sizes)
 
-    def getvalue(self) -> bytes:
-        """The shortest bytes that, with zeros behind them, lie in the coder's final interval."""
-        words = self.encoder.get_compressed()
-        position, (low, size) = self.encoder.pos()
-        if len(words) == 0:
-            return b""
-        sealed = int.from_bytes(words[: position + 1].astype(">u4").tobytes(), "big")
-        start = (sealed << 32) - (-low % 2**32)
-        length = 4 * (position + 2)
-        for zeros in range(8, -1, -1):
-            value = -(-start >> 8 * zeros)
-            if value << 8 * zeros < start + size and value >> 8 * (length - zeros) == 0:
-                return value.to_bytes(length - zeros, "big").rstrip(b"\0")
-        raise AssertionError("unreachable: without zeros it is the start itself")
+
+def shortest_bytes(encoder: coding.queue.RangeEncoder) -> bytes:
+    """The shortest bytes that, with zeros behind, lie in the coder's final interval.
+
+    constriction ends on whole 32-bit words. Its sealed words and its state give the interval [low, low + range) of
+    all continuations: of the numbers in it, take the one with most zero bytes at the end.
+    """
+    words = encoder.get_compressed()
+    position, (low, size) = encoder.pos()
+    if len(words) == 0:
+        return b""
+    sealed = int.from_bytes(words[: position + 1].astype(">u4").tobytes(), "big")
+    # `sealed` is the start of the interval divided by 2^32, rounded up.
+    start = (sealed << 32) - (-low % 2**32)
+    length = 4 * (position + 2)
+    for zeros in range(8, -1, -1):
+        value = -(-start >> 8 * zeros)
+        if value << 8 * zeros < start + size and value >> 8 * (length - zeros) == 0:
+            return value.to_bytes(length - zeros, "big").rstrip(b"\0")
+    raise AssertionError("unreachable: without zeros it is the start itself")
 
 
 def varint(value: int) -> bytes:
@@ -154,6 +159,8 @@ class Sender:
         self.bounds = (np.array(tables["level_bounds_times_2_to_20"], np.float64) / 2**20).astype(np.float32)
         self.z_tables = [Table(t["low"], t["counts"]) for t in tables["z"]]
         self.y_tables = [Table(t["low"], t["counts"]) for t in tables["y"]]
+        import onnxruntime  # here, since the package takes the coder's last step from this file and has no need of it
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         providers = ["CPUExecutionProvider"]
@@ -192,7 +199,11 @@ class Sender:
             base = np.where(mask, residual + mean, base)
         latents = (z_hat * MEDIAN_STEPS).astype("<i4").tobytes() + (base * MEAN_STEPS).astype("<i4").tobytes()
         front = bytes([0xAE + VERSION]) + varint(height - 1) + varint(width - 1) + self.fingerprint[:2]
-        back = hashlib.sha256(latents).digest()[:3] + bytes([] if dial is None else [dial]) + writer.getvalue()
+        back = (
+            hashlib.sha256(latents).digest()[:3]
+            + bytes([] if dial is None else [dial])
+            + shortest_bytes(writer.encoder)
+        )
         return front + hashlib.sha256(self.fingerprint + front + back).digest()[:3] + back
 
     def within(self, pixels: np.ndarray, most: int) -> bytes:
