@@ -4,7 +4,7 @@ At a constant learning rate much of what a network lacks is noise of the last st
 shows early what a decay of the learning rate to zero would give in the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ RAW = "raw_weights"
 
 
 @torch.no_grad()
-def average_in(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float, step: int) -> None:
+def average_in(averages: Iterable[Tensor], weights: Iterable[Tensor], decay: float, step: int) -> None:
     """Move each average towards the weights after `step` steps, of which it keeps `decay`.
 
     Early averages keep less, (1 + step) / (10 + step), so that they soon leave the random weights behind.
     """
-    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averages, weights, step)
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(list(averages), list(weights), step)
 
 
 class WeightAverage:
@@ -51,7 +51,7 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
         trained = dict(self._trained())
-        average_in([self.averages[name] for name in trained], list(trained.values()), self.decay, step)
+        average_in((self.averages[name] for name in trained), trained.values(), self.decay, step)
 
     @torch.no_grad()
     def swap_in(self) -> None:

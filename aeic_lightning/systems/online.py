@@ -133,7 +133,6 @@ class OnlineDistillationSystem(CompressionSystem):
 
     @torch.no_grad()
     def _average(self) -> None:
-        theirs, ours = list(self.teacher.parameters()), list(self.model.parameters())
-        average_in(theirs, ours, self.teacher_decay, self.global_step)
+        average_in(self.teacher.parameters(), self.model.parameters(), self.teacher_decay, self.global_step)
         for buffer, own in zip(self.teacher.buffers(), self.model.buffers(), strict=True):
             buffer.copy_(own)
