@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 JSON_HELP = "print one JSON document on standard output; what is read by people goes to standard error"
@@ -16,6 +17,12 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """`--json` for a command that hands its document to `args.give`; the command line sets that up."""
     parser.add_argument("--json", action="store_true", dest="document", help=JSON_HELP)
     parser.set_defaults(give=lambda document: None)
+
+
+def give_file(args: argparse.Namespace, path: Path) -> None:
+    """Hand a JSON file that the command has written to `args.give`; it is read only under `--json`."""
+    if args.document:
+        args.give(json.loads(path.read_text()))
 
 
 @contextlib.contextmanager

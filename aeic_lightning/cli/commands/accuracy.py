@@ -1,12 +1,11 @@
 """`accuracy`: what finished runs classify from the bytes of their files."""
 
 import argparse
-import json
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.files import check_can_write
-from aeic_lightning.output import add_json_argument
+from aeic_lightning.output import add_json_argument, give_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,4 +22,4 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.classification.comparison import compare_accuracy
 
     compare_accuracy(args.runs, args.out)
-    args.give(json.loads((args.out / "accuracy.json").read_text()))
+    give_file(args, args.out / "accuracy.json")

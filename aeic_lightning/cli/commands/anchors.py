@@ -1,13 +1,12 @@
 """`anchors`: JPEG, WebP, AVIF and JPEG XL at the bytes of a result, or at given rates."""
 
 import argparse
-import json
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.evaluate import add_measure_arguments, check_measure_arguments
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_file_names
-from aeic_lightning.output import align
+from aeic_lightning.output import align, give_file
 
 CODECS = ("jpeg", "webp", "avif", "jxl")
 EPILOG = """
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     written = write_results(args.out, made)
     print(f"\n{align(table(made))}")
     print(f"written: {', '.join(map(str, written))}")
-    args.give(json.loads(args.out.read_text()))
+    give_file(args, args.out)
 
 
 def table(results: list) -> str:

@@ -1,12 +1,11 @@
 """`compare`: finished runs side by side."""
 
 import argparse
-import json
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.files import check_can_write
-from aeic_lightning.output import add_json_argument
+from aeic_lightning.output import add_json_argument, give_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,4 +30,4 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.study.comparison import compare_runs
 
     compare_runs(args.runs, args.out, args.with_paper)
-    args.give(json.loads((args.out / "comparison.json").read_text()))
+    give_file(args, args.out / "comparison.json")

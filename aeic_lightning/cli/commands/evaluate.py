@@ -1,14 +1,13 @@
 """`evaluate`: metrics of a checkpoint, or of pictures that any codec left, on a folder of images."""
 
 import argparse
-import json
 from pathlib import Path
 
 from aeic_lightning.bitstream.container import check_rate
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_can_write, check_file_names
-from aeic_lightning.output import add_json_argument, align
+from aeic_lightning.output import add_json_argument, align, give_file
 
 EPILOG = """
 Every image is written as a file, read back, and measured in 8 bits. FID and KID are on patches in two grids, and are
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     for result in results:
         print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{align(summary(result))}")
     print(f"written: {', '.join(map(str, written))}")
-    args.give(json.loads(args.out.read_text()))
+    give_file(args, args.out)
 
 
 def check_measure_arguments(args: argparse.Namespace) -> tuple[dict[str, int | float | str], tuple[int, int] | None]:
