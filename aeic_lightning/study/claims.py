@@ -14,7 +14,7 @@ from typing import Any
 
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.bd_rate import BDRate, bd_rates
-from aeic_lightning.study.curves import Curve
+from aeic_lightning.study.curves import Curve, ImageSet
 from aeic_lightning.study.labels import agree
 
 
@@ -54,9 +54,20 @@ def answers(claims: Sequence[Claim], curves: Sequence[Curve], resamples: int = 1
     return found
 
 
-def markdown(title: str, found: Sequence[Answer]) -> str:
-    """One line a claim, under the images that it was measured on."""
-    return "\n".join([f"On {title}:", "", *(f"- {a.claim.says}: **{a.verdict}**. {a.reason}" for a in found)]) + "\n"
+def answers_by_set(
+    claims: Sequence[Claim], sets: Sequence[ImageSet], resamples: int = 1000
+) -> list[tuple[str, list[Answer]]]:
+    """The title of each set of images that says something of the claims, and what it says."""
+    found = [(images.title, answers(claims, images.curves, resamples)) for images in sets]
+    return [(title, said) for title, said in found if said]
+
+
+def markdown(title: str, found: Sequence[tuple[str, Sequence[Answer]]]) -> str:
+    """One line per claim, under the images that it was measured on."""
+    lines = [f"# {title}"]
+    for images, said in found:
+        lines += ["", f"On {images}:", "", *(f"- {a.claim.says}: **{a.verdict}**. {a.reason}" for a in said)]
+    return "\n".join(lines) + "\n"
 
 
 def read_claims(entries: Sequence[Mapping[str, Any]] | None) -> list[Claim]:

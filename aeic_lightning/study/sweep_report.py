@@ -41,7 +41,7 @@ def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.output import align
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
-    from aeic_lightning.study.claims import answers, markdown, read_claims
+    from aeic_lightning.study.claims import answers_by_set, markdown, read_claims
     from aeic_lightning.study.curves import image_sets
     from aeic_lightning.study.labels import agree
     from aeic_lightning.study.report.page import write_report
@@ -67,12 +67,11 @@ def _report(sweep: Sweep) -> None:
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(align(markdown_table(rows)))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
-    claims = read_claims(wanted.get("claims"))
-    if claims:
-        found = [markdown(s.title, answers(claims, s.curves)) for s in image_sets(results)]
-        write_whole(out / "answer.md", f"# {wanted.get('title', 'Answer')}\n\n" + "\n".join(found))
+    answered = answers_by_set(read_claims(wanted.get("claims")), image_sets(results))
+    if answered:
+        write_whole(out / "answer.md", markdown(wanted.get("title", "Answer"), answered))
     said = write_report(
         [*paths, *map(Path, wanted.get("files") or [])], out / "index.html", words,
-        title=wanted.get("title", "Rate, distortion and perception"), claims=claims, command=command_line(),
+        title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")

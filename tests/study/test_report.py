@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.cli import main
 from aeic_lightning.study.bd_rate import bd_rate
-from aeic_lightning.study.claims import Claim
+from aeic_lightning.study.claims import Claim, answers_by_set
 from aeic_lightning.study.curves import group, image_sets, matching
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.report.records import config_differences
@@ -118,7 +118,8 @@ def report(files):
     """The page of all of it."""
     out = files / "page.html"
     paths = [files / name for name in ("study.json", "anchors.json", "accuracy.json")]
-    write_report(paths, out, claims=CLAIMS, resamples=20, command=f"report {HOSTILE}")
+    answered = answers_by_set(CLAIMS, image_sets(read_results(paths)), resamples=20)
+    write_report(paths, out, answered=answered, resamples=20, command=f"report {HOSTILE}")
     return out
 
 

@@ -16,7 +16,7 @@ from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.metrics.table import Metric
-from aeic_lightning.study.claims import Claim, answers
+from aeic_lightning.study.claims import Answer
 from aeic_lightning.study.curves import image_sets, matching
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report import origins
@@ -47,7 +47,7 @@ def write_report(
     references: Sequence[str] = (),
     *,
     title: str = "Rate, distortion and perception",
-    claims: Sequence[Claim] = (),
+    answered: Sequence[tuple[str, Sequence[Answer]]] = (),
     max_images: int = 6,
     resamples: int = 1000,
     command: str = "",
@@ -60,7 +60,7 @@ def write_report(
         references: what BD-rates are against: `role=teacher`, several labels joined by commas, or the name of a run or
             a curve. Default: the teacher, else the first anchor.
         title: of the page; the question, for a study that has one.
-        claims: what the page answers first.
+        answered: what the page says first (`answers_by_set`).
         max_images: largest number of images a set that are embedded, with every run's reconstruction.
         resamples: of the BD-rate's bootstrap.
         command: that made the page, for its record.
@@ -81,8 +81,7 @@ def write_report(
     pictures = Pictures(PICTURE_BUDGET)
     drawn: dict[str, Any] = {}  # id -> plot, or its variants by name
     sections = [image_section(i, s, references, drawn, pictures, max_images, resamples) for i, s in enumerate(sets)]
-    said = [(s.title, answers(claims, s.curves, resamples)) for s in sets]
-    first = _first_plot(claims, sections, drawn)
+    first = _first_plot(answered, sections, drawn)
     keys, configs = config_differences(results)
     context = {
         "title": title,
@@ -90,7 +89,7 @@ def write_report(
         "version": __version__,
         "command": command,
         "sections": sections,
-        "answers": [(title, found) for title, found in said if found],
+        "answers": answered,
         "first_plot": first,
         "taps": origins.taps(results, drawn),
         "paper": origins.paper(published, drawn),
@@ -109,14 +108,16 @@ def write_report(
     return f"{len(results)} results, {plots} plots, {len(pictures)} pictures, {len(page.encode()) / 1e6:.1f} MB"
 
 
-def _first_plot(claims: Sequence[Claim], sections: Sequence[dict[str, Any]], drawn: dict[str, Any]) -> dict | None:
+def _first_plot(
+    answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence[dict[str, Any]], drawn: dict[str, Any]
+) -> dict | None:
     """The plot beside the answer: the metric of the first claim, on the first set of images that has it."""
-    for claim in claims[:1]:
-        for section in sections:
-            for shown in (plot for group in section["groups"] for plot in group["plots"]):
-                if shown["metric"].name == claim.metric:
-                    drawn["answer"] = drawn[shown["id"]]
-                    return shown | {"id": "answer", "legend": section["legend"]}
+    wanted = answered[0][1][0].claim.metric if answered else None
+    for section in sections:
+        for shown in (plot for group in section["groups"] for plot in group["plots"]):
+            if shown["metric"].name == wanted:
+                drawn["answer"] = drawn[shown["id"]]
+                return shown | {"id": "answer", "legend": section["legend"]}
     return None
 
 
