@@ -24,7 +24,6 @@ ASKED_BEFORE = {
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
     "aeic_lightning/bitstream/onnx_runtime.py": {"onnxruntime"},
-    "aeic_lightning/bitstream/send.py": {"onnxruntime"},
     "aeic_lightning/serve/app.py": {"fastapi"},
 }
 
