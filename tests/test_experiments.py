@@ -110,7 +110,8 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     test_photos = tmp_path / "test"
     test_photos.mkdir()
     Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "unseen.png")
-    settings = ["report.evaluate.levels=[0, 2, 3, 4]", f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"]
+    settings = ["report.evaluate.levels=[0, 2, 3, 4]", "report.evaluate.max_size=[170,192]"]
+    settings += [f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"]
     settings += [f"vars.data={photos}", f"vars.kodak={test_photos}", "vars.seeds=[0]", "vars.arms=[none, enc_dec]"]
     arms = "test: {arm: enc_dec}, reference: {arm: none}"
     settings.append(f"report.claims=[{{says: L_enc and L_dec save bits, {arms}, metric: lpips_lite2}}]")
@@ -124,6 +125,7 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     sizes = {}
     for result in results:
         (image,) = result["images"]
+        assert (image["height"], image["width"]) == ((170, 176) if image["name"] == "unseen" else (176, 176))
         sizes.setdefault((result["labels"]["arm"], image["name"]), []).append(image["bytes"])
     assert len(sizes) == 6
     assert all(found == sorted(found) for found in sizes.values()), "a higher level has larger files"

@@ -113,7 +113,7 @@ class AEICClassificationSystem(CompressionSystem):
     def replayable(self) -> bool:
         return False  # labels come with every batch
 
-    def forward(self, x: Tensor, level: Tensor | None = None) -> ClassifiedOutput:
+    def forward(self, x: Tensor, level: Tensor | float | None = None) -> ClassifiedOutput:
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads, of a frozen codec no further than the head."""
         if self.train_codec:
             output = self.model(x, level, self.tap_paths)

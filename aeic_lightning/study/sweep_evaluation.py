@@ -7,6 +7,7 @@ and images that nothing was chosen on:
       evaluate:
         levels: [0, 1, 2, 3, 4]
         images: {validation: null, kodak: photos/test/kodak}      # null: those of the runs' validation
+        max_size: [256, 256]                                      # of the folders' images, at most their centre
         models: [small-teacher]                                   # shipped ones, beside the runs
         labels: {arm: teacher}                                    # of these models
         backbones: [lite0, lite2]
@@ -25,8 +26,8 @@ from aeic_lightning.study.sweep_file import Run
 def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Path]:
     """Evaluate every run, and every model, on every set of images; the result files, run by run.
 
-    A run's files lie in its folder as `evaluated/SET.json`, a model's in `out`. What is there, of the same checkpoint
-    and levels, is kept, so that a study that was stopped goes on.
+    A run's files lie in its folder as `evaluated/SET.json`, or `SET_256x256.json` with `max_size`, a model's in `out`.
+    What is there, of the same checkpoint and levels, is kept, so that a study that was stopped goes on.
 
     Raises UserError for images that are not there.
     """
@@ -38,8 +39,11 @@ def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Pa
     for model in wanted.get("models") or []:
         places.append((model, out / "models" / Path(model).name, wanted.get("labels") or {}))
     files = []
+    max_size = wanted.get("max_size")
     for name, folder in (wanted.get("images") or {"validation": None}).items():
-        images = open_images(folder) if folder else images_like([read_result(runs[0].folder)])
+        images = open_images(folder, max_size) if folder else images_like([read_result(runs[0].folder)])
+        if folder and max_size:
+            name += "_" + "x".join(map(str, max_size))
         figures = measurement(wanted.get("backbones"))
         for checkpoint, place, labels in places:
             file = place / f"{name}.json"

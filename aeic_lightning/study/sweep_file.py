@@ -72,7 +72,7 @@ COMPARISONS = {
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
 REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files", "evaluate", "claims"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
-EVALUATE_KEYS = {"levels", "images", "models", "labels", "backbones"}
+EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads", "gpus"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
 
@@ -277,6 +277,9 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
 
 def _check_evaluate(wanted: dict[str, Any], file: Path) -> None:
     _only(wanted, EVALUATE_KEYS, f"{file}: report: evaluate")
+    size = wanted.get("max_size")
+    if size is not None and not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
+        raise UserError(f"{file}: report: evaluate.max_size is [HEIGHT, WIDTH], as in [256, 256], not {size!r}")
     for model in wanted.get("models") or []:
         require(model, f"{file}: report: evaluate.models")
     for name, folder in (wanted.get("images") or {}).items():

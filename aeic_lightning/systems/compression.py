@@ -78,10 +78,11 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     ) -> tuple[ObjectiveOutput, Tensor]:
         """Forward and backward pass of one batch: its losses and pictures; gradients are added to the parameters'.
 
-        `level` (B,) is drawn where there are rate levels; `step` and `weights` are `Objective.forward`'s.
+        `level` (B,) is `optimization.level` or drawn where there are rate levels; `step` and `weights` are
+        `Objective.forward`'s.
         """
         x = batch["image"]
-        output = self(x, level)
+        output = self(x, self.optimization.level if level is None else level)
         loss = self.objective(batch, output, self.teacher_taps(x, output.level), step, weights)
         self.manual_backward(loss.total / self.optimization.accumulate)
         return loss, output.x_hat
@@ -92,7 +93,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
 
         def inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
             weights = torch.tensor(self.objective.weights_at(self.global_step)).to(self.device)
-            level = self.model.codec.levels(len(batch["image"]))
+            level = self.model.codec.levels(len(batch["image"]), self.optimization.level)
             return {"weights": weights} | ({} if level is None else {"level": level})
 
         return GraphedPass(self, lambda batch, **given: self.both_passes(batch, **given)[0], inputs)
@@ -116,7 +117,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         """Whether all that a step computes stays on the GPU."""
         return True
 
-    def forward(self, x: Tensor, level: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, level: Tensor | float | None = None) -> Any:
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads: an `AEICOutput`, or what has its names."""
         return self.model(x, level, self.tap_paths)
 
@@ -138,6 +139,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         if stage == "fit":
             refuse_loss_scaling(self)
+            self.model.codec.levels(1, self.optimization.level)  # refuses one that the codec does not have
             if self.optimization.cuda_graph:
                 self.check_graph()
         if not self.objective.bound:

@@ -36,6 +36,9 @@ class OptimizationConfig:
         ema: share of the weights' moving average that a step keeps, such as 0.999; 0 for no average. Validation, test
             and every reader of the checkpoint then use the average (`WeightAverage`).
         freeze: modules of the model whose weights stay as they are, by path: `decoder`, `codec.g_s`.
+        level: of a codec with `rate_levels`, the one level to train at: a model of one rate in the form of many, to
+            compare with one that trains at all of them. Without it each crop of a batch has a level of its own.
+            Validation is at the middle level in either case.
         cuda_graph: on a GPU, record the forward and the backward pass once and launch them as one from then on (CUDA
             graphs). The same arithmetic; what it saves is the time between thousands of small kernels, which is most
             of a step of the small sizes. The memory of a step stays taken.
@@ -52,6 +55,7 @@ class OptimizationConfig:
     gradient_clip: float = 0.1
     ema: float = 0.0
     freeze: list[str] = field(default_factory=list)
+    level: float | None = None
     cuda_graph: bool = False
     accumulate: int = 1
     on_nonfinite: OnNonfinite = "stop"

@@ -290,3 +290,14 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path
 def test_impossible_sweeps_are_said_in_words(tmp_path, runs, extra, message):
     with pytest.raises(UserError, match=message):
         read_sweep(write(tmp_path, runs, extra), [])
+
+
+@pytest.mark.parametrize("size", ["256", "[256]", "[256, 0]", "[256, 25.6]"])
+def test_the_size_of_evaluated_images_is_height_and_width(tmp_path, size, capfd):
+    (tmp_path / "a.yaml").write_text("{}")
+    file = write(tmp_path, "- {name: a, config: a.yaml}")
+    assert (
+        main(["sweep", "--config", str(file), f"--report={{out: out, against: [], evaluate: {{max_size: {size}}}}}"])
+        == 2
+    )
+    assert "report: evaluate.max_size is [HEIGHT, WIDTH]" in capfd.readouterr().err

@@ -381,3 +381,20 @@ def test_cosine_falls_to_its_final_rate_at_the_last_step(codec_config, decoder_c
         trainer(-1, max_epochs=1).fit(make(codec_config, decoder_config, **rates), loader(1))
     with pytest.raises(UserError, match="cosine falls from one rate"):
         make(codec_config, decoder_config, schedule="cosine", learning_rates=[(0, 1e-3), (5, 1e-4)])
+
+
+def test_a_run_of_one_level_leaves_the_gains_of_the_others(codec_config, decoder_config, loader, trainer):
+    codec_config.rate_levels = [4.0, 1.0, 0.25]
+    system = make(codec_config, decoder_config, level=2, weight_decay=0.0)
+    before = weights(system.model.codec.gains)
+    trainer(2).fit(system, loader(2, batch_size=3))
+    moved = (weights(system.model.codec.gains)["log_gain"] != before["log_gain"]).any(1)
+    assert moved.tolist() == [False, False, True]
+
+
+def test_a_level_that_the_codec_lacks_is_refused_before_the_first_step(codec_config, decoder_config, loader, trainer):
+    with pytest.raises(UserError, match="this codec has one rate"):
+        trainer(1).fit(make(codec_config, decoder_config, level=1), loader(1))
+    codec_config.rate_levels = [4.0, 1.0]
+    with pytest.raises(UserError, match=r"level 2\.0 is outside of 0 to 1"):
+        trainer(1).fit(make(codec_config, decoder_config, level=2), loader(1))
