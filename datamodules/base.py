@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import MAX_PIXELS, image_size, read_image
-from datamodules.crops import CropDataset, CropLoader, CropSampler, ImageLoader, ImageSource, WholeImages
+from datamodules.crops import CropDataset, CropLoader, Cropping, CropSampler, ImageLoader, ImageSource, WholeImages
 from datamodules.worker_signals import leave_signals_to_the_main_process
 
 Z_STRIDE = 128
@@ -166,17 +166,7 @@ class ImageDataModule(LightningDataModule):
         if self.small_images == "drop":
             images = self._large_enough(images)
         rank, world_size = self._rank()
-        self._crops = CropDataset(
-            images,
-            self.crop_size,
-            self.seed,
-            self.horizontal_flip,
-            self.vertical_flip,
-            self.on_error,
-            self.cache,
-            self.max_zoom_out,
-            self.shuffle_channels,
-        )
+        self._crops = CropDataset(images, cache=self.cache, **self._cropping())
         sampler = CropSampler(
             num_images=len(images.names),
             samples_per_epoch=len(images.names) if self.samples_per_epoch is None else self.samples_per_epoch,
@@ -186,14 +176,7 @@ class ImageDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
-        return CropLoader(
-            self._crops,
-            sampler,
-            first_sample=batches * sampler.global_batch_size,
-            batch_size=self.batch_size,
-            **self._loader_options(),
-        )
+        return self._crop_loader(self._crops, sampler)
 
     def val_dataloader(self) -> DataLoader:
         """Whole images, one a batch."""
@@ -258,6 +241,24 @@ class ImageDataModule(LightningDataModule):
                 file=sys.stderr,
             )
         return Selected(images, kept)
+
+    def _cropping(self) -> dict[str, Any]:
+        """The arguments of `Cropping`."""
+        return {
+            "crop_size": self.crop_size,
+            "seed": self.seed,
+            "horizontal_flip": self.horizontal_flip,
+            "vertical_flip": self.vertical_flip,
+            "on_error": self.on_error,
+            "max_zoom_out": self.max_zoom_out,
+            "shuffle_channels": self.shuffle_channels,
+        }
+
+    def _crop_loader(self, crops: Cropping, sampler: CropSampler) -> CropLoader:
+        """The loader that goes on behind the batches that the trainer has counted."""
+        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
+        first = batches * sampler.global_batch_size
+        return CropLoader(crops, sampler, first, batch_size=self.batch_size, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -94,6 +94,11 @@ class CropSampler(DistributedSampler):
         self.start = 0
         """The sample that the next pass begins with, over all processes."""
 
+    @property
+    def identity(self) -> dict[str, int]:
+        """What the order depends on."""
+        return {"seed": self.seed, "images": self.num_images, "global_batch_size": self.global_batch_size}
+
     def __len__(self) -> int:
         return self.samples_per_epoch // self.num_replicas
 
@@ -106,7 +111,7 @@ class CropSampler(DistributedSampler):
             yield int(order[sample % self.num_images]), sample
 
     def _order(self, cycle: int) -> np.ndarray:
-        rng = _rng(self.seed, 0, cycle)
+        rng = numbered_rng(self.seed, 0, cycle)
         if self.weights is None:
             return rng.permutation(self.num_images)
         edges = np.cumsum(self.weights) / np.sum(self.weights) * self.num_images
@@ -115,37 +120,31 @@ class CropSampler(DistributedSampler):
         return rng.permutation(np.minimum(picks, self.num_images - 1))
 
 
-class CropDataset(Dataset):
-    """Random crops: `dataset[index, sample]` is {"image": float32 (3, crop, crop) in [-1, 1], "name": str}.
+class Cropping(Dataset):
+    """How the crop that is sample number k is cut out of an image: position and flips follow from (seed, k).
 
-    The position of the crop and the flips follow from (seed, sample). An image with a side shorter than the crop is
-    enlarged first, by the smallest factor with which the crop fits (Lanczos).
+    An image with a side shorter than the crop is enlarged first, by the smallest factor with which the crop fits
+    (Lanczos).
 
     Args:
-        images: where the images come from.
         crop_size: side of the square crop in pixels.
         seed: of the crops, non-negative.
         horizontal_flip, vertical_flip: whether to mirror one sample in two.
-        on_error: "raise" stops at a broken image. "skip" takes the next image that can be read in its place, warns once
-            for each broken image, and lists it in `skipped`.
-        cache: keep decoded images in memory, in each worker by itself.
+        on_error: what a subclass does with an image that cannot be read: "raise" or "skip".
         max_zoom_out: a crop shows up to so many times the side, reduced to the crop's size (Lanczos; log-uniform).
         shuffle_channels: permute red, green and blue at random.
     """
 
     def __init__(
         self,
-        images: ImageSource,
         crop_size: int,
         seed: int = 0,
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
-        cache: bool = False,
         max_zoom_out: float = 1.0,
         shuffle_channels: bool = False,
     ) -> None:
-        self.images = images
         self.crop_size = crop_size
         self.seed = seed
         self.horizontal_flip = horizontal_flip
@@ -153,6 +152,55 @@ class CropDataset(Dataset):
         self.on_error = on_error
         self.max_zoom_out = max_zoom_out
         self.shuffle_channels = shuffle_channels
+
+    def cut(self, image: np.ndarray, sample: int) -> torch.Tensor:
+        """Sample number `sample` out of an image (H, W, 3) uint8: float32 (3, crop, crop) in [-1, 1]."""
+        rng = numbered_rng(self.seed, 1, sample)
+        # A stream of its own, so that switching these on does not move crops and flips.
+        extra = numbered_rng(self.seed, 2, sample)
+        zoom, channels = self.max_zoom_out ** extra.random(), extra.permutation(3)
+        image = self._random_crop(image, rng, zoom)
+        if self.shuffle_channels:
+            image = image[..., channels]
+        # Both are drawn always, so that switching one flip on does not move the other.
+        horizontal, vertical = rng.random(2) < 0.5
+        if self.horizontal_flip and horizontal:
+            image = image[:, ::-1]
+        if self.vertical_flip and vertical:
+            image = image[::-1]
+        return to_tensor(image)
+
+    def _random_crop(self, image: np.ndarray, rng: np.random.Generator, zoom: float) -> np.ndarray:
+        size = self.crop_size
+        height, width = image.shape[:2]
+        if min(height, width) < size:
+            factor = size / min(height, width)
+            height, width = (max(size, math.ceil(side * factor - 1e-6)) for side in (height, width))
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+        side = min(round(size * zoom), height, width)
+        top, left = rng.integers(0, [height - side + 1, width - side + 1])
+        window = image[top : top + side, left : left + side]
+        if side == size:
+            return window
+        return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS))
+
+
+class CropDataset(Cropping):
+    """Random crops: `dataset[index, sample]` is {"image": float32 (3, crop, crop) in [-1, 1], "name": str}.
+
+    Args:
+        images: where the images come from.
+        crop_size, seed: see `Cropping`.
+        cache: keep decoded images in memory, in each worker by itself.
+        **cropping: see `Cropping`. "raise" stops at a broken image. "skip" takes the next image that can be read in its
+            place, warns once for each broken image, and lists it in `skipped`.
+    """
+
+    def __init__(
+        self, images: ImageSource, crop_size: int, seed: int = 0, cache: bool = False, **cropping: Any
+    ) -> None:
+        super().__init__(crop_size, seed, **cropping)
+        self.images = images
         self.cache: dict[int, np.ndarray] | None = {} if cache else None
         # Shared memory: every worker sees what another one found, and so does the main process.
         self._broken = torch.zeros(len(images.names), dtype=torch.bool).share_memory_()
@@ -168,34 +216,7 @@ class CropDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, sample = key
         index, image = self._read(index)
-        rng = _rng(self.seed, 1, sample)
-        # A stream of its own, so that switching these on does not move crops and flips.
-        extra = _rng(self.seed, 2, sample)
-        zoom, channels = self.max_zoom_out ** extra.random(), extra.permutation(3)
-        image = self._random_crop(image, rng, zoom)
-        if self.shuffle_channels:
-            image = image[..., channels]
-        # Both are drawn always, so that switching one flip on does not move the other.
-        horizontal, vertical = rng.random(2) < 0.5
-        if self.horizontal_flip and horizontal:
-            image = image[:, ::-1]
-        if self.vertical_flip and vertical:
-            image = image[::-1]
-        return {"image": to_tensor(image), "name": self.images.names[index]}
-
-    def _random_crop(self, image: np.ndarray, rng: np.random.Generator, zoom: float) -> np.ndarray:
-        size = self.crop_size
-        height, width = image.shape[:2]
-        if min(height, width) < size:
-            factor = size / min(height, width)
-            height, width = (max(size, math.ceil(side * factor - 1e-6)) for side in (height, width))
-            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-        side = min(round(size * zoom), height, width)
-        top, left = rng.integers(0, [height - side + 1, width - side + 1])
-        window = image[top : top + side, left : left + side]
-        if side == size:
-            return window
-        return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS))
+        return {"image": self.cut(image, sample), "name": self.images.names[index]}
 
     def _read(self, index: int) -> tuple[int, np.ndarray]:
         for i in ((index + step) % len(self) for step in range(len(self))):
@@ -260,7 +281,7 @@ class CropLoader(ImageLoader):
     grows by the global batch with each batch; batches that workers have prepared in advance do not count.
     """
 
-    def __init__(self, dataset: CropDataset, sampler: CropSampler, first_sample: int = 0, **kwargs: Any) -> None:
+    def __init__(self, dataset: Cropping, sampler: CropSampler, first_sample: int = 0, **kwargs: Any) -> None:
         super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
         self._crops, self._order = dataset, sampler
         self.next_sample = first_sample
@@ -273,12 +294,7 @@ class CropLoader(ImageLoader):
 
     def state_dict(self) -> dict[str, int]:
         """What the stream depends on. Lightning keeps it in checkpoints; the position is in its batch count."""
-        return {
-            "seed": self._order.seed,
-            "images": len(self._crops),
-            "crop_size": self._crops.crop_size,
-            "global_batch_size": self._order.global_batch_size,
-        }
+        return self._order.identity | {"crop_size": self._crops.crop_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Warn when a resumed run does not see the samples that the run before it would have seen."""
@@ -288,5 +304,6 @@ class CropLoader(ImageLoader):
             warnings.warn(f"the resumed run sees other training samples: {'; '.join(changed)}", stacklevel=2)
 
 
-def _rng(seed: int, stream: int, number: int) -> np.random.Generator:
+def numbered_rng(seed: int, stream: int, number: int) -> np.random.Generator:
+    """The random numbers of one sample or cycle; what they are for has a stream of its own."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, number)))

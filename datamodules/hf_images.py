@@ -86,6 +86,10 @@ class HuggingFaceImages(ImageDataModule):
     def _load(self, split: str | None) -> "HuggingFaceRows | None":
         if split is None:
             return None
+        return HuggingFaceRows(self._open(split), self.image_column, split, self.path, self.max_pixels)
+
+    def _open(self, split: str, streaming: bool = False) -> Any:
+        """The column of images of a split, not decoded: a `Dataset`, or an `IterableDataset` if `streaming`."""
         try:
             table = library().load_dataset(
                 self.path,
@@ -94,17 +98,19 @@ class HuggingFaceImages(ImageDataModule):
                 data_files=self.data_files,
                 split=split,
                 revision=self.revision,
+                streaming=streaming,
             )
+            columns = table.column_names or list(next(iter(table), {}))  # of some streams the rows alone know
         except Exception as error:  # no common class: hub, network, file system, pyarrow and split names
             raise UserError(
-                f'cannot load split "{split}" of data set {self.path}: {_reasons(error)}'
+                f'cannot load split "{split}" of data set {self.path}: {reasons(error)}'
                 "; check data.path, data_dir or data_files and the split, and that the data are in the cache if offline"
             ) from error
-        if self.image_column not in table.column_names:
-            columns = ", ".join(table.column_names)
-            raise UserError(f'data.image_column "{self.image_column}" is not in {self.path}; it has {columns}')
+        if self.image_column not in columns:
+            has = ", ".join(columns)
+            raise UserError(f'data.image_column "{self.image_column}" is not in {self.path}; it has {has}')
         try:
-            table = table.select_columns([self.image_column]).cast_column(
+            return table.select_columns([self.image_column]).cast_column(
                 self.image_column, library().Image(decode=False)
             )
         except Exception as error:
@@ -112,13 +118,14 @@ class HuggingFaceImages(ImageDataModule):
                 f'data.image_column "{self.image_column}" of {self.path} does not hold images '
                 f"({table.features[self.image_column]}); name another column"
             ) from error
-        return HuggingFaceRows(table, self.image_column, split, self.path, self.max_pixels)
 
 
 class HuggingFaceRows:
-    """Rows of one split: an `ImageSource`."""
+    """Rows of one split, a `Dataset` or a list: an `ImageSource`."""
 
-    def __init__(self, table: "Dataset", column: str, split: str, origin: str, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, table: "Dataset | list[Any]", column: str, split: str, origin: str, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.table = table
         self.column = column
         self.origin = origin
@@ -136,15 +143,20 @@ class HuggingFaceRows:
         try:
             row = self.table[index][self.column]
         except Exception as error:  # no common class: pyarrow, file system
-            raise UserError(f"cannot read {label}: {_reasons(error)}; replace or remove the row") from error
-        if row is None or (row["bytes"] is None and row["path"] is None):
-            raise UserError(f"cannot decode {label}: the row holds no image; replace or remove it")
-        if row["bytes"] is not None:
-            return row["bytes"], label
-        return Path(row["path"]), f"{label} ({row['path']})"
+            raise UserError(f"cannot read {label}: {reasons(error)}; replace or remove the row") from error
+        return source_of(row, label)
 
 
-def _reasons(error: BaseException) -> str:
+def source_of(row: dict[str, Any] | None, label: str) -> tuple[bytes | Path, str]:
+    """What `read_image` takes of a row that is not decoded, and how messages call it. Raises UserError for no image."""
+    if row is None or (row["bytes"] is None and row["path"] is None):
+        raise UserError(f"cannot decode {label}: the row holds no image; replace or remove it")
+    if row["bytes"] is not None:
+        return row["bytes"], label
+    return Path(row["path"]), f"{label} ({row['path']})"
+
+
+def reasons(error: BaseException) -> str:
     """The error and what caused it, outermost first: `datasets` says what went wrong only in the inner ones."""
     chain: list[BaseException] = []
     link: BaseException | None = error

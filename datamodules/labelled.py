@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aeic_lightning.errors import UserError
 from datamodules.base import Z_STRIDE, ImageDataModule
-from datamodules.crops import CropDataset, CropLoader, CropSampler, ImageLoader, ImageSource, centre_crop, to_tensor
+from datamodules.crops import CropDataset, CropSampler, ImageLoader, ImageSource, centre_crop, to_tensor
 from datamodules.image_folder import ImageFolder
 
 PATCH = 16
@@ -73,16 +73,7 @@ class LabelledData(ImageDataModule):
         images = self._require(self.train_images, "training")
         rank, world_size = self._rank()
         self._crops = LabelledCrops(
-            self.labels["train"],
-            self.crop_scale,
-            images=images,
-            crop_size=self.crop_size,
-            seed=self.seed,
-            horizontal_flip=self.horizontal_flip,
-            vertical_flip=self.vertical_flip,
-            on_error=self.on_error,
-            cache=self.cache,
-            shuffle_channels=self.shuffle_channels,
+            self.labels["train"], self.crop_scale, images=images, cache=self.cache, **self._cropping()
         )
         sampler = CropSampler(
             num_images=len(images.names),
@@ -92,11 +83,7 @@ class LabelledData(ImageDataModule):
             rank=rank,
             world_size=world_size,
         )
-        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
-        first = batches * sampler.global_batch_size
-        return CropLoader(
-            self._crops, sampler, first_sample=first, batch_size=self.batch_size, **self._loader_options()
-        )
+        return self._crop_loader(self._crops, sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation(self._require(self.val_images, "validation"), self.labels["val"])

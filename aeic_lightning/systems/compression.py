@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, load_strictly, read_checkpoint, with_prefix
@@ -134,6 +134,11 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     # ------------------------------------------------------------------ where a run starts from
 
     def setup(self, stage: str) -> None:
+        if not isinstance(self.trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+            raise UserError(
+                f"trainer.strategy is {type(self.trainer.strategy).__name__}: a model is trained whole on each device; "
+                "leave it at auto, or take ddp"
+            )
         if isinstance(self.trainer.strategy, DDPStrategy):
             # Each player's backward pass leaves out the other's parameters; plain `ddp` would wait for them.
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
