@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds, model_configs, read_checkpoint
+from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
@@ -242,7 +243,8 @@ def add_terms(plan: Plan, terms: list[Described], x_hat: Tensor) -> None:
         description = term.description
         if description.backbone:
             network = _backbone(description.backbone).requires_grad_(False)
-            images, rows, columns = description.sees(batch, height, width)
+            of_batch = max(1, round(term.entry.share * batch))
+            images, rows, columns = description.sees(of_batch, height, width)
             kept = Kept(network)
             with kept.counting():
                 network(torch.empty(images, 3, rows, columns, device="meta", requires_grad=True))
@@ -280,7 +282,7 @@ def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: lis
     if not settings.get("teacher"):
         return
     path = settings["teacher"]
-    if not Path(path).is_file():
+    if not locate(path).exists():
         plan.assumptions.append(f"the teacher {path} is not there, and so not counted")
         return
     codec, decoder = model_configs(read_checkpoint(path, "teacher"), path)
@@ -332,7 +334,7 @@ def find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described])
 
 
 def _checkpoint_file(key: str, path: str) -> None:
-    if not Path(path).is_file():
+    if not locate(path).exists():
         raise UserError(f"{key}: no file {path}; train that stage first (`fit`), or `import-released` one")
 
 

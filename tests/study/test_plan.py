@@ -130,6 +130,26 @@ def test_exit_code_and_what_is_missing(config, capsys):
     assert "init_from: no file runs/nowhere/last.ckpt; train that stage first" in capsys.readouterr().out
 
 
+def test_a_term_of_half_of_the_crops_keeps_half(config):
+    config["data"]["init_args"]["batch_size"] = 4
+    for name in ("lpips", "edge_dists"):
+        config["model"]["init_args"]["objective"][name] = {"weight": 1.0, "share": 0.5}
+    half = make_plan(config, "x.yaml").activations
+    for name in ("lpips", "edge_dists"):
+        config["model"]["init_args"]["objective"][name] = 1.0
+    whole = make_plan(config, "x.yaml").activations
+    for name in ("lpips (lite0)", "edge_dists (lite0)"):
+        assert half[name] == pytest.approx(whole[name] / 2, rel=0.01)
+
+
+def test_a_shipped_teacher_is_there(capsys):
+    """Named by its name alone, it is no missing file, and it is counted."""
+    assert cli.main(["plan", "--config", "arms/enc_dec.yaml", "--vars.data=."]) == 0
+    said = capsys.readouterr().out
+    assert "nothing is missing" in said
+    assert "teacher's codec" in said
+
+
 def test_settings_that_fit_would_refuse_are_refused(config):
     config["model"]["init_args"]["objective"]["lpipps"] = 1
     with pytest.raises(UserError, match="lpipps"):
