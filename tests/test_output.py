@@ -77,8 +77,8 @@ PRINTING = {
     "verify": (["photos", *MODEL, "--settings", "1 thread"], lambda d: d["settings"][0]["same_bytes"] == 2),
     "bench": ([*MODEL, "--sizes", "64x64", "--repeats", "1", "--encode-only"], lambda d: d["sizes"][0]["width"] == 64),
 }
-NO_FIGURES = {"fit", "validate", "test", "predict", "sweep", "report", "export", "import-released", "serve"}
-OWN_TESTS = {"classify", "accuracy"}
+NO_FIGURES = {"predict", "report", "export", "import-released", "serve"}
+OWN_TESTS = {"classify", "accuracy", "fit", "validate", "test", "sweep"}
 
 
 @pytest.mark.parametrize("command", PRINTING)
@@ -90,6 +90,34 @@ def test_every_command_that_prints_figures_prints_json(command, folder, monkeypa
     shown = capsys.readouterr()
     assert holds(json.loads(shown.out)), shown.out
     assert shown.err
+
+
+def test_the_figures_of_a_run(tmp_path, monkeypatch, capsys):
+    """Those of its last validation and test, and which runs of a sweep are done."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (176, 176), "teal").save(tmp_path / "photos" / f"{name}.png")
+    small = ["--data.init_args.crop_size=128", "--data.init_args.batch_size=1", "--data.init_args.samples_per_epoch=2"]
+    run = ["--config", "tiny/teacher_stage1.yaml", "--vars.name=run", "--vars.root=.", "--vars.steps=1", *small,
+           "--vars.val_every=1", "--data.init_args.val_max_size=[64,64]"]  # fmt: skip
+
+    def document(command, *words):
+        assert main([command, *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert document("fit", *run, "--dry-run")["missing"] == []
+    fitted = document("fit", *run)
+    assert fitted == json.loads((tmp_path / "run" / "metrics_val.json").read_text())
+    assert fitted["step"] == 1
+    validated = document("validate", *run, "--ckpt_path", "last")
+    assert validated["metrics"]["psnr"]["mean"] == pytest.approx(fitted["metrics"]["psnr"]["mean"])
+    tested = document("test", *run, "--ckpt_path", "last")
+    assert tested["images"]
+    (tmp_path / "one.yaml").write_text("root: .\nruns: [{name: run, config: tiny/teacher_stage1.yaml}]")
+    (tmp_path / "run" / "finished").touch()
+    swept = document("sweep", "--config", "one.yaml", "--dry-run")
+    assert swept == {"runs": [{"name": "run", "folder": str(tmp_path / "run"), "done": True}]}
 
 
 def test_no_command_is_forgotten():

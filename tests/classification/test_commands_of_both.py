@@ -49,6 +49,14 @@ def words(tmp_path):
     return make
 
 
+def test_its_results_make_a_page(words, monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(words("evaluate", WORKS["evaluate"])) == 0, capfd.readouterr().err
+    assert main(["report", str(tmp_path / "figures.json"), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert json.loads((tmp_path / "figures.json").read_text())["results"][0]["name"] in page
+
+
 @pytest.mark.parametrize("command", WORKS)
 def test_it_works(command, words, monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(ROOT)

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from aeic_lightning.config import load_config, parse_overrides
 from aeic_lightning.output import add_json_argument
@@ -17,8 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Print parameters, memory and what is missing."""
-    config = load_config(args.config, parse_overrides(extra))
+    return print_plan_of(load_config(args.config, parse_overrides(extra)), args)
 
+
+def print_plan_of(config: dict[str, Any], args: argparse.Namespace) -> int:
+    """The same for a config that has been read, by `fit --dry-run` too."""
     from aeic_lightning.study.plan import make_plan, print_plan
 
     plan = make_plan(config, args.config[-1])

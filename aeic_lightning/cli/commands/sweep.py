@@ -3,12 +3,15 @@
 import argparse
 from pathlib import Path
 
+from aeic_lightning.output import add_json_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sweep's file; overrides reach the sweep file itself."""
     parser.usage = f"{parser.prog} --config FILE [--dry-run] [--vars.name=value ...]"
     parser.add_argument("--config", required=True, type=Path, help="sweep file (see experiments/sweeps/demo.yaml)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, their commands and which are done")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -17,4 +20,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from aeic_lightning.study.runner import run_sweep
     from aeic_lightning.study.sweep_file import read_sweep
 
-    return run_sweep(read_sweep(args.config, parse_overrides(extra)), args.dry_run)
+    sweep = read_sweep(args.config, parse_overrides(extra))
+    code = run_sweep(sweep, args.dry_run)
+    args.give({"runs": [{"name": r.name, "folder": str(r.folder), "done": r.done} for r in sweep.runs]})
+    return code

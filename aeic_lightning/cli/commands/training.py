@@ -9,6 +9,7 @@ from typing import Any
 from aeic_lightning.config import load_config, parse_overrides, with_sources
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_can_write
+from aeic_lightning.output import add_json_argument, give_file
 from aeic_lightning.run_folder import only_fit, settle_run_folder
 
 EXAMPLES = """
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--dry-run", action="store_true", help="build on the meta device; print parameters, memory, what is missing"
         )
+    if not parser.prog.endswith(" predict"):  # which has no figures
+        add_json_argument(parser)
     parser.add_argument(
         "--print_config",
         nargs="?",
@@ -54,9 +57,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         return 0
     config = load_config(args.config, parse_overrides(extra))
     if args.command == "fit" and args.dry_run:
-        from aeic_lightning.study.plan import make_plan, print_plan
+        from aeic_lightning.cli.commands.plan import print_plan_of
 
-        return print_plan(make_plan(config, args.config[-1]))
+        return print_plan_of(config, args)
     folder = settle_run_folder(config)
     _resolve_checkpoint(args, folder)
     if args.ckpt_path:
@@ -78,7 +81,20 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 stack.enter_context(only_fit(folder))
                 _check_checkpoint(args, folder, config["trainer"])  # another process may have ended just now
         run_lightning(args.command, config, args.print_config)
+        if args.print_config is None:
+            _give_figures(args, Path(config["trainer"]["default_root_dir"]))
     return 0
+
+
+def _give_figures(args: argparse.Namespace, folder: Path) -> None:
+    """The figures of the last validation or test, once, however many processes there are."""
+    if not getattr(args, "document", False):
+        return
+    from lightning.pytorch.utilities import rank_zero_only
+
+    figures = folder / f"metrics_{'test' if args.command == 'test' else 'val'}.json"
+    if getattr(rank_zero_only, "rank", 0) == 0 and figures.is_file():
+        give_file(args, figures)
 
 
 def _resolve_checkpoint(args: argparse.Namespace, folder: Path) -> None:
