@@ -120,7 +120,10 @@ class Pictures:
             content = path.read_bytes()
             Image.open(io.BytesIO(content)).verify()
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path} is no readable picture: {error}; validate the run again") from error
+            raise UserError(
+                f"{path} is no readable picture: {error}; "
+                "validate the run again, or leave pictures out with --max-images 0"
+            ) from error
         if content not in self._places:
             self._places[content] = len(self._places)
         return self._places[content]
