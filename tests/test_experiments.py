@@ -107,6 +107,7 @@ def test_the_demo(tmp_path, monkeypatch, capfd):
 def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     """Two arms for two steps: from the shipped teacher to BD-rates over rate levels, on two sets of images."""
     monkeypatch.chdir(ROOT)
+    torch.set_num_threads(2)
     test_photos = tmp_path / "test"
     test_photos.mkdir()
     Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "unseen.png")
@@ -124,6 +125,8 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     assert len(results) == 2 * 3 * 4  # sets, models, levels
     sizes = {}
     for result in results:
+        threads = result["metric_info"]["encode_seconds"]["options"]["threads"]
+        assert threads == 1, "as the sweep file says; more are slow beside other processes"
         (image,) = result["images"]
         assert (image["height"], image["width"]) == ((170, 176) if image["name"] == "unseen" else (176, 176))
         sizes.setdefault((result["labels"]["arm"], image["name"]), []).append(image["bytes"])
@@ -136,6 +139,7 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     assert main(words) == 0, "what is there is kept"
     assert [path.stat().st_mtime_ns for path in written] == before
     assert len(written) == 4
+    torch.set_num_threads(1)
 
 
 SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"

@@ -10,15 +10,26 @@ from aeic_lightning.study.sweep_file import COMPARISONS, Sweep, labelled
 
 
 def finish(sweep: Sweep) -> None:
-    """Write what the sweep file asks for under `report` and `compare`."""
-    if sweep.report:
-        _report(sweep)
-    if names := sweep.compare.get("runs"):
-        folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
-        if models := sweep.compare.get("models"):
-            folders = [*_evaluated(models, folders[0], out / "models"), *folders]
-        module, function = COMPARISONS[sweep.compare.get("by", "quality")].rsplit(".", 1)
-        getattr(import_module(module), function)(folders, out)
+    """Write what the sweep file asks for under `report` and `compare`, on as many threads as a run has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(run.threads for run in sweep.runs))
+    try:
+        if sweep.report:
+            _report(sweep)
+        if names := sweep.compare.get("runs"):
+            _compare(sweep, names)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compare(sweep: Sweep, names: Sequence[str]) -> None:
+    folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
+    if models := sweep.compare.get("models"):
+        folders = [*_evaluated(models, folders[0], out / "models"), *folders]
+    module, function = COMPARISONS[sweep.compare.get("by", "quality")].rsplit(".", 1)
+    getattr(import_module(module), function)(folders, out)
 
 
 def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
