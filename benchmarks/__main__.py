@@ -25,11 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from aeic_lightning.bitstream import products
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.cli.commands.bench import describe, encode, parse_size, picture, plain_latents
+from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import to_uint8
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import CODECS, random_model
 from aeic_lightning.study.anchors import CODECS as OTHERS
+from aeic_lightning.study.anchors import check_codec
 from aeic_lightning.timing import Timed, compare, fast_choice, processor
 
 PARTS = {"encode": "whole encode", "g_a": "g_a, h_a", "latents": "h_s, context, coder"}
@@ -140,9 +142,10 @@ def others(bitstream: Bitstream, x: torch.Tensor, repeats: int) -> dict[str, dic
     for name in ("jxl", "avif"):
         codec, quality = OTHERS[name], OTHERS[name].qualities[0]
         try:
+            check_codec(name)
             other = codec.encode(image, quality)
-        except (KeyError, OSError):
-            print(f"  Pillow has no {name} here")
+        except (UserError, KeyError, OSError) as error:
+            print(f"  without {name}: {error}")
             continue
         writers[name] = lambda codec=codec, quality=quality: codec.encode(image, quality)
         readers[name] = lambda codec=codec, other=other: codec.decode(other)
