@@ -156,9 +156,10 @@ def page(report: dict[str, Any]) -> str:
     """The Markdown page."""
     out = io.StringIO()
     about = report["processor"]
-    print("# Performance\n\nWritten by `python -m benchmarks -o docs/performance.md`. Ratios are medians over "
-          f"{report['turns']} turns of one run; below 1 is faster than the first column. Seconds are of the machine as "
-          "it was, which may have been busy.\n", file=out)  # fmt: skip
+    turns = report["turns"]
+    print(f"# Performance\n\nWritten by `python -m benchmarks --repeats {turns} -o docs/performance.md`. Ratios are "
+          f"medians over {turns} turns of one run; below 1 is faster than the first column. Seconds are of the "
+          "machine as it was, which may have been busy.\n", file=out)  # fmt: skip
     table(out, ["machine", ""], [
         ["processor", about["name"]], ["cores", about["cores"]], ["instructions", " ".join(about["instructions"])],
         ["PyTorch", f"{about['torch']}, {about['pytorch']}"],

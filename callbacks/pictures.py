@@ -123,9 +123,8 @@ def _captioned(image: Tensor, scale: float, caption: str) -> Image.Image:
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    size = largest = max(
-        SMALLEST_FONT, picture.width // 18
-    )  # TensorBoard shows a wide picture at a quarter of its size
+    # TensorBoard shows a wide picture at a quarter of its size.
+    size = largest = max(SMALLEST_FONT, picture.width // 18)
     font = ImageFont.load_default(size=size)
     while size > SMALLEST_FONT and font.getlength(caption) + 8 > picture.width:
         size -= 1

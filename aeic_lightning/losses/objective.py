@@ -211,11 +211,16 @@ def read_objective(terms: Mapping[str, Any]) -> dict[str, Entry]:
     return {name: entry for name, entry in entries.items() if entry is not None and entry.weight}
 
 
+def share_of(batch: int, share: float) -> int:
+    """How many of a batch's images a term of this share sees: at least one."""
+    return max(1, round(share * batch))
+
+
 def _drawn(batch: dict[str, Any], output: Any, share: float) -> tuple[dict[str, Any], Any]:
-    """Images and pictures of a share of the batch, at least one."""
+    """Images and pictures of a share of the batch."""
     images = batch["image"]
     # A random order, drawn where the images are: a draw on the CPU would have to be copied to a GPU.
-    rows = torch.rand(len(images), device=images.device).argsort()[: max(1, round(share * len(images)))]
+    rows = torch.rand(len(images), device=images.device).argsort()[: share_of(len(images), share)]
     return {"image": images[rows]}, output._replace(x_hat=output.x_hat[rows])
 
 

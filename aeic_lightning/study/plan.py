@@ -27,7 +27,7 @@ from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
-from aeic_lightning.losses.objective import Described, describe_objective
+from aeic_lightning.losses.objective import Described, describe_objective, share_of
 from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.backbone_files import require_backbone
@@ -243,8 +243,7 @@ def add_terms(plan: Plan, terms: list[Described], x_hat: Tensor) -> None:
         description = term.description
         if description.backbone:
             network = _backbone(description.backbone).requires_grad_(False)
-            of_batch = max(1, round(term.entry.share * batch))
-            images, rows, columns = description.sees(of_batch, height, width)
+            images, rows, columns = description.sees(share_of(batch, term.entry.share), height, width)
             kept = Kept(network)
             with kept.counting():
                 network(torch.empty(images, 3, rows, columns, device="meta", requires_grad=True))
