@@ -142,6 +142,28 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     torch.set_num_threads(1)
 
 
+ARMS = ["dec", "frozen_decoder", "scratch", "teacher_longer", "adapter", "random_teacher"]
+
+
+def test_every_arm_is_known_here():
+    assert {path.stem for path in (ROOT / "experiments" / "arms").glob("*.yaml")} == {*ARMS, "none", "enc", "enc_dec"}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_two_steps_of_the_other_arms(root, photos, name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    base, untrained = root / "base", root / "small" / "teacher_stage1" / "checkpoints" / "last.ckpt"
+    if name == "adapter":
+        assert main(["export", "--checkpoint", "small-teacher", "--base", "-o", str(base)]) == 0
+    words = ["fit", "--config", f"experiments/arms/{name}.yaml", f"--vars.root={root}/arms", "--vars.steps=2",
+             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.val_count=1",
+             "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+    words += [f"--vars.base={base}"] if name == "adapter" else []
+    words += [f"--vars.random_teacher={untrained}"] if name == "random_teacher" else []
+    assert main(words) == 0
+    assert json.loads((root / "arms" / name / "metrics_val.json").read_text())
+
+
 SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"
 STUDY = ROOT / "experiments" / "encoder_depth"
 SMALL = ["set.vars.steps=2", "set.vars.val_every=2", "set.data.init_args.batch_size=1",

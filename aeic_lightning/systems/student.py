@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from aeic_lightning.checkpoints.checkpoint import check_base, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.decoder.stable_diffusion import split_decoder, weights_digest
 from aeic_lightning.systems.compression import CompressionSystem
 from aeic_lightning.systems.optimization import OptimizationConfig
 
@@ -17,7 +20,9 @@ class StudentSystem(CompressionSystem):
     Args:
         codec, decoder, objective, optimization, init_from, write_streams, labels: see `CompressionSystem`.
         receiver_from: a teacher's checkpoint. The decoder starts from the teacher's, and so does g_s wherever its
-            shapes agree (all but its first adapter when M differs). Not used together with `init_from`.
+            shapes agree (all but its first adapter when M differs). Where the decoder is an adapter over the decoder of
+            this very teacher (`export --base`), it starts there without being loaded. Not used together with
+            `init_from`.
     """
 
     def __init__(
@@ -45,10 +50,17 @@ class StudentSystem(CompressionSystem):
         """Start from the receiver's half of a teacher."""
         checkpoint = read_checkpoint(path, "receiver_from")
         check_base(self.model, checkpoint, path, "receiver_from")
-        load_strictly(
-            self.model.decoder, with_prefix(checkpoint, "model.decoder."), path, "receiver_from (the decoder)"
-        )
+        decoder = with_prefix(checkpoint, "model.decoder.")
+        if not is_base(decoder, self.model.decoder.base_digests):
+            load_strictly(self.model.decoder, decoder, path, "receiver_from (the decoder)")
         own = self.model.codec.g_s.state_dict()
         theirs = with_prefix(checkpoint, "model.codec.g_s.")
         own |= {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
         self.model.codec.g_s.load_state_dict(own)
+
+
+def is_base(decoder: dict[str, Tensor], digests: dict[str, str] | None) -> bool:
+    """Whether the tensors of a whole decoder are the base with these digests."""
+    if digests is None or not any(name.startswith("vae.") for name in decoder):
+        return False
+    return [weights_digest(part) for part in split_decoder(decoder)] == [digests["unet"], digests["vae"]]

@@ -1,4 +1,4 @@
-"""`export`: the send and the receive half as ONNX, or the weights apart from training state."""
+"""`export`: the send and the receive half as ONNX, the weights apart from training state, or the decoder as a base."""
 
 import argparse
 from collections.abc import Callable
@@ -15,6 +15,9 @@ ONNX needs the packages onnx, onnxruntime and onnxscript: pip install 'aeic-ligh
 With --weights, the target is a folder of config.json, model.safetensors (16-bit values) and a model card, which every
 command takes where it asks for a checkpoint, and `Codec.from_pretrained` too.
 
+With --base, it is a folder of unet/ and vae.safetensors: the decoder as the frozen base of others, which train adapters
+over it (`decoder.pretrained: {unet: DIR/unet, vae: DIR/vae.safetensors}`).
+
 examples:
   python -m aeic_lightning export --checkpoint runs/tiny/student/checkpoints/last.ckpt -o exported/
   python -m aeic_lightning export --checkpoint student.ckpt --weights -o my-student/ --results kodak.json
@@ -26,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--checkpoint", required=True, help="the model to export")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a folder that does not exist yet")
-    parser.add_argument("--weights", action="store_true", help="the weights for this package instead of ONNX")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--weights", action="store_true", help="the weights for this package instead of ONNX")
+    form.add_argument("--base", action="store_true", help="the decoder as a base for adapters instead of ONNX")
     parser.add_argument("--card", type=Path, metavar="FILE.yaml",
                         help="with --weights: entries of the model card, each a line or a list of lines")  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="FILE.json",
@@ -46,10 +51,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.checkpoints import weights
 
     weights.require(args.checkpoint)
-    if args.weights:
-        write = _weights(args)
-    else:
-        write = _onnx(args)
+    write = _weights(args) if args.weights else _base(args) if args.base else _onnx(args)
     import shutil
     import tempfile
 
@@ -61,8 +63,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         beside.rename(output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    if args.weights:
-        size = sum(path.stat().st_size for path in output.iterdir())
+    if args.weights or args.base:
+        size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
         print(f"{output}  {size / 2**20:.1f} MiB")
         return
     for half in ("send", "receive"):
@@ -88,3 +90,14 @@ def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
     codec.card = card(args.checkpoint, codec.card, args.card, args.results, Path(args.out).name)
     codec.objective = codec.objective or objective(args.checkpoint)
     return lambda folder: codec.write(folder, Path(args.out).name)
+
+
+def _base(args: argparse.Namespace) -> Callable[[Path], None]:
+    from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.models.decoder.stable_diffusion import write_base
+
+    decoder = load_aeic(args.checkpoint).decoder
+    decoder.merge_adapter()
+    parts = {"denoiser.": decoder.denoiser, "vae.": decoder.vae}
+    state = {prefix + name: t for prefix, part in parts.items() for name, t in part.state_dict().items()}
+    return lambda folder: write_base(folder, decoder.config.unet, state)

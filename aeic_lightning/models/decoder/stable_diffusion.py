@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import write_whole
 from aeic_lightning.models.decoder.config import UNetConfig
 
 WEIGHTS_FOLDER = "AEIC_WEIGHTS"  # environment: a folder in which base weights are looked for
@@ -85,20 +87,23 @@ def _is_used(name: str) -> bool:
     return not dropped and ".attn2." not in name and not re.search(r"\.transformer_blocks\.\d+\.norm2\.", name)
 
 
-def _check_sizes(folder: Path, config: UNetConfig) -> None:
-    try:
-        theirs = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"no U-Net in {folder}: its config.json cannot be read; name a diffusers folder") from error
-    expected = {
+def _sizes(config: UNetConfig) -> dict[str, Any]:
+    """The sizes of a U-Net by diffusers' names, of which `attention_head_dim` holds the number of heads."""
+    return {
         "block_out_channels": config.widths,
-        # The name is diffusers' own: it holds the number of heads.
         "attention_head_dim": config.heads,
         "layers_per_block": config.layers,
         "norm_num_groups": config.groups,
         "use_linear_projection": True,
     }
-    for key, value in expected.items():
+
+
+def _check_sizes(folder: Path, config: UNetConfig) -> None:
+    try:
+        theirs = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no U-Net in {folder}: its config.json cannot be read; name a diffusers folder") from error
+    for key, value in _sizes(config).items():
         if theirs.get(key) != value:
             raise UserError(
                 f"the U-Net in {folder} has {key} {theirs.get(key)}, the config asks for {value}; "
@@ -174,6 +179,33 @@ def _load_checkpoint(path: Path) -> Any:
 
 
 # ---------------------------------------------------------------------- both
+
+
+def split_decoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A whole decoder's tensors as a base: those of its U-Net, conv_in and conv_out included, and of its VAE decoder.
+
+    LoRA's own tensors are left out; the layers below them keep their names.
+    """
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    unet = {name.removeprefix("trunk."): tensor for name, tensor in _below(plain, "denoiser.").items()}
+    return unet, _below(plain, "vae.")
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def write_base(folder: Path, config: UNetConfig, state: dict[str, Tensor]) -> None:
+    """Write a whole decoder (`split_decoder`) as files that `read_unet` and `read_vae_decoder` read.
+
+    They are `unet/config.json`, `unet/diffusion_pytorch_model.safetensors` and `vae.safetensors`, float32.
+    """
+    unet, vae = split_decoder(state)
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "unet/config.json", json.dumps(_sizes(config), indent=1) + "\n")
+    for name, tensors in (("unet/diffusion_pytorch_model", unet), ("vae", vae)):
+        packed = {key: tensor.detach().float().cpu().contiguous() for key, tensor in tensors.items()}
+        write_whole(folder / f"{name}.safetensors", save(packed, metadata={"format": "pt"}))
 
 
 def assign(module: nn.Module, state: dict[str, Tensor], what: str, names: dict[str, str] | None = None) -> None:
