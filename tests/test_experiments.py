@@ -107,7 +107,6 @@ def test_the_demo(tmp_path, monkeypatch, capfd):
 def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     """Two arms for two steps: from the shipped teacher to BD-rates over rate levels, on two sets of images."""
     monkeypatch.chdir(ROOT)
-    torch.set_num_threads(2)
     test_photos = tmp_path / "test"
     test_photos.mkdir()
     Image.open(photos / "astronaut.png").crop((0, 0, 176, 176)).save(test_photos / "unseen.png")
@@ -119,6 +118,7 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[176,176]"]
     settings += [f"set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
     train_here(read_sweep("experiments/sweeps/distillation.yaml", settings))
+    torch.set_num_threads(2)
     words = ["sweep", "--config", "experiments/sweeps/distillation.yaml", *(f"--{setting}" for setting in settings)]
     assert main(words) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]

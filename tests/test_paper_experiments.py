@@ -72,6 +72,12 @@ def save_inception(path: Path) -> None:
     torch.save({name: torch.randn(s) * 0.02 if len(s) > 1 else torch.rand(s) + 0.5 for name, s in shapes.items()}, path)
 
 
+def thin_dinov3():
+    """`timm.create_model` with a sixteenth of DINOv3's MLP: what the discriminator reads keeps its place and size."""
+    make = timm.create_model
+    return lambda name, **given: make(name, **given | ({"mlp_ratio": 0.25} if "dinov3" in name else {}))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """All that a user has at hand: base, backbones, photographs."""
@@ -93,7 +99,7 @@ def folder(tmp_path_factory) -> Path:
     )
     CLIPVisionModelWithProjection(clip).save_pretrained(hub_folder(folder / "hub", CLIP_REPOSITORY))
     with torch.device("meta"):
-        dino = timm.create_model("vit_base_patch16_dinov3", num_classes=0)
+        dino = thin_dinov3()("vit_base_patch16_dinov3", num_classes=0)
     state = {key: torch.randn(t.shape) * 0.02 for key, t in dino.state_dict().items()}
     save_file(state, hub_folder(folder / "hub", DINOV3_REPOSITORY) / "model.safetensors")
 
@@ -109,6 +115,7 @@ def _weights_at_hand(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(timm, "create_model", thin_dinov3())
 
 
 def words(folder: Path, stage: str) -> list[str]:

@@ -20,7 +20,7 @@ Layout: float32 (h, w, C), channels last, one image at a time, on the CPU.
 import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -221,11 +221,17 @@ class Gelu(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("table", self.make_table())
+
+    @staticmethod
+    @cache
+    def make_table() -> Tensor:
+        """Phi at -GELU_END ... GELU_END in steps of 1 / GELU_STEPS, divided by GELU_STEPS; one for all layers."""
         # Rounded to 2^-24, far coarser than what implementations of erfc differ by.
         end = GELU_END * GELU_STEPS
         values = [math.erfc(-i / GELU_STEPS / math.sqrt(2)) / 2 for i in range(1 - end, end)]
         table = torch.tensor([0.0, *(round(value * 2**24) / 2**24 for value in values), 1.0], dtype=torch.float32)
-        self.register_buffer("table", table / GELU_STEPS)
+        return table / GELU_STEPS
 
     def forward(self, v: Tensor) -> Tensor:
         end = GELU_END * GELU_STEPS

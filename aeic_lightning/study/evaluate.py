@@ -9,6 +9,7 @@ sources of (original, reconstruction, bytes)            metrics, the same as tho
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class Checkpoint:
         except UserError:  # no file is so small
             return (0.0 if self.bitstream.levels else None), True
 
-    def describe(self) -> dict[str, Any]:
+    @cached_property
+    def description(self) -> dict[str, Any]:
         """Name, labels, costs and step, from the run folder of the checkpoint, else from the checkpoint."""
         run = self.path.resolve().parent.parent
         config = None if self.path.is_dir() else run_config(run)
@@ -105,7 +107,7 @@ class Checkpoint:
         labels = {name: value for name, value in run_labels(bare, None).items() if name != "role"}
         return {"name": self.path.stem, "labels": labels, "costs": encoder_costs(bare), "step": self.step}
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any] | None:
         """Of the run that made the checkpoint, if it lies in its folder; of weights at least the objective."""
         if self.path.is_dir():
@@ -201,7 +203,7 @@ def _check_names(what: str, originals: Sequence[str], others: Sequence[str]) -> 
 
 
 def evaluate_checkpoint(
-    path: str | Path,
+    checkpoint: "str | Path | Checkpoint",
     images: Images,
     measure: Measurement,
     *,
@@ -215,26 +217,26 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint by way of the files that it writes.
 
     Args:
-        path: the checkpoint.
+        checkpoint: its path; or, for several rates and sets of images, the one that was opened for all of them.
         images: what to code.
         measure: the metrics.
         point: the rate, for a model of many rates.
         name, labels: instead of, and beside, those of the checkpoint's run.
-        device: of the receiver's networks.
+        device: of the receiver's networks, for a path.
         pictures: folder for the reconstructions and originals as PNG.
         quiet: print nothing.
     """
-    place = torch_device(device)
-    measure.quality.to(place)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint, torch_device(device))
+    measure.quality.to(checkpoint.device)
     for patches in measure.patches:
-        patches.network.to(place)
-    checkpoint = Checkpoint(path, place)
+        patches.network.to(checkpoint.device)
     progress = Progress(len(images), pictures, quiet)
     fields = measure.of(_on(checkpoint.device, checkpoint.samples(images, point)), progress.see)
     if checkpoint.config:
         fields["metric_info"] = with_part_in_training(fields["metric_info"], checkpoint.config)
-    described = checkpoint.describe()
-    described["labels"] |= point.labels | (labels or {})
+    described = dict(checkpoint.description)
+    described["labels"] = described["labels"] | point.labels | (labels or {})
     described["name"] = (name or described["name"]) + point.words
     return Result(kind="checkpoint", pictures=progress.written, **described, **fields)
 

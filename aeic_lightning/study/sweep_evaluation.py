@@ -38,34 +38,40 @@ def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Pa
     places = [(str(run.checkpoint), run.folder / "evaluated", {}) for run in runs]
     for model in wanted.get("models") or []:
         places.append((model, out / "models" / Path(model).name, wanted.get("labels") or {}))
-    files = []
     max_size = wanted.get("max_size")
+    sets = {}
     for name, folder in (wanted.get("images") or {"validation": None}).items():
-        images = open_images(folder, max_size) if folder else images_like([read_result(runs[0].folder)])
-        if folder and max_size:
-            name += "_" + "x".join(map(str, max_size))
-        figures = measurement(wanted.get("backbones"))
-        for checkpoint, place, labels in places:
-            file = place / f"{name}.json"
-            if not _there(file, checkpoint, levels, images.names):
-                write_results(file, _evaluate(checkpoint, images, figures, levels, labels, place / name))
-            files.append(file)
-    return files
+        cut = "_" + "x".join(map(str, max_size)) if folder and max_size else ""
+        sets[name + cut] = open_images(folder, max_size) if folder else images_like([read_result(runs[0].folder)])
+    figures = measurement(wanted.get("backbones"))
+    for checkpoint, place, labels in places:
+        missing = {
+            name: images
+            for name, images in sets.items()
+            if not _there(place / f"{name}.json", checkpoint, levels, images.names)
+        }
+        if missing:
+            _evaluate(checkpoint, missing, figures, levels, labels, place)
+    return [place / f"{name}.json" for name in sets for _, place, _ in places]
 
 
 def _evaluate(
-    checkpoint: str, images: Any, figures: Any, levels: list[float], labels: dict[str, Any], pictures: Path
-) -> list[Result]:
-    from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint
+    path: str, sets: dict[str, Any], figures: Any, levels: list[float], labels: dict[str, Any], place: Path
+) -> None:
+    import torch
 
+    from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint
+
+    checkpoint = Checkpoint(path, torch.device("cpu"))
     points = [RatePoint(level=level) for level in levels] or [RatePoint()]
-    return [
-        evaluate_checkpoint(
-            checkpoint, images, figures, point=point, labels=labels,
-            pictures=pictures / (point.words.strip().replace(" ", "_") or "middle"),
-        )
-        for point in points
-    ]  # fmt: skip
+    for name, images in sets.items():
+        results: list[Result] = []
+        for point in points:
+            pictures = place / name / (point.words.strip().replace(" ", "_") or "middle")
+            results.append(
+                evaluate_checkpoint(checkpoint, images, figures, point=point, labels=labels, pictures=pictures)
+            )
+        write_results(place / f"{name}.json", results)
 
 
 def _there(file: Path, checkpoint: str, levels: list[float], names: Sequence[str]) -> bool:

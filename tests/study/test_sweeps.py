@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -243,13 +242,15 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path
         file = tmp_path / "sweep.yaml"
         teachers = ROOT / "experiments" / "encoder_depth"
         file.write_text(
-            f"vars: {{root: r}}\nroot: ${{vars.root}}\nruns:\n- {{name: a, config: {teachers}/teacher_stage1.yaml}}\n"
+            "vars: {root: r}\nroot: ${vars.root}\nthreads: 1\nruns:\n"
+            f"- {{name: a, config: {teachers}/teacher_stage1.yaml}}\n"
             f"- {{name: b, config: {teachers}/teacher_stage2.yaml, needs: [a], set: {{vars.stage1: a}}}}\n"
         )
         return [sys.executable, "-m", "aeic_lightning", "sweep", "--config", str(file), f"--vars.root={root}", *small]
 
-    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
-    run(command(tmp_path / "whole"))
+    words = command(tmp_path / "whole")
+    for run in read_sweep(tmp_path / "sweep.yaml", [word.removeprefix("--") for word in words[6:]]).runs:
+        assert main(run.command[3:]) == 0
     folder = tmp_path / "killed" / "b"
     with subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL) as sweep:
         # Not what it prints: on a busy machine the first line about a step comes after the last step.
@@ -257,7 +258,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path
             assert sweep.poll() is None, "the sweep has ended by itself"
             time.sleep(0.02)
         sweep.kill()
-    again = run(command(tmp_path / "killed"))
+    again = subprocess.run(command(tmp_path / "killed"), cwd=ROOT, capture_output=True, text=True, check=True)
     assert "a: done before" in again.stdout
     assert re.search(r"saved .* at step [123]; go on", (folder / "log.txt").read_text()), "it was stopped in the middle"
     assert "Restored all states" in (folder / "log.txt").read_text()
