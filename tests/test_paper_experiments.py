@@ -80,7 +80,7 @@ def thin_dinov3():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """All that a user has at hand: base, backbones, photographs."""
+    """All that a user needs: base, backbones, photographs."""
     folder = tmp_path_factory.mktemp("paper")
     save_base(folder, small_unet([8, 8, 16, 16], [1, 1, 2, 2]), small_vae())
 

@@ -167,7 +167,7 @@ def torch_device(name: str) -> torch.device:
 def file_samples(originals: Images, reconstructions: Images, streams: Path | None) -> Iterator[Sample]:
     """Originals and reconstructions joined by name, with the sizes of the files in the folder `streams`.
 
-    Raises UserError before anything is measured where the names are not the same on all sides, and for a pair whose
+    Raises UserError before anything is measured where the names are not the same on all sides, and for an image whose
     sizes differ.
     """
     _check_names("reconstruction", originals.names, reconstructions.names)

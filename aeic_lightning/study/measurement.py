@@ -121,7 +121,7 @@ def measurement(
     )
     patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in chosen if b in ("lite0", "inception")]
     missing = [name for name in BACKBONES if name not in chosen]
-    notes = [f"without metrics on {', '.join(missing)}: their weights are not at hand"] if backbones is None else []
+    notes = [f"without metrics on {', '.join(missing)}: their weights are not here"] if backbones is None else []
     return Measurement(quality, patches, notes if missing else ())
 
 

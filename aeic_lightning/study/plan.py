@@ -302,7 +302,7 @@ def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: lis
                 plan.parts.append(part(f"{term.entry.name}'s projections", built))
 
 
-# ---------------------------------------------------------------------- what is not at hand
+# ---------------------------------------------------------------------- what is missing
 
 
 def find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described]) -> None:

@@ -1,4 +1,4 @@
-"""What a frozen teacher said about images that it has seen before."""
+"""The taps of a frozen teacher for images that it has seen before."""
 
 import hashlib
 from collections.abc import Callable

@@ -364,7 +364,7 @@ def test_weights_at_hand_give_their_figures(photos, tmp_path, monkeypatch):
         *("dists_lite0", "dists_lite2"),
         "same_class_lite2",
     ]
-    assert found.notes == ["without metrics on vgg, inception: their weights are not at hand"]
+    assert found.notes == ["without metrics on vgg, inception: their weights are not here"]
     assert found.quality.info["lpips_alex"]["version"].startswith("lpips ")
     with pytest.raises(UserError, match="no VGG16 weights"):
         measurement(["vgg"])

@@ -31,4 +31,4 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     name, at_hand = import_released(args.file, args.out, base)
     print(f"{args.file} is {name}; wrote {args.out}")
     if not at_hand:
-        print(f"no base weights at hand ({base.unet}, {base.vae}): any of the right sizes will be accepted")
+        print(f"no base weights here ({base.unet}, {base.vae}): any of the right sizes will be accepted")

@@ -77,7 +77,7 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
                 text=[hover(curve, metric, r.value(rate), r.value(metric.name), [r]) for r, _ in single],
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
-    title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp, of files or (where said) estimated"
+    title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp of files, or estimated where the name says so"
     made = _finished(figure, title, metric.full, log_x=True)
     if metric.kind == "accuracy":
         made["layout"]["yaxis"] |= {"tickformat": ".0%"}
