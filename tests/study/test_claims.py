@@ -1,10 +1,12 @@
 """A claim holds where the interval says so, and in no other case."""
 
 import pytest
+import yaml
 
 from aeic_lightning.study import claims
 from aeic_lightning.study.bd_rate import BDRate
 from aeic_lightning.study.claims import Claim, answers
+from aeic_lightning.study.sweep_file import read_sweep
 
 
 class FakeCurve:
@@ -37,3 +39,19 @@ def test_verdict(monkeypatch, percent, interval, verdict):
 def test_a_claim_about_several_curves_is_left_out():
     curves = [FakeCurve(arm="none", depth=1), FakeCurve(arm="none", depth=2), FakeCurve(arm="enc")]
     assert answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves) == []
+
+
+def test_a_claim_about_an_arm_that_is_not_run_is_left_out(tmp_path, capsys):
+    claim = {"says": "b saves bits", "test": {"arm": "b"}, "reference": {"arm": "a"}, "metric": "psnr"}
+    sweep = {
+        "vars": {"arms": ["a", "b"]},
+        "root": str(tmp_path),
+        "runs": [{"name": "{arm}", "grid": {"arm": "${vars.arms}"}, "config": "e.yaml", "labels": {"arm": "{arm}"}}],
+        "report": {"out": "out", "against": [{"reference": {"arm": "a"}}], "claims": [claim]},
+    }
+    (tmp_path / "e.yaml").write_text("model: {init_args: {}}")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert read_sweep(tmp_path / "sweep.yaml", []).report["claims"] == [claim]
+    assert capsys.readouterr().err == ""
+    assert read_sweep(tmp_path / "sweep.yaml", ["vars.arms=[a]"]).report["claims"] == []
+    assert capsys.readouterr().err == "claim left out, since no run has {'arm': 'b'}: \"b saves bits\"\n"
