@@ -107,11 +107,15 @@ class LocalRun:
         return error
 
     def stop(self) -> None:
-        """Send what Ctrl-C sends: the run saves a checkpoint and ends."""
+        """Have the run save a checkpoint and end, as after Ctrl-C.
+
+        By SIGTERM: a sweep in the background of a script hands SIGINT down as ignored, so that a run which is still
+        importing would not notice it.
+        """
         if self.process is None:
             self.stopped = True
         elif self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
 
     def kill(self) -> None:
         """End it and all of its own processes at once."""

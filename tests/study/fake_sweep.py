@@ -1,4 +1,4 @@
-"""A sweep of fake runs, for tests of its processes: `fake_sweep.py FILE [stubborn] [no-prctl]`.
+"""A sweep of fake runs, for tests of its processes: `fake_sweep.py FILE [importing] [stubborn] [no-prctl]`.
 
 The command line, the sweep and the start of a run are the real ones; only the run itself is this file again, which
 counts its signals, saves after the first one, and ends.
@@ -18,6 +18,9 @@ def run(folder: Path, words: list[str]) -> None:
 
     if "no-prctl" in words:
         parent_process._signal_at_death_of_parent = lambda: False
+    if "importing" in words:  # no handler yet
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
     received = []
 
     def stop(number: int, frame: object) -> None:

@@ -94,7 +94,17 @@ def test_a_signal_to_the_sweep_ends_its_runs_with_their_checkpoints(sweep, numbe
     assert process.returncode == 128 + number
     assert "stopping: r0, r1" in said
     assert sweep.saved()
-    assert sweep.signals() == [str(int(signal.SIGINT))] * 2, "one signal: a second one would end it at once"
+    assert sweep.signals() == [str(int(signal.SIGTERM))] * 2, "one signal: a second one would end it at once"
+    assert not any(map(alive, pids))
+
+
+def test_runs_that_are_still_importing_end_too(sweep):
+    """In the background of a script, where the shell has SIGINT ignored for the sweep and all below it."""
+    process = sweep.start("importing", prefix=("sh", "-c", "trap '' INT; exec \"$@\"", "sh"))
+    pids = sweep.wait_until_running()
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
     assert not any(map(alive, pids))
 
 
