@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aeic_lightning.bitstream.container import overhead
+from aeic_lightning.bitstream.container import bytes_within, overhead
 from aeic_lightning.bitstream.export import OnnxReceiver, OnnxSender, export
 from aeic_lightning.bitstream.send import Sender
 from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
@@ -35,6 +35,13 @@ def bitstream(model) -> Bitstream:
 
 def picture() -> torch.Tensor:
     return torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+
+
+def test_bytes_within_a_rate():
+    assert bytes_within(0.5, 100, 16) == 100
+    assert bytes_within(0.01, 1, 1) == 0
+    with pytest.raises(UserError, match="above 0"):
+        bytes_within(0.0, 64, 64)
 
 
 def test_every_position_of_the_dial_is_a_level_and_its_byte():

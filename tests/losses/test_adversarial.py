@@ -138,6 +138,8 @@ def test_dinov3_heads(tmp_path, monkeypatch):
     generator_loss(logits).backward()
     assert x_hat.grad.abs().sum() > 0
     assert all(name.startswith("heads.") for name in discriminator.state_dict())
+    layers = [m for m in discriminator.heads.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert {len(layer.weight) for layer in layers} == {128, 1}, "the paper's heads have 128 channels"
 
 
 def test_bad_choices_are_refused(tmp_path):
