@@ -142,6 +142,11 @@ def test_dinov3_heads(tmp_path, monkeypatch):
     assert {len(layer.weight) for layer in layers} == {128, 1}, "the paper's heads have 128 channels"
 
 
+def test_the_parameters_of_the_heads_are_known_without_building_them():
+    heads = ProjectedDiscriminator("lite0").heads
+    assert adversarial.head_parameters("lite0") == sum(p.numel() for p in heads.parameters())
+
+
 def test_bad_choices_are_refused(tmp_path):
     with pytest.raises(UserError, match="choose lite0 or dinov3"):
         ProjectedDiscriminator("clip")

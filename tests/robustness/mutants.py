@@ -46,6 +46,8 @@ GROUPS = {
     "systems": {
         "averaging": ["systems/test_averaging.py"],
         "guards": ["systems/test_guards.py"],
+        "graphed": ["systems/test_graphed.py"],
+        "online": ["systems/test_online.py"],
         "*": ["systems/test_distillation.py", "systems/test_compression.py", "systems/test_guards.py"],
     },
     "bitstream": {
