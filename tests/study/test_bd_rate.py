@@ -66,6 +66,8 @@ def test_the_figures_of_the_released_points(metric, dataset, percent):
 def test_overlap_is_shared_over_united_range():
     row = bd_rate(published("AEIC-ME", "CLIC"), published("AEIC-SE", "CLIC"), "fid")
     assert row.overlap == pytest.approx((5.73 - 2.75) / (7.35 - 2.45), rel=1e-12)
+    other_way = bd_rate(published("AEIC-SE", "CLIC"), published("AEIC-ME", "CLIC"), "fid", min_overlap=0.5)
+    assert other_way.overlap == row.overlap
     with pytest.raises(UserError, match=r"share 61% of their range in fid .* less than the 75%"):
         bd_rate(published("AEIC-ME", "CLIC"), published("AEIC-SE", "CLIC"), "fid", min_overlap=0.75)
 
