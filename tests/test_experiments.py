@@ -115,12 +115,14 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     settings += [f"vars.data={photos}", f"vars.kodak={test_photos}", "vars.seeds=[0]", "vars.arms=[none, enc_dec]"]
     arms = "test: {arm: enc_dec}, reference: {arm: none}"
     settings.append(f"report.claims=[{{says: L_enc and L_dec save bits, {arms}, metric: lpips_lite2}}]")
+    settings.append("report.max_images=0")
     small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[176,176]"]
     settings += [f"set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
     train_here(read_sweep("experiments/sweeps/distillation.yaml", settings))
     torch.set_num_threads(2)
     words = ["sweep", "--config", "experiments/sweeps/distillation.yaml", *(f"--{setting}" for setting in settings)]
     assert main(words) == 0
+    assert " 0 pictures," in capfd.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert len(results) == 2 * 3 * 4  # sets, models, levels
     sizes = {}

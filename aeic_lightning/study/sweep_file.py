@@ -36,7 +36,7 @@ table of BD-rates (bd_rate.json and .md), and index.html, which also shows the r
 compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
 labels `within`. With `evaluate`, the metrics are not those of the runs' last validation: each run's checkpoint is
 evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`). `claims` are what the page
-answers first, and answer.md (`study.claims`).
+answers first, and answer.md (`study.claims`). `max_images` is how many images of a set the page shows, 6 by default.
 
 A run is done when its folder holds the file `finished`.
 """
@@ -70,7 +70,7 @@ COMPARISONS = {
     "accuracy": "aeic_lightning.classification.comparison.compare_accuracy",
 }
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
-REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files", "evaluate", "claims"}
+REPORT_KEYS = {"out", "title", "select", "against", "metrics", "files", "evaluate", "claims", "max_images"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads", "gpus"}
@@ -267,6 +267,9 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         for labels in wanted:
             if not is_there(labels):
                 raise UserError(f"{file}: report: no run has the labels {labels}")
+        count = sweep.report.get("max_images", 0)
+        if type(count) is not int or count < 0:
+            raise UserError(f"{file}: report: max_images is a number of images, not {count!r}")
         claims = []
         for entry in sweep.report.get("claims") or []:
             _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))

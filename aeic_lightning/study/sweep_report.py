@@ -84,5 +84,6 @@ def _report(sweep: Sweep) -> None:
     said = write_report(
         [*paths, *map(Path, wanted.get("files") or [])], out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
+        max_images=wanted.get("max_images", 6),
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")

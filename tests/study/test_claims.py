@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.study import claims
 from aeic_lightning.study.bd_rate import BDRate
 from aeic_lightning.study.claims import Claim, answers
@@ -55,3 +56,5 @@ def test_a_claim_about_an_arm_that_is_not_run_is_left_out(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert read_sweep(tmp_path / "sweep.yaml", ["vars.arms=[a]"]).report["claims"] == []
     assert capsys.readouterr().err == "claim left out, since no run has {'arm': 'b'}: \"b saves bits\"\n"
+    with pytest.raises(UserError, match="max_images is a number of images, not -1"):
+        read_sweep(tmp_path / "sweep.yaml", ["report.max_images=-1"])
