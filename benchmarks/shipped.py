@@ -27,7 +27,7 @@ from aeic_lightning.images import read_image
 from aeic_lightning.metrics.table import in_order
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.anchors import CODECS, anchors, like_target
-from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint
+from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint
 from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import Result, write_results
 
@@ -68,12 +68,12 @@ def measure(args: argparse.Namespace, work: Path) -> None:
     """The whole benchmark; `work` is a folder for pictures that nobody keeps."""
     images = open_images(str(shrunken(args.images, args.shrink, work / "images")) if args.shrink else args.images)
     figures = measurement(["lite0", "lite2"])
-    names = [Path(model).name for model in args.models]
+    models = {Path(model).name: Checkpoint(model) for model in args.models}
     by_rate: dict[float, list[Result]] = {
         rate: [
             evaluate_checkpoint(model, images, figures, point=RatePoint(bpp=rate), name=name,
                                 pictures=work / f"{name} at {rate:g}")
-            for model, name in zip(args.models, names, strict=True)
+            for name, model in models.items()
         ]
         for rate in args.bpp
     }  # fmt: skip

@@ -42,12 +42,14 @@ class Checkpoint:
 
     Args:
         path: of the checkpoint.
-        device: where the receiver's networks run; the sender and the coder are on the CPU, as always.
+        device: name of that of the receiver's networks; the sender and the coder are on the CPU, as always.
+
+    Raises UserError where there is no such device, and for a checkpoint that cannot be read.
     """
 
-    def __init__(self, path: str | Path, device: torch.device) -> None:
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
         self.path = locate(path)
-        self.device = device
+        self.device = torch_device(device)
         checkpoint = read_checkpoint(path)
         self.objective = checkpoint.get("objective")  # weights apart from a run bring it along
         self.step = checkpoint.get("global_step")
@@ -203,31 +205,27 @@ def _check_names(what: str, originals: Sequence[str], others: Sequence[str]) -> 
 
 
 def evaluate_checkpoint(
-    checkpoint: "str | Path | Checkpoint",
+    checkpoint: Checkpoint,
     images: Images,
     measure: Measurement,
     *,
     point: RatePoint = RatePoint(),
     name: str | None = None,
     labels: dict[str, Label] | None = None,
-    device: str = "cpu",
     pictures: Path | None = None,
     quiet: bool = False,
 ) -> Result:
     """Evaluate a checkpoint by way of the files that it writes.
 
     Args:
-        checkpoint: its path; or, for several rates and sets of images, the one that was opened for all of them.
+        checkpoint: the model, opened once for all rates and sets of images.
         images: what to code.
         measure: the metrics.
         point: the rate, for a model of many rates.
         name, labels: instead of, and beside, those of the checkpoint's run.
-        device: of the receiver's networks, for a path.
         pictures: folder for the reconstructions and originals as PNG.
         quiet: print nothing.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint, torch_device(device))
     measure.quality.to(checkpoint.device)
     for patches in measure.patches:
         patches.network.to(checkpoint.device)

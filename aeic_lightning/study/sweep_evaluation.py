@@ -58,11 +58,9 @@ def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Pa
 def _evaluate(
     path: str, sets: dict[str, Any], figures: Any, levels: list[float], labels: dict[str, Any], place: Path
 ) -> None:
-    import torch
-
     from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint
 
-    checkpoint = Checkpoint(path, torch.device("cpu"))
+    checkpoint = Checkpoint(path)
     points = [RatePoint(level=level) for level in levels] or [RatePoint()]
     for name, images in sets.items():
         results: list[Result] = []

@@ -35,7 +35,7 @@ def _compare(sweep: Sweep, names: Sequence[str]) -> None:
 def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
     """Result files of models on the validation images of a run, as `evaluate` writes them."""
     from aeic_lightning.study.anchors import images_like
-    from aeic_lightning.study.evaluate import evaluate_checkpoint
+    from aeic_lightning.study.evaluate import Checkpoint, evaluate_checkpoint
     from aeic_lightning.study.measurement import measurement
     from aeic_lightning.study.results import read_result, write_results
 
@@ -43,7 +43,7 @@ def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
     files = []
     for model in models:
         name = Path(model).name
-        result = evaluate_checkpoint(model, images, figures, name=name, pictures=out / name)
+        result = evaluate_checkpoint(Checkpoint(model), images, figures, name=name, pictures=out / name)
         files += write_results(out / f"{name}.json", [result])[:1]
     return files
 

@@ -9,7 +9,7 @@ from aeic_lightning.checkpoints.checkpoint import check_base, load_strictly, rea
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
-from aeic_lightning.models.decoder.stable_diffusion import split_decoder, weights_digest
+from aeic_lightning.models.decoder.stable_diffusion import base_digests, split_decoder
 from aeic_lightning.systems.compression import CompressionSystem
 from aeic_lightning.systems.optimization import OptimizationConfig
 
@@ -63,4 +63,4 @@ def is_base(decoder: dict[str, Tensor], digests: dict[str, str] | None) -> bool:
     """Whether the tensors of a whole decoder are the base with these digests."""
     if digests is None or not any(name.startswith("vae.") for name in decoder):
         return False
-    return [weights_digest(part) for part in split_decoder(decoder)] == [digests["unet"], digests["vae"]]
+    return base_digests(*split_decoder(decoder)) == digests

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         require(args.checkpoint)
 
     from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
-    from aeic_lightning.study.evaluate import RatePoint, evaluate_checkpoint, evaluate_files, summary
+    from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint, evaluate_files, summary
     from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import write_results
 
@@ -88,13 +88,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     measure = measurement(args.backbones, args.patch_size, args.min_patches, args.min_images)
     if args.checkpoint:
         warn_of_untrained_rate(args.checkpoint)
-        options = {"name": args.name, "labels": labels, "device": args.device, "pictures": args.pictures}
+        options = {"name": args.name, "labels": labels, "pictures": args.pictures}
         points = [RatePoint(level=level) for level in args.levels or []] + [RatePoint(bpp=r) for r in args.bpp or []]
+        checkpoint = Checkpoint(args.checkpoint, args.device)
         results = []
         for point in points or [RatePoint()]:
             if args.pictures and point.words:
                 options["pictures"] = args.pictures / point.words.strip().replace(" ", "_")
-            results.append(evaluate_checkpoint(args.checkpoint, images, measure, point=point, **options))
+            results.append(evaluate_checkpoint(checkpoint, images, measure, point=point, **options))
     else:
         name = args.name or Path(args.reconstructions).resolve().name
         options = {"name": name, "labels": labels, "streams": args.streams, "pictures": args.pictures}

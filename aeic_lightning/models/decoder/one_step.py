@@ -115,7 +115,7 @@ class OneStepDecoder(nn.Module):
         another shape.
         """
         base = cast(PretrainedConfig, self.config.pretrained)
-        digests = {"unet": stable_diffusion.weights_digest(unet), "vae": stable_diffusion.weights_digest(vae)}
+        digests = stable_diffusion.base_digests(unet, vae)
         ends = {name: tensor for name, tensor in unet.items() if name.startswith(("conv_in.", "conv_out."))}
         trunk = {name: tensor for name, tensor in unet.items() if name not in ends}
         kernel = vae.get("conv_in.weight")

@@ -159,7 +159,7 @@ def read_vae_decoder(name: str) -> dict[str, Tensor]:
         state = state["state_dict"]
     prefix = "decoder."
     if isinstance(state, dict) and any(str(key).startswith(prefix) for key in state):
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        state = _below(state, prefix)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no VAE decoder: no state dict, plain or with the prefix {prefix!r}")
     return {key: value.float() for key, value in state.items()}
@@ -227,6 +227,11 @@ def assign(module: nn.Module, state: dict[str, Tensor], what: str, names: dict[s
     if extra is not None:
         raise UserError(f"decoder.pretrained: the {what} holds {extra}, which the decoder has not; it is another one")
     module.load_state_dict({names[name]: tensor for name, tensor in state.items()}, strict=False, assign=True)
+
+
+def base_digests(unet: dict[str, Tensor], vae: dict[str, Tensor]) -> dict[str, str]:
+    """What tells one base from another: the `weights_digest` of its two parts."""
+    return {"unet": weights_digest(unet), "vae": weights_digest(vae)}
 
 
 def weights_digest(state: dict[str, Tensor]) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -24,9 +23,7 @@ from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences, read
 from aeic_lightning.study.report.sections import image_section
 
-PAGE = 4_000_000  # bytes of a page: plotly's two million, the plots, and pictures, which get what the plots leave
-PICTURE_BUDGET = 1_700_000  # bytes of base64, at most
-LEAST_PICTURES = 700_000  # and at least, even of a page with so many plots that it becomes larger
+PICTURE_BUDGET = 1_700_000  # bytes of base64; plotly takes about two million more, and the plots what they need
 
 # The legend's marks, as plotly draws them.
 DASH_ARRAYS = {
@@ -102,10 +99,9 @@ def write_report(
         "metrics": origins.metric_rows(results),
         "counts": origins.counts(results),
         "comparisons": {s["key"]: s["compare"]["images"] for s in sections if s["compare"]},
+        "uris": pictures.embed(),
+        "pictures_described": pictures.described,
     }
-    left = PAGE - 2_100_000 - len(json.dumps(drawn, default=str))
-    pictures.budget = min(PICTURE_BUDGET, max(LEAST_PICTURES, left))
-    context |= {"uris": pictures.embed(), "pictures_described": pictures.described}
     page = render(context | {"plots": drawn})
     write_whole(out, page)
     plots = sum(len(d.get("variants", [1])) for d in drawn.values())
