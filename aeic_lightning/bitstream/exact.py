@@ -14,7 +14,7 @@ Before a sum, activations become integers of 15 bits (12 before a depthwise conv
 scale from their own largest magnitude, and weights integers of 8 bits or more by a scale for each output channel. No
 data is needed to calibrate, and nothing saturates.
 
-Layout: float32 (h, w, C), channels last, one image at a time, on the CPU.
+Layout: float32 (B, h, w, C), channels last, on the CPU. What each image becomes does not depend on the others.
 """
 
 import math
@@ -76,7 +76,7 @@ def to_integers(x: Tensor, limit: int, dim: int | tuple[int, ...] = -1) -> tuple
 
 
 class Linear(nn.Module):
-    """A 1x1 convolution: (n, K) float32 -> (n, O) float32.
+    """A 1x1 convolution: (..., K) float32 -> (..., O) float32.
 
     Args:
         conv: a kernel larger than 1x1 is a longer row.
@@ -111,7 +111,7 @@ class Linear(nn.Module):
         self.parts: dict[int | None, tuple[Weights, Tensor, Tensor]] = {}  # weights, steps and biases by quarter
 
     def forward(self, x: Tensor, quarter: int | None = None) -> Tensor:
-        """All outputs, or one quarter of the first half and of the second: (n, O / 4)."""
+        """All outputs, or one quarter of the first half and of the second: (..., O / 4)."""
         q, peak = to_integers(x, self.limit)
         if torch.compiler.is_exporting():
             weight, step, bias = self._part(quarter)
@@ -120,7 +120,8 @@ class Linear(nn.Module):
             weight, step, bias = self._part(quarter)
             self.parts[quarter] = Weights(weight), step, bias
         weights, step, bias = self.parts[quarter]
-        return product(q, weights, self.limit).mul_(peak).mul_(step).add_(bias)
+        out = product(q.reshape(-1, q.shape[-1]), weights, self.limit)
+        return out.view(*q.shape[:-1], -1).mul_(peak).mul_(step).add_(bias)
 
     def _part(self, quarter: int | None) -> tuple[Tensor, Tensor, Tensor]:
         whole = self.weight, self.step, self.bias
@@ -131,7 +132,7 @@ class Linear(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """Depthwise convolutions with zero padding, each of its share of the channels: `sums` of (h, w, C), then `finish`.
+    """Depthwise convolutions with zero padding, each of its share of the channels: `sums`, then `finish`.
 
     Args:
         convs: of equally many channels each.
@@ -158,25 +159,25 @@ class Depthwise(nn.Module):
         self.register_buffer("bias", torch.cat(biases).float().cpu() * unit)
 
     def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The sums, integers, in pieces (h, w, c) of the C channels; and the value (C,) of one."""
+        """(B, h, w, C) -> the sums, integers, in pieces (B, h, w, c) of the C channels; the value (B, 1, C) of one."""
         weights = [getattr(self, f"weight{number}").float() for number in range(len(self.padding))]
         pieces = PIECES if len(weights[0]) % PIECES == 0 else 1
         weights = [part for weight in weights for part in weight.chunk(pieces)]
         paddings = [padding for padding in self.padding for _ in range(pieces)]
         sums, peaks = zip(*in_parallel(_sums, weights, paddings, x.chunk(len(weights), dim=-1)), strict=True)
-        return list(sums), torch.cat(peaks).mul_(self.step)
+        return list(sums), torch.cat(peaks, dim=-1).mul_(self.step)
 
     def finish(self, one: Tensor, *sums: Tensor) -> Tensor:
-        """The outputs (n, C) at n positions of the sums."""
+        """The outputs (B, n, C) at n positions of the sums."""
         return torch.cat(sums, dim=-1).mul_(one).add_(self.bias)
 
 
 def _sums(weight: Tensor, padding: tuple[int, int], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of (h, w, c) by one depthwise kernel, and the peaks (c,)."""
-    q, peak = to_integers(x, DEPTHWISE_LIMIT, (0, 1))
+    """The sums of (B, h, w, c) by one depthwise kernel, and the peaks (B, 1, c)."""
+    q, peak = to_integers(x, DEPTHWISE_LIMIT, (1, 2))
     weight = weight.to(memory_format=torch.channels_last)
-    sums = F.conv2d(q.permute(2, 0, 1)[None], weight, padding=padding, groups=len(weight))
-    return sums[0].permute(1, 2, 0), peak.flatten()
+    sums = F.conv2d(q.permute(0, 3, 1, 2), weight, padding=padding, groups=len(weight))
+    return sums.permute(0, 2, 3, 1), peak.squeeze(1)
 
 
 class Inception(nn.Module):
@@ -188,16 +189,16 @@ class Inception(nn.Module):
         self.convs = Depthwise(module.dwconv_hw, module.dwconv_w, module.dwconv_h)
 
     def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(h, w, C) -> as `Depthwise.sums`, of the channels that are not left untouched."""
+        """As `Depthwise.sums`, of the channels that are not left untouched."""
         return self.convs.sums(x[..., self.untouched :])
 
     def finish(self, one: Tensor, x: Tensor, *sums: Tensor) -> Tensor:
-        """The outputs (n, C) at n positions of x and the sums."""
-        return torch.cat([x[:, : self.untouched], self.convs.finish(one, *sums)], dim=-1)
+        """The outputs (B, n, C) at n positions of x and the sums."""
+        return torch.cat([x[..., : self.untouched], self.convs.finish(one, *sums)], dim=-1)
 
 
 class Norm(nn.Module):
-    """`ChannelNorm` of (n, C) but for weight and bias, which the next `Linear` holds. Mean and variance are exact."""
+    """`ChannelNorm` of (..., C) but for weight and bias, which the next `Linear` holds. Mean and variance are exact."""
 
     def __init__(self, norm: ChannelNorm) -> None:
         super().__init__()
@@ -260,17 +261,16 @@ class Star(nn.Module):
 
 
 class Upsample(nn.Module):
-    """`Up`: (h, w, K) -> (2h, 2w, O)."""
+    """`Up`: (B, h, w, K) -> (B, 2h, 2w, O)."""
 
     def __init__(self, up: Up) -> None:
         super().__init__()
         self.conv = Linear(up.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w, _ = x.shape
-        patches = F.unfold(x.permute(2, 0, 1)[None], 3, padding=1)[0].t().reshape(h, w, -1)
-        (out,) = by_rows(lambda rows: (self.conv(rows),), patches)
-        return out.reshape(h, w, -1, 2, 2).permute(0, 3, 1, 4, 2).reshape(2 * h, 2 * w, -1)
+        count, h, w, _ = x.shape
+        (out,) = by_rows(lambda rows: (self.conv(rows),), patches(x, 3))
+        return out.reshape(count, h, w, -1, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(count, 2 * h, 2 * w, -1)
 
 
 class AdapterLayer(nn.Module):
@@ -290,18 +290,19 @@ class AdapterLayer(nn.Module):
         return by_rows(partial(self._after, one, None), x, *sums)[0]
 
     def coded(self, x: Tensor, step: int) -> Tensor:
-        """(1, 2M, h, w): what `forward` gives where `step` codes, else 0. Each half of 2M has four quarters."""
+        """(B, 2M, h, w): what `forward` gives where `step` codes, else 0. Each half of 2M has four quarters."""
         sums, one = self.depthwise.sums(self._hidden(x))
-        h, w, _ = x.shape
-        out = x.new_zeros(2, 4, len(self.last.bias) // 8, h, w)
+        count, h, w, _ = x.shape
+        out = x.new_zeros(count, 2, 4, len(self.last.bias) // 8, h, w)
 
         def fill(quarter: int, row: int, column: int) -> None:
-            here = [part[row::2, column::2].flatten(0, 1) for part in (x, *sums)]
+            here = [part[:, row::2, column::2].flatten(1, 2) for part in (x, *sums)]
             (values,) = self._after(one, quarter, *here)
-            out[:, quarter, :, row::2, column::2] = values.view(h // 2, w // 2, 2, -1).permute(2, 3, 0, 1)
+            values = values.view(count, h // 2, w // 2, 2, -1).permute(0, 3, 4, 1, 2)
+            out[:, :, quarter, :, row::2, column::2] = values
 
         in_parallel(fill, range(4), *zip(*QUADTREE[step], strict=True))
-        return out.view(1, -1, h, w)
+        return out.view(count, -1, h, w)
 
     def _hidden(self, x: Tensor) -> Tensor:
         return by_rows(lambda rows: (self.gelu(self.first(rows)),), x)[0]
@@ -312,7 +313,7 @@ class AdapterLayer(nn.Module):
 
 
 class GatedNeXt(nn.Module):
-    """`ContextLayer`, its two halves in one: (h, w, C) -> (h, w, C)."""
+    """`ContextLayer`, its two halves in one: (B, h, w, C) -> (B, h, w, C)."""
 
     def __init__(self, first: InceptionNeXt, second: GatedCNN) -> None:
         super().__init__()
@@ -341,7 +342,7 @@ class GatedNeXt(nn.Module):
 
 
 class HyperSynthesis(nn.Module):
-    """h_s: z_hat (1, M/2, h/4, w/4) -> phi (1, M, h, w)."""
+    """h_s: z_hat (B, M/2, h/4, w/4) -> phi (B, M, h, w)."""
 
     def __init__(self, h_s: nn.Sequential) -> None:
         super().__init__()
@@ -365,22 +366,29 @@ class Context(nn.Module):
         self.adapter_out = nn.ModuleList(AdapterLayer(cast(Adapter, a)) for a in context.adapter_out)
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale, each (1, M, h, w); zero where the step codes nothing."""
+        """Mean and raw scale, each (B, M, h, w); zero where the step codes nothing."""
         with in_pieces():
             adapter_out = cast(AdapterLayer, self.adapter_out[step])
             return self.params_by(base, self.adapter_in[step], partial(adapter_out.coded, step=step))
 
     def params_by(self, base: Tensor, adapter_in: Layer, adapter_out: Layer) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale, each (1, M, h, w), by one step's adapters: tokens to tokens, and to (1, 2M, h, w)."""
+        """Mean and raw scale, each (B, M, h, w), by one step's adapters: tokens to tokens, and to (B, 2M, h, w)."""
         mean, scale = adapter_out(self.g_c(adapter_in(to_tokens(base)))).chunk(2, dim=1)
         return (mean * MEAN_STEPS).round_().clamp_(-MEAN_LIMIT, MEAN_LIMIT).div_(MEAN_STEPS), scale
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(1, C, h, w) -> (h, w, C)."""
-    return x[0].permute(1, 2, 0).contiguous()
+    """(B, C, h, w) -> (B, h, w, C)."""
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def from_tokens(x: Tensor) -> Tensor:
-    """(h, w, C) -> (1, C, h, w), as a view."""
-    return x.permute(2, 0, 1)[None]
+    """(B, h, w, C) -> (B, C, h, w), as a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def patches(x: Tensor, kernel: int) -> Tensor:
+    """What a convolution sees at each position: (B, h, w, C) -> (B, h, w, C * kernel * kernel)."""
+    count, h, w, _ = x.shape
+    unfolded = F.unfold(x.permute(0, 3, 1, 2), kernel, padding=kernel // 2)
+    return unfolded.transpose(1, 2).reshape(count, h, w, -1)

@@ -39,25 +39,25 @@ def in_pieces() -> Iterator[None]:
 
 
 def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: int = ROWS) -> tuple[Tensor, ...]:
-    """A pointwise function of (h, w, C) tensors, so many positions at a time: it sees and returns (n, C) tensors."""
-    h, w = inputs[0].shape[:2]
+    """A pointwise function of (B, h, w, C) tensors, so many positions at a time: it takes and returns (B, n, C)."""
+    batch, h, w = inputs[0].shape[:3]
     count = h * w
-    flat = [x.reshape(count, x.shape[-1]) for x in inputs]
+    flat = [x.reshape(batch, count, x.shape[-1]) for x in inputs]
     if torch.compiler.is_exporting():
-        return tuple(output.reshape(h, w, output.shape[-1]) for output in function(*flat))
-    rows = max(min(rows, -(-count // _thread_count())), 16)
+        return tuple(output.reshape(batch, h, w, output.shape[-1]) for output in function(*flat))
+    rows = max(min(rows // batch, -(-count // _thread_count())), 16)
     outputs: list[Tensor] = []
 
     def run(start: int) -> None:
-        pieces = function(*(x[start : start + rows] for x in flat))
+        pieces = function(*(x[:, start : start + rows] for x in flat))
         with _lock:
             if not outputs:
-                outputs.extend(piece.new_empty(count, piece.shape[1]) for piece in pieces)
+                outputs.extend(piece.new_empty(batch, count, piece.shape[2]) for piece in pieces)
         for output, piece in zip(outputs, pieces, strict=True):
-            output[start : start + rows] = piece
+            output[:, start : start + rows] = piece
 
     in_parallel(run, range(0, count, rows))
-    return tuple(output.view(h, w, -1) for output in outputs)
+    return tuple(output.view(batch, h, w, -1) for output in outputs)
 
 
 def in_parallel(function: Callable[..., T], *arguments: Iterable) -> list[T]:

@@ -132,9 +132,9 @@ class _Star:
         self.rows = CHUNK // len(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        tokens, mixed = (part[0].permute(1, 2, 0) for part in (x, self.dwconv(x)))
+        tokens, mixed = (part.permute(0, 2, 3, 1) for part in (x, self.dwconv(x)))
         (out,) = by_rows(self._rows, tokens, mixed, rows=self.rows)
-        return out.permute(2, 0, 1)[None]
+        return out.permute(0, 3, 1, 2)
 
     def _rows(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
         norm = self.norm

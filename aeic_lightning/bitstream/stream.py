@@ -1,10 +1,11 @@
 """From an image to bytes, from bytes to the same latents, and from those to a picture: for every kind of model."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ class LatentCoder:
     """Latents to a file and back, around the networks and tables that both sides share.
 
     Args:
-        hyper_synthesis: z_hat (1, N, h/s, w/s) -> phi (1, K, h, w), exact; s is the grid's `z_stride`, 4 for AEIC.
+        hyper_synthesis: z_hat (B, N, h/s, w/s) -> phi (B, K, h, w), exact; s is the grid's `z_stride`, 4 for AEIC.
+            B is 1 outside of the forms for a batch.
         context: (phi, code) -> y_hat, as `QuadtreeContext.forward`, exact.
         shared: tables and settings.
         fingerprint: SHA-256 of the model.
@@ -77,30 +79,49 @@ class LatentCoder:
 
         `dial` is the byte of the rate level (`dial_position`), for a model of several.
         """
+        return self.encode_latents_batch(y, z, height, width, [dial])[0]
+
+    def encode_latents_batch(
+        self, y: Tensor, z: Tensor, height: int, width: int, dials: Sequence[int | None]
+    ) -> list[Encoded]:
+        """As `encode_latents`, for y (B, M, h, w) and z (B, M/2, h/4, w/4) of images of one size: the same files."""
         container.check_size(height, width)
         y, z = y.float().cpu(), z.float().cpu()
         if not (y.isfinite().all() and z.isfinite().all()):
             raise UserError("the latents are not finite: the model has diverged; use an earlier checkpoint")
-        shared, writer = self.shared, SymbolWriter()
-        count = 0
+        shared, writers = self.shared, [SymbolWriter() for _ in dials]
+        counts = [0 for _ in dials]
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
-            nonlocal count
             residual, coded = shared.conditional.quantise(y, mean, scale, mask)
             residual = residual.clamp(-LARGEST, LARGEST)
-            where = _numbers(coded)
-            writer.write(residual.take(where).numpy(), shared.levels(scale.take(where)), shared.y_tables)
-            count += len(where)
+            for i, writer in enumerate(writers):
+                where = _numbers(coded[i])
+                writer.write(residual[i].take(where).numpy(), shared.levels(scale[i].take(where)), shared.y_tables)
+                counts[i] += len(where)
             return residual + mean
 
         with exact_mode():
             symbols = (z - shared.medians).round().clamp(-LARGEST, LARGEST)
-            writer.write(symbols.flatten().numpy(), _channels(symbols), shared.z_tables)
+            for image, writer in zip(symbols, writers, strict=True):
+                writer.write(image.flatten().numpy(), _channels(image), shared.z_tables)
             z_hat = symbols + shared.medians
             y_hat = self._y_hat(z_hat, (y.shape[2], y.shape[3]), code)
-        stream = container.Stream(height, width, _check(z_hat, y_hat), writer.getvalue(), dial)
-        data = container.pack(stream, self.fingerprint)
-        return Encoded(data, z_hat, y_hat, writer.bits, count, writer.escaped, dial_level(dial, self.levels))
+        encoded = []
+        parts = zip(z_hat.split(1), y_hat.split(1), dials, writers, counts, strict=True)
+        for one_z, one_y, dial, writer, count in parts:
+            stream = container.Stream(height, width, _check(one_z, one_y), writer.getvalue(), dial)
+            data, level = container.pack(stream, self.fingerprint), dial_level(dial, self.levels)
+            encoded.append(Encoded(data, one_z, one_y, writer.bits, count, writer.escaped, level))
+        return encoded
+
+    def pass_of(self, data: bytes) -> tuple[Any, ...]:
+        """What files have in common that can be decoded in one pass: size of the latents, rate level.
+
+        Raises UserError for a file that is damaged, or of another model.
+        """
+        stream = self._unpack(data)
+        return *self.shared.grid.sizes(stream.height, stream.width), stream.level
 
     def decode(self, data: bytes) -> Decoded:
         """The latents of a file, the same on every machine.
@@ -108,14 +129,27 @@ class LatentCoder:
         Raises UserError for a file of another model or version, a damaged one, and whenever the decoded latents are not
         those that the sender had.
         """
-        stream = container.unpack(data, self.fingerprint, has_level=self.levels > 0)
-        shared, reader = self.shared, SymbolReader(stream.payload)
-        (h, w), (zh, zw) = shared.grid.sizes(stream.height, stream.width)
+        return self.decode_batch([data])[0]
+
+    def decode_batch(self, files: Sequence[bytes]) -> list[Decoded]:
+        """As `decode`, for files whose latents have one size (`pass_of`), in less time where the images are small.
+
+        Raises UserError if any of them is damaged.
+        """
+        streams = [self._unpack(data) for data in files]
+        shared, readers = self.shared, [SymbolReader(stream.payload) for stream in streams]
+        sizes, *others = {shared.grid.sizes(stream.height, stream.width) for stream in streams}
+        if others:
+            raise ValueError("the latents of these files have different sizes")
+        (h, w), (zh, zw) = sizes
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
-            where = _numbers(mask & shared.conditional.is_coded(scale))
-            values = torch.from_numpy(reader.read(shared.levels(scale.take(where)), shared.y_tables)).float()
-            residual = torch.zeros(mean.shape).put_(where, values)
+            residual = torch.zeros(mean.shape)
+            coded = mask & shared.conditional.is_coded(scale)
+            for i, reader in enumerate(readers):
+                where = _numbers(coded[i])
+                values = torch.from_numpy(reader.read(shared.levels(scale[i].take(where)), shared.y_tables)).float()
+                residual[i].put_(where, values)
             return residual + mean
 
         wrong = (
@@ -123,15 +157,23 @@ class LatentCoder:
         )
         try:
             with exact_mode():
-                z_hat = torch.zeros(1, len(shared.z_tables), zh, zw)
-                symbols = torch.from_numpy(reader.read(_channels(z_hat), shared.z_tables)).float()
-                z_hat = symbols.view_as(z_hat) + shared.medians
+                z_hat = torch.zeros(len(files), len(shared.z_tables), zh, zw)
+                for image, reader in zip(z_hat, readers, strict=True):
+                    image.copy_(torch.from_numpy(reader.read(_channels(image), shared.z_tables)).view_as(image))
+                z_hat += shared.medians
                 y_hat = self._y_hat(z_hat, (h, w), code)
         except AssertionError as error:  # constriction's, for bytes that fit no symbol
             raise UserError(wrong % "the bytes fit no symbols") from error
-        if _check(z_hat, y_hat) != stream.check:
-            raise UserError(wrong % "their check value differs")
-        return Decoded(stream.height, stream.width, z_hat, y_hat, dial_level(stream.level, self.levels))
+        decoded = []
+        for stream, one_z, one_y in zip(streams, z_hat.split(1), y_hat.split(1), strict=True):
+            if _check(one_z, one_y) != stream.check:
+                raise UserError(wrong % "their check value differs")
+            level = dial_level(stream.level, self.levels)
+            decoded.append(Decoded(stream.height, stream.width, one_z, one_y, level))
+        return decoded
+
+    def _unpack(self, data: bytes) -> container.Stream:
+        return container.unpack(data, self.fingerprint, has_level=self.levels > 0)
 
     def _y_hat(self, z_hat: Tensor, size: tuple[int, int], code: Callable[..., Tensor]) -> Tensor:
         phi = self.hyper_synthesis(z_hat)[..., : size[0], : size[1]]
@@ -203,7 +245,7 @@ class Bitstream(LatentCoder):
     """Writes and reads the streams of a model of any kind.
 
     Its h_s, context and tables are converted to exact arithmetic once, at the start: build a new Bitstream when
-    the weights have changed. Works on the CPU, one image at a time.
+    the weights have changed. The exact part works on the CPU.
 
     Args:
         model: any model that has a `coding`.
@@ -234,8 +276,7 @@ class Bitstream(LatentCoder):
 
     def encode_fully(self, x: Tensor, level: float | None = None) -> Encoded:
         """The file of one image, and the latents behind it."""
-        container.check_size(*x.shape[2:])
-        return self._at(dial_position(level, self.levels), self.sender.analyse(x), x)
+        return self.encode_at(x, level=level)
 
     def encode_at(
         self, x: Tensor, *, bpp: float | None = None, max_bytes: int | None = None, level: float | None = None
@@ -245,35 +286,50 @@ class Bitstream(LatentCoder):
         Files grow with the level, so it is found by bisection over the 256 positions of the dial; g_a runs once.
         Raises UserError for more than one of the three, and where no level gives so small a file.
         """
+        return self.encode_batch(x, bpp=bpp, max_bytes=max_bytes, level=level)[0]
+
+    def encode_batch(
+        self, x: Tensor, *, bpp: float | None = None, max_bytes: int | None = None, level: float | None = None
+    ) -> list[Encoded]:
+        """As `encode_at`, for images (B, 3, H, W): the same files, in less time where the images are small.
+
+        The exact part takes all images in one pass; g_a, whose last digits would change with the others in its batch,
+        takes one after the other.
+        """
         if sum(value is not None for value in (bpp, max_bytes, level)) > 1:
             raise UserError("give one of bpp, max_bytes and level")
         height, width = x.shape[2:]
+        container.check_size(height, width)
         if bpp is not None:
             max_bytes = container.bytes_within(bpp, height, width)
+        dial = dial_position(level, self.levels)
+        analysed = [self.sender.analyse(image) for image in x.split(1)]
         if max_bytes is None:
-            return self.encode_fully(x, level)
-        container.check_size(height, width)
-        y = self.sender.analyse(x)
-        best = self._at(0 if self.levels else None, y, x)
-        if len(best.data) > max_bytes:
-            what = "the smallest file of this model" if self.levels else "this model has one rate, and its file"
-            raise UserError(
-                f"{max_bytes} bytes are too few for {width}x{height} pixels: {what} has {len(best.data)} bytes "
-                f"({8 * len(best.data) / (height * width):.4f} bpp)"
-            )
-        low, high = 0, DIAL + 1 if self.levels else 1  # the file at `low` fits, that at `high` does not
-        while high - low > 1:
-            middle = (low + high) // 2
-            encoded = self._at(middle, y, x)
-            if len(encoded.data) <= max_bytes:
-                low, best = middle, encoded
-            else:
-                high = middle
+            return self._at([dial] * len(x), analysed, height, width)
+        best = self._at([0 if self.levels else None] * len(x), analysed, height, width)
+        for one in best:
+            if len(one.data) > max_bytes:
+                what = "the smallest file of this model" if self.levels else "this model has one rate, and its file"
+                raise UserError(
+                    f"{max_bytes} bytes are too few for {width}x{height} pixels: {what} has {len(one.data)} bytes "
+                    f"({8 * len(one.data) / (height * width):.4f} bpp)"
+                )
+        # Of each image, the file at `low` fits, that at `high` does not; the distances are the same for all.
+        low, high = [0] * len(x), [DIAL + 1 if self.levels else 1] * len(x)
+        while high[0] - low[0] > 1:
+            middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
+            for i, encoded in enumerate(self._at(middle, analysed, height, width)):
+                if len(encoded.data) <= max_bytes:
+                    low[i], best[i] = middle[i], encoded
+                else:
+                    high[i] = middle[i]
         return best
 
-    def _at(self, dial: int | None, y: Tensor, x: Tensor) -> Encoded:
-        latents = self.sender.at_level(y, dial_level(dial, self.levels))
-        return self.encode_latents(*latents, x.shape[2], x.shape[3], dial)
+    def _at(self, dials: Sequence[int | None], analysed: list[Tensor], height: int, width: int) -> list[Encoded]:
+        levels = [dial_level(dial, self.levels) for dial in dials]
+        latents = [self.sender.at_level(y, level) for y, level in zip(analysed, levels, strict=True)]
+        y, z = (torch.cat(parts) for parts in zip(*latents, strict=True))
+        return self.encode_latents_batch(y, z, height, width, dials)
 
 
 def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:
@@ -298,26 +354,19 @@ def reconstruct(model: CompressionModel, decoded: Decoded, fast: bool = False) -
     return reconstruct_batch(model, [decoded], fast)[0]
 
 
-def in_one_pass(one: Decoded, other: Decoded) -> bool:
-    """Whether the pictures of two decoded files can be made in one pass: latents of one size, at one rate level."""
-    return one.y_hat.shape == other.y_hat.shape and one.level == other.level
+T = TypeVar("T")
 
 
-def in_passes(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
-    """Decoded files in groups of at most `size`, each of neighbours that are `in_one_pass`; the order stays."""
-    group: list[Decoded] = []
-    for one in decoded:
-        if group and (len(group) == size or not in_one_pass(group[0], one)):
+def in_passes(items: Iterable[T], size: int, alike: Callable[[T], Any]) -> Iterator[list[T]]:
+    """Items in groups of at most `size` neighbours for which `alike` is equal; the order stays."""
+    for _, same in itertools.groupby(items, alike):
+        while group := list(itertools.islice(same, size)):
             yield group
-            group = []
-        group.append(one)
-    if group:
-        yield group
 
 
 @torch.inference_mode()
 def reconstruct_batch(model: CompressionModel, decoded: Sequence[Decoded], fast: bool = False) -> list[Tensor]:
-    """As `reconstruct`, for files of which any two are `in_one_pass`."""
+    """As `reconstruct`, for files whose latents have one size and whose rate level is one (`LatentCoder.pass_of`)."""
     device = next(model.parameters()).device
     fast = fast and (device.type != "cpu" or bfloat16_is_quicker())
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
@@ -326,13 +375,13 @@ def reconstruct_batch(model: CompressionModel, decoded: Sequence[Decoded], fast:
 
 
 def _numbers(mask: Tensor) -> Tensor:
-    """Where a (1, M, h, w) mask is true, in (channel, row, column) order."""
+    """Where a (M, h, w) mask is true, in (channel, row, column) order."""
     return mask.flatten().nonzero().squeeze(1)
 
 
 def _channels(z: Tensor) -> np.ndarray:
-    """The channel number of every element of (1, C, h, w), flat."""
-    return np.repeat(np.arange(z.shape[1], dtype=np.uint16), z[0, 0].numel())
+    """The channel number of every element of (C, h, w), flat."""
+    return np.repeat(np.arange(len(z), dtype=np.uint16), z[0].numel())
 
 
 def _integers(z_hat: Tensor, y_hat: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.exact import MEAN_LIMIT, MEAN_STEPS, Linear, from_tokens, to_tokens
+from aeic_lightning.bitstream.exact import MEAN_LIMIT, MEAN_STEPS, Linear, from_tokens, patches, to_tokens
 from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.bitstream.stream import Coding, coding
 from aeic_lightning.bitstream.tables import Tables
@@ -21,7 +20,7 @@ from aeic_lightning.errors import UserError
 
 
 class ExactConv(nn.Module):
-    """A convolution of stride 1, or a transposed one of stride 2: (h, w, K) -> (h, w, O) or (2h, 2w, O)."""
+    """A convolution of stride 1, or a transposed one of stride 2: (B, h, w, K) -> (B, h, w, O) or (B, 2h, 2w, O)."""
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -35,12 +34,10 @@ class ExactConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.upsamples:
-            wide = x.new_zeros(2 * x.shape[0], 2 * x.shape[1], x.shape[2])
-            wide[::2, ::2] = x
+            wide = x.new_zeros(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3])
+            wide[:, ::2, ::2] = x
             x = wide
-        h, w, _ = x.shape
-        patches = F.unfold(x.permute(2, 0, 1)[None], self.kernel, padding=self.kernel // 2)
-        (out,) = by_rows(lambda rows: (self.conv(rows),), patches[0].t().reshape(h, w, -1))
+        (out,) = by_rows(lambda rows: (self.conv(rows),), patches(x, self.kernel))
         return out
 
 
@@ -56,7 +53,7 @@ class ExactLeakyReLU(nn.Module):
 
 
 class ExactHyperSynthesis(nn.Module):
-    """h_s of the mean-scale hyperprior: z_hat (1, N, h, w) -> (1, 2M, 2h, 2w), scales first."""
+    """h_s of the mean-scale hyperprior: z_hat (B, N, h, w) -> (B, 2M, 2h, 2w), scales first."""
 
     def __init__(self, h_s: nn.Sequential) -> None:
         super().__init__()

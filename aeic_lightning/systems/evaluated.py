@@ -61,7 +61,7 @@ class EvaluatedSystem(lightning.LightningModule):
             with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
                 self._bitstream = Bitstream(cast(CompressionModel, self.model))
         with full_precision(x):
-            return [self._bitstream.file_size(image[None]) for image in x[:due]] + [None] * (len(x) - due)
+            return [len(file.data) for file in self._bitstream.encode_batch(x[:due])] + [None] * (len(x) - due)
 
     def _due(self) -> int:
         """How many files a validation writes in this process."""

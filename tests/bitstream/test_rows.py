@@ -13,8 +13,9 @@ def threads(request):
 
 
 @pytest.mark.parametrize("rows", [1, 16, 100, 1000])
-def test_rows_are_those_of_the_whole(threads, rows):
-    a, b = torch.randn(13, 11, 5), torch.randn(13, 11, 7)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_are_those_of_the_whole(threads, rows, batch):
+    a, b = torch.randn(batch, 13, 11, 5), torch.randn(batch, 13, 11, 7)
     total, longer = by_rows(lambda x, y: (x.sum(-1, keepdim=True), torch.cat([y, x], dim=-1)), a, b, rows=rows)
     assert torch.equal(total, a.sum(-1, keepdim=True))
     assert torch.equal(longer, torch.cat([b, a], dim=-1))

@@ -116,3 +116,12 @@ def test_verify_reads_the_files_but_has_no_fast_sender(tmp_path, capsys):
     words = ["verify", str(GOLDEN / "original.png"), "--checkpoint", checkpoint, "--settings", "fast sender"]
     assert main(words) == 2
     assert "compress-and-classify model has no fast sender" in capsys.readouterr().err
+
+
+def test_a_batch_has_the_files_and_latents_of_single_images(model):
+    bitstream = Bitstream(model)
+    x = torch.cat([picture(64, 96), picture(64, 96).flip(3) * 0.05])
+    files = [encoded.data for encoded in bitstream.encode_batch(x)]
+    assert files == [bitstream.encode(image) for image in x.split(1)]
+    for one, other in zip(bitstream.decode_batch(files), map(bitstream.decode, files), strict=True):
+        assert torch.equal(one.y_hat, other.y_hat)

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most so many bytes")
     rate.add_argument("--level", type=float, help="rate level, from 0 (smallest files); by default the middle one")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="images at a time, one process each")
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N",
+        help="images a pass of the coder's networks, where sizes of neighbours agree; quicker for small images",
+    )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="bfloat16 for g_a if it is quicker here")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     add_json_argument(parser)
@@ -51,8 +55,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from aeic_lightning.image_files import find_images
 
     conversions = conversions_of(args.images, args.out, ".aeic", find_images, args.force)
-    if args.workers < 1:
-        raise UserError(f"--workers is {args.workers}; it is at least 1")
+    for name in ("workers", "batch"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it is at least 1")
     if args.bpp is not None:
         check_rate(args.bpp)
     if args.checkpoint:
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     files = []
     written = pixels = failed = 0
     for number, (conversion, result) in enumerate(
-        zip(conversions, _results(conversions, settings, args.workers), strict=True), 1
+        zip(conversions, _results(conversions, settings, args.workers, args.batch), strict=True), 1
     ):
         if isinstance(result, str):
             failed += 1
@@ -106,18 +111,22 @@ Settings = tuple[str, str, bool, bool, dict[str, Any]]
 """What `_start` is given: model, device, --fast, bfloat16, the rate."""
 
 
-def _results(conversions: list, settings: Settings, workers: int):
-    """For each conversion its (bytes, height, width), or what went wrong; in order."""
-    if min(workers, len(conversions)) == 1:
+def _results(conversions: list, settings: Settings, workers: int, batch: int):
+    """For each conversion its `Result`, in order."""
+    groups = [conversions[start : start + batch] for start in range(0, len(conversions), batch)]
+    workers = min(workers, len(groups))
+    if workers == 1:
         _start(*settings)
-        yield from map(_compress, conversions)
+        for group in groups:
+            yield from _compress(group)
         return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     start = partial(_start, workers=workers)
-    with ProcessPoolExecutor(min(workers, len(conversions)), get_context("spawn"), start, settings) as pool:
-        yield from pool.map(_compress, conversions)
+    with ProcessPoolExecutor(workers, get_context("spawn"), start, settings) as pool:
+        for results in pool.map(_compress, groups):
+            yield from results
 
 
 _state: dict[str, Any] = {}
@@ -139,16 +148,46 @@ def _start(name: str, device: str, fast: bool, bfloat16: bool, rate: dict[str, A
     _state["rate"] = rate
 
 
-def _compress(conversion: Any) -> tuple[int, int, int] | str:
+Result = tuple[int, int, int] | str
+"""Bytes, height and width of an image that was compressed, or what went wrong."""
+
+
+def _compress(conversions: list[Any]) -> list[Result]:
+    from aeic_lightning.bitstream.stream import in_passes
+
+    images = [(conversion, _read(conversion)) for conversion in conversions]
+    results: list[Result] = []
+    for alike in in_passes(images, len(images), lambda entry: getattr(entry[1], "shape", None)):
+        results += _write(alike)
+    return results
+
+
+def _read(conversion: Any) -> Any:
+    """The image, uint8 (3, H, W), or why it cannot be read."""
+    import torch
+
+    from aeic_lightning.images import read_image
+
+    try:
+        return torch.from_numpy(read_image(conversion.source)).permute(2, 0, 1)
+    except UserError as error:
+        return str(error)
+
+
+def _write(entries: list[tuple[Any, Any]]) -> list[Result]:
+    """Compress images of one size in one pass. Where one of them cannot be, the others are written all the same."""
     import torch
 
     from aeic_lightning.files import write_whole
-    from aeic_lightning.images import from_uint8, read_image
+    from aeic_lightning.images import from_uint8
 
+    if isinstance(entries[0][1], str):
+        return [error for _, error in entries]
+    x = from_uint8(torch.stack([image for _, image in entries]))
     try:
-        image = torch.from_numpy(read_image(conversion.source)).permute(2, 0, 1)
-        data = _state["bitstream"].encode_at(from_uint8(image)[None], **_state["rate"]).data
+        encoded = _state["bitstream"].encode_batch(x, **_state["rate"])
     except UserError as error:
-        return str(error)
-    write_whole(conversion.target, data)
-    return len(data), image.shape[1], image.shape[2]
+        return [str(error)] if len(entries) == 1 else [_write([entry])[0] for entry in entries]
+    for (conversion, _), one in zip(entries, encoded, strict=True):
+        write_whole(conversion.target, one.data)
+    return [(len(one.data), x.shape[2], x.shape[3]) for one in encoded]

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file. A file that cannot be decoded gives no picture, and exit code 2 at the end."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.files import conversions_of, find_streams, read_stream
+    from aeic_lightning.bitstream.files import Conversion, conversions_of, find_streams, read_stream
     from aeic_lightning.checkpoints.weights import require
 
     conversions = conversions_of(args.streams, args.out, ".png", find_streams, args.force)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     if args.batch < 1:
         raise UserError(f"--batch is {args.batch}; it is at least 1")
-    from aeic_lightning.bitstream.stream import in_one_pass, reconstruct_batch
+    from aeic_lightning.bitstream.stream import reconstruct_batch
 
     if args.fast and args.device == "cpu":
         from aeic_lightning.timing import fast_choice
@@ -49,38 +49,52 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     opened: dict[str, Any] = {}
     failed = 0
     files: list[dict[str, Any]] = []
-    waiting: list[tuple[int, Any, Any, Any, Any]] = []  # number, conversion, model, bitstream, latents: of one pass
+    waiting: list[tuple[int, Conversion, bytes]] = []  # number in the list, and what the file holds: of one pass
+    of_pass: Any = None  # what those that wait have in common: the model, and the size and level of their latents
 
-    def draw() -> None:
-        if not waiting:
+    def fail(conversion: Conversion, error: UserError) -> None:
+        nonlocal failed
+        failed += 1
+        print(f"error: {conversion.source}: {error}", file=sys.stderr)
+        files.append({"source": str(conversion.source), "error": str(error)})
+
+    def draw(entries: list[tuple[int, Conversion, bytes]]) -> None:
+        if not entries:
             return
-        pictures = reconstruct_batch(waiting[0][2], [entry[4] for entry in waiting], args.fast)
-        for (number, conversion, model, bitstream, decoded), picture in zip(waiting, pictures, strict=True):
+        model, bitstream = opened[of_pass[0]]
+        try:
+            decoded = bitstream.decode_batch([data for _, _, data in entries])
+        except UserError as error:
+            if len(entries) == 1:
+                fail(entries[0][1], error)
+            else:
+                for entry in entries:
+                    draw([entry])
+            return
+        pictures = reconstruct_batch(model, decoded, args.fast)
+        for (number, conversion, _), latents, picture in zip(entries, decoded, pictures, strict=True):
             notice = NOTICE if model.generative else None
             write_png(conversion.target, picture, bitstream.fingerprint.hex()[:16], notice)
-            print(f"[{number}/{len(conversions)}] {conversion.target}  {decoded.width}x{decoded.height}", flush=True)
-            files.append({"source": str(conversion.source), "file": str(conversion.target), "width": decoded.width,
-                          "height": decoded.height})  # fmt: skip
-        waiting.clear()
+            print(f"[{number}/{len(conversions)}] {conversion.target}  {latents.width}x{latents.height}", flush=True)
+            files.append({"source": str(conversion.source), "file": str(conversion.target), "width": latents.width,
+                          "height": latents.height})  # fmt: skip
 
     for number, conversion in enumerate(conversions, 1):
         try:
             data = read_stream(conversion.source)
-            model, bitstream = _open(name or _writer(data), args.device, args.fast, opened)
-            decoded = bitstream.decode(data)
+            model_name = name or _writer(data)
+            _, bitstream = _open(model_name, args.device, args.fast, opened)
+            this_pass = model_name, bitstream.pass_of(data)
         except UserError as error:
             if name and not opened:
                 raise  # there is no such model
-            failed += 1
-            print(f"error: {conversion.source}: {error}", file=sys.stderr)
-            files.append({"source": str(conversion.source), "error": str(error)})
+            fail(conversion, error)
             continue
-        if waiting and (waiting[0][2] is not model or not in_one_pass(waiting[0][4], decoded)):
-            draw()
-        waiting.append((number, conversion, model, bitstream, decoded))
-        if len(waiting) == args.batch:
-            draw()
-    draw()
+        if len(waiting) == args.batch or this_pass != of_pass:
+            draw(waiting)
+            waiting, of_pass = [], this_pass
+        waiting.append((number, conversion, data))
+    draw(waiting)
     args.give({"files": files})
     return 2 if failed else 0
 
