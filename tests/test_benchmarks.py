@@ -7,12 +7,15 @@ import numpy as np
 import skimage.data
 import torch
 from PIL import Image
+from small_release import save_base, small_unet, small_vae
 
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
-from benchmarks import shipped
+from benchmarks import batch, merged, shipped
 from benchmarks.__main__ import main
 from benchmarks.cuda import Clock, measure, write
+from tests.systems.sharded_run import CODEC, decoder
 
 
 def test_the_page_and_the_figures(tmp_path):
@@ -75,6 +78,30 @@ def test_models_beside_other_codecs(tmp_path, capsys):
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| 1 | JPEG XL |" in table
     assert Image.open(tmp_path / "out" / "crops.png").width == 6 * (shipped.CROP + 4)
+
+
+def test_several_images_a_pass(capsys):
+    assert batch.main(["--sizes", "64", "--count", "2", "--repeats", "1"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1:3] for row in rows] == [[" 64x64 ", " encode "], [" 64x64 ", " decode latents "]]
+    assert all(float(row.split("|")[6]) > 0 for row in rows)
+
+
+def test_adapters_apart_and_merged(tmp_path, capsys):
+    assert merged.main(["--checkpoint", "small-student"]) == 2
+    assert "small-student has no adapters" in capsys.readouterr().err
+    torch.manual_seed(0)
+    save_base(tmp_path, small_unet([8, 16], [1, 2]), small_vae())
+    model = AEIC(CODEC, decoder(tmp_path))
+    model.decoder.load_base()
+    for name, p in model.decoder.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(p, std=0.1)
+    save(model, tmp_path / "model.ckpt")
+    assert merged.main(["--checkpoint", str(tmp_path / "model.ckpt"), "--sizes", "64x96", "--repeats", "1"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert row[1] == " 64x96 "
+    assert int(row[6]) <= 2
 
 
 def test_an_interval_is_that_of_the_mean():

@@ -25,6 +25,7 @@ SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.p
 
 PRIVATE = {
     "_ddp_kwargs": "lightning",
+    "_ddp_params_and_buffers_to_ignore": "torch",
     "_accelerator_connector": "lightning",
     "_batches_that_stepped": "lightning",
     "_active_adapter": "peft",

@@ -14,11 +14,12 @@ from aeic_lightning.losses.objective import Objective, ObjectiveOutput
 from aeic_lightning.losses.rate import Rate
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder
 from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
 from aeic_lightning.systems.graphed import GraphedPass
 from aeic_lightning.systems.guards import refuse_loss_scaling
 from aeic_lightning.systems.optimization import OptimizationConfig, TwoPlayerSystem
+from aeic_lightning.systems.sharded import ShardedBase
 
 
 class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
@@ -133,11 +134,13 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
 
     # ------------------------------------------------------------------ where a run starts from
 
+    sharded_base: ShardedBase | None = None
+
     def setup(self, stage: str) -> None:
         if not isinstance(self.trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise UserError(
-                f"trainer.strategy is {type(self.trainer.strategy).__name__}: a model is trained whole on each device; "
-                "leave it at auto, or take ddp"
+                f"trainer.strategy is {type(self.trainer.strategy).__name__}: what is trained is whole on each "
+                "device; leave it at auto, or take ddp (optimization.shard_base splits the frozen base)"
             )
         if isinstance(self.trainer.strategy, DDPStrategy):
             # Each player's backward pass leaves out the other's parameters; plain `ddp` would wait for them.
@@ -147,6 +150,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
             self.model.codec.levels(1, self.optimization.level)  # refuses one that the codec does not have
             if self.optimization.cuda_graph:
                 self.check_graph()
+            if self.optimization.shard_base:
+                self.check_shards()
         if not self.objective.bound:
             self.objective.bind(self.model)
         self.model.decoder.load_base()
@@ -154,6 +159,33 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
         if stage == "fit" and not self.trainer.ckpt_path:
             self.load_start()
+        if stage == "fit" and self.optimization.shard_base and self.trainer.world_size > 1:
+            self.sharded_base = ShardedBase(self, self.decoders)
+
+    @property
+    def decoders(self) -> list[OneStepDecoder]:
+        """All that a training step runs."""
+        return [self.model.decoder]
+
+    def check_shards(self) -> None:
+        """Raise UserError where the base cannot be spread over processes."""
+        if not self.model.decoder.config.pretrained:
+            raise UserError(
+                "optimization.shard_base spreads the frozen base of decoder.pretrained over the processes; this "
+                "decoder is trained whole, leave shard_base out"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        if self.sharded_base:
+            if self.write_streams:
+                self.open_bitstream()  # before: a look at the model's `state_dict` would let go of the base
+            self.sharded_base.gather()
+
+    def on_validation_end(self) -> None:
+        super().on_validation_end()
+        if self.sharded_base:
+            self.sharded_base.release()
 
     def load_start(self) -> None:
         """Load what a new run starts from, if anything."""

@@ -12,7 +12,7 @@ from aeic_lightning.losses.objective import Objective
 from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder
 from aeic_lightning.models.frozen import Frozen
 from aeic_lightning.systems.optimization import OptimizationConfig
 from aeic_lightning.systems.student import StudentSystem
@@ -65,6 +65,18 @@ class DistillationSystem(StudentSystem):
         if not names:
             raise UserError("distillation: no term reads the teacher; give L_enc or L_dec, or use StudentSystem")
         self.cache = TapCache(teacher_cache, teacher, set(names)) if teacher_cache else None
+
+    @property
+    def decoders(self) -> list[OneStepDecoder]:
+        return [self.model.decoder, self.teacher.net.decoder]
+
+    def check_shards(self) -> None:
+        super().check_shards()
+        if self.cache is not None:
+            raise UserError(
+                "optimization.shard_base: a process that finds its crops in the teacher_cache runs no teacher, and the "
+                "others would wait for it; leave one of the two out"
+            )
 
     @property
     def replayable(self) -> bool:

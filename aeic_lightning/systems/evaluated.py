@@ -57,11 +57,15 @@ class EvaluatedSystem(lightning.LightningModule):
         if due <= 0:
             return None
         self._written += due
+        with full_precision(x):
+            return [len(file.data) for file in self.open_bitstream().encode_batch(x[:due])] + [None] * (len(x) - due)
+
+    def open_bitstream(self) -> Bitstream:
+        """The writer of this validation's files, with the weights as they are at its first call."""
         if self._bitstream is None:
             with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
                 self._bitstream = Bitstream(cast(CompressionModel, self.model))
-        with full_precision(x):
-            return [len(file.data) for file in self._bitstream.encode_batch(x[:due])] + [None] * (len(x) - due)
+        return self._bitstream
 
     def _due(self) -> int:
         """How many files a validation writes in this process."""

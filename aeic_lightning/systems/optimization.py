@@ -42,6 +42,8 @@ class OptimizationConfig:
         cuda_graph: on a GPU, record the forward and the backward pass once and launch them as one from then on (CUDA
             graphs). The same arithmetic; what it saves is the time between thousands of small kernels, which is most
             of a step of the small sizes. The memory of a step stays taken.
+        shard_base: with several processes, spread the frozen base of the decoder over them (FSDP): each holds a share,
+            and gathers a block at a time. Less memory, more traffic. Needs `decoder.pretrained`.
         accumulate: batches whose gradients are averaged for one step, for both players.
         on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
             "skip" the update and count it.
@@ -57,6 +59,7 @@ class OptimizationConfig:
     freeze: list[str] = field(default_factory=list)
     level: float | None = None
     cuda_graph: bool = False
+    shard_base: bool = False
     accumulate: int = 1
     on_nonfinite: OnNonfinite = "stop"
 
