@@ -73,6 +73,7 @@ def step(files: Path, size: int, case: str) -> int:
             "vars.val_every": 1,
             "vars.workers": 0,
             "data.init_args.pin_memory": "false",
+            "data.init_args.samples_per_epoch": 2,  # one for each process
             "model.init_args.share_base": str(case != "separate").lower(),
             "model.init_args.optimization.shard_base": str(case == "spread").lower(),
             "model.init_args.objective.edge_dists.backbone": "lite0",

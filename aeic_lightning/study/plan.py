@@ -35,6 +35,7 @@ from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import stable_diffusion
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig
+from aeic_lightning.systems.sharded import base_blocks
 
 GIGABYTE = 1e9
 
@@ -56,6 +57,8 @@ class Plan:
     missing: list[str] = field(default_factory=list)
     activations: dict[str, float] = field(default_factory=dict)
     assumptions: list[str] = field(default_factory=list)
+    spread: list[int] = field(default_factory=list)  # numbers in each block of the base that the processes share
+    processes: int = 1
 
     @property
     def memory(self) -> dict[str, float]:
@@ -63,6 +66,9 @@ class Plan:
         trained = sum(part.trained for part in self.parts)
         frozen = sum(part.frozen for part in self.parts)
         fixed = {"weights": 4.0 * (trained + frozen), "gradients": 4.0 * trained, "AdamW": 8.0 * trained}
+        if self.spread:
+            fixed["weights"] -= 4.0 * (sum(self.spread) - sum(self.spread) / self.processes)
+            fixed["gathered block of the base"] = 4.0 * max(self.spread)
         return fixed | {f"activations, {name}": size for name, size in self.activations.items()}
 
 
@@ -82,7 +88,8 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         return plan
     codec_config, decoder_config = experiment_configs(config, file)
     try:
-        from_dict(OptimizationConfig, settings.get("optimization") or {}).check()
+        optimization = from_dict(OptimizationConfig, settings.get("optimization") or {})
+        optimization.check()
     except TypeError as error:
         raise UserError(f"{file}: {error}; --print_config lists the settings") from error
     crop, batch = data.get("crop_size", 256), data.get("batch_size", 8)
@@ -96,6 +103,10 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         part("denoiser", model.decoder.denoiser),
         part("VAE decoder", model.decoder.vae),
     ]
+    if optimization.shard_base and decoder_config.pretrained:
+        plan.processes = _processes(config.get("trainer") or {})
+        plan.spread = [part("block", block).frozen for block in base_blocks(model.decoder)]
+        plan.assumptions.append(f"the base of the decoder spread over {plan.processes} processes, whole in validation")
     x_hat = _model_activations(plan, model, torch.empty(batch, 3, crop, crop, device="meta"), low)
     add_terms(plan, terms, x_hat)
     _add_teacher(plan, settings, model, terms)
@@ -108,6 +119,13 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         "not counted: buffers of convolutions, fragmentation, the CUDA context (about 1 GB), validation images",
     ]
     return plan
+
+
+def _processes(trainer: dict[str, Any]) -> int:
+    """Of a run, as far as its config says."""
+    devices = trainer.get("devices") or 1
+    devices = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return devices * int(trainer.get("num_nodes") or 1)
 
 
 def _default(data: dict[str, Any], argument: str) -> Any:

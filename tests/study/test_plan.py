@@ -121,6 +121,15 @@ def test_shared_base_is_counted_once(config, codec_config, decoder_config, tmp_p
     assert difference == base + norms
     assert any("no U-Net" in line for line in shared.missing)
 
+    config["model"]["init_args"] |= {"share_base": True}
+    config["model"]["init_args"]["optimization"] = {"shard_base": True}
+    config["trainer"]["devices"] = 4
+    spread = make_plan(config, "x.yaml")
+    saved = shared.memory["weights"] - spread.memory["weights"]
+    ends = 4 * 3 / 4 * (base + norms)  # what lies before and after the blocks is whole on each
+    assert 0.9 * ends < saved < ends
+    assert 0 < spread.memory["gathered block of the base"] < ends
+
 
 def test_exit_code_and_what_is_missing(config, capsys):
     assert print_plan(make_plan(config, "x.yaml")) == 0
