@@ -84,6 +84,16 @@ def sweep(tmp_path) -> Iterator[Sweep]:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.fixture
+def heard():
+    """Signals that are not ignored, as SIGHUP is below nohup; a program that is started has them at their default."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("to", ["process", "group"])
 def test_a_signal_to_the_sweep_ends_its_runs_with_their_checkpoints(sweep, number, to):
