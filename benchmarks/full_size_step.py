@@ -14,7 +14,6 @@ included. Needs 4 GB of disk and, for two networks, 12 GB of memory.
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from aeic_lightning import cli
-from benchmarks.full_size_files import make_files, peak_memory
+from benchmarks.full_size_files import make_files, peak_memory, reset_peak_memory
 
 CONFIG = Path(__file__).parents[1] / "experiments" / "paper" / "se_stage2.yaml"
 CASES = {
@@ -41,11 +40,10 @@ class StepMemory(Callback):
     """Prints the peak of this process's memory from the start of the training on, without the loading of weights."""
 
     def on_train_start(self, trainer, pl_module) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        reset_peak_memory()
 
     def on_train_end(self, trainer, pl_module) -> None:
-        peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
-        print(f"process {trainer.global_rank}: peak memory of the step {peak * 1024 / 1e9:.2f} GB", flush=True)
+        print(f"process {trainer.global_rank}: peak memory of the step {peak_memory():.2f} GB", flush=True)
 
 
 def step(files: Path, size: int, case: str) -> int:
@@ -83,11 +81,14 @@ def step(files: Path, size: int, case: str) -> int:
             "trainer.precision": "32-true",
             "trainer.limit_val_batches": 0,
             "trainer.logger": "false",
-            "trainer.callbacks": "[{class_path: callbacks.progress.PlainProgress, init_args: {every_n_steps: 1}}, "
-            "{class_path: benchmarks.full_size_step.StepMemory}]",
         }
+        callbacks = ["{class_path: callbacks.progress.PlainProgress, init_args: {every_n_steps: 1}}"]
+        two_processes = case in ("whole", "spread")
+        if two_processes:  # a process alone prints the peak of all that it did
+            callbacks.append("{class_path: benchmarks.full_size_step.StepMemory}")
+        settings["trainer.callbacks"] = f"[{', '.join(callbacks)}]"
         words = ["fit", "--config", str(CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
-        if case in ("whole", "spread"):
+        if two_processes:
             threads = max(1, torch.get_num_threads() // 2)
             print(f"{CASES[case]}, {threads} threads each", flush=True)
             words = ["--nproc-per-node=2", "-m", "aeic_lightning", *words, "--vars.devices=2"]
@@ -106,7 +107,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=128, help="side of the crop, a multiple of 128")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--files", type=Path, help="folder that full_size_files wrote")
-    parser.add_argument("--case", choices=list(CASES), help="this one alone, in this process")
+    parser.add_argument("--case", choices=list(CASES), help="this one alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.files and args.case:
