@@ -1,9 +1,9 @@
 """The report page, opened in a browser: what it shows is what was measured, and it runs nothing that a file says."""
 
+import base64
+import gzip
 import html
 import json
-import math
-import random
 import re
 
 import pytest
@@ -14,62 +14,22 @@ from torch.utils.tensorboard import SummaryWriter
 from aeic_lightning.cli import main
 from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.claims import Claim, answers_by_set
-from aeic_lightning.study.curves import group, image_sets, matching
+from aeic_lightning.study.curves import group, image_sets
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.report.records import config_differences
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
+from tests.study.made_study import HOSTILE, IMAGES, LAMBDAS, made_study, measure
 
-LAMBDAS = (0.5, 1.0, 2.0, 4.0)
-HOSTILE = "<script>window.hacked=1<img src=x onerror=alert(1)>"
-IMAGES = {"cat": (24, 40), 'a <b>bold</b> & "quoted" dog': (40, 24)}
 CLAIMS = [
     Claim("L_enc saves bits", {"depth": 1, "arm": "enc"}, {"depth": 1, "arm": "none"}, "lpips_lite0"),
     Claim("No distillation saves bits", {"depth": 1, "arm": "none"}, {"role": "teacher"}, "psnr"),
     Claim("Nobody measured this", {"arm": "nothing"}, {"role": "teacher"}, "psnr"),
 ]
-COSTS = {1: (1000.0, 1400.0), 2: (4000.0, 5000.0)}
-
-
-def measure(role, depth, arm, rate, seed, worse, name=None, estimate=True, **labels):
-    """A result whose figures follow a formula: `worse` is the share of bits that it spends beyond the teacher."""
-    draw = random.Random(f"{role}{depth}{arm}{rate}{seed}")
-    rows = []
-    for i, (image, (height, width)) in enumerate(IMAGES.items()):
-        bpp = 0.1 * rate**-0.7 * (1 + worse) * (1 + 0.2 * i) * draw.uniform(0.97, 1.03)
-        level = math.log10(100 * bpp / (1 + worse))
-        row = {"name": image, "height": height, "width": width, "crc32": i, "bytes": 40, "bpp": bpp}
-        rows.append(row | {"bpp_estimate": 0.9 * bpp, "psnr": 20 + 3 * level, "lpips_lite0": 1.2 - 0.3 * level})
-        if not estimate:
-            del rows[-1]["bpp_estimate"]
-    labels = {"role": role, "depth": depth, "arm": arm, "lambda": rate, "seed": seed} | labels
-    costs = {"encoder_macs_per_pixel": dict(zip(("g_a", "encode"), COSTS[depth], strict=True))} if depth else None
-    return Result(
-        name=name or f"{role}_depth={depth}_arm={arm}_lambda={rate}_seed={seed}",
-        kind="run",
-        labels={k: v for k, v in labels.items() if v is not None},
-        metrics=summary_rows(rows, ("bytes",)),
-        set_metrics={"fid_lite0": {"value": 100.0 + rate, "patches": 45}},
-        images=rows,
-        metric_info={"lpips_lite0": {"backbone": "lite0", "version": {"lpips": "0.1.4"}, "options": {}}},
-        costs=costs,
-        command=f"python -m aeic_lightning fit --config {role}.yaml --vars.name={name or rate}",
-        step=280,
-    )
 
 
 @pytest.fixture(scope="module")
 def study():
-    """A teacher, and students of two depths and arms: four rates, two seeds. One has a name that is a script."""
-    results = [measure("teacher", 2, None, rate, seed, 0.0) for rate in LAMBDAS for seed in (0, 1)]
-    for depth in (1, 2):
-        for arm, worse in (("none", 0.3), ("enc", 0.1)):
-            for rate in LAMBDAS:
-                for seed in (0, 1):
-                    first = depth == 1 and arm == "enc" and rate == 1.0 and seed == 0
-                    results.append(
-                        measure("student", depth, arm, rate, seed, worse / depth, HOSTILE if first else None)
-                    )
-    return results
+    return made_study()
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +91,22 @@ def desktop(report, open_page):
     """The page on a desktop, its parts unfolded, and what went wrong there; shared, since it takes seconds to open."""
     page, problems = open_page(report)
     page.evaluate("for (const part of document.querySelectorAll('details.part')) part.open = true")
-    page.wait_for_function("document.querySelector('#taps .js-plotly-plot, #paper .js-plotly-plot')")
+    page.wait_for_function("!document.querySelector('.plot:not(.js-plotly-plot)')")
     page.evaluate("new Promise((done) => setTimeout(done, 500))")  # the last toggle event
     return page, problems
 
 
-def test_every_plot_is_drawn_without_an_error_or_a_request(desktop):
+def figures(report):
+    """The plots of the page, as the page's script gets them."""
+    packed = re.search(r'id="plots">(.*?)</script>', report.read_text(), re.S)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_every_plot_is_drawn_without_an_error_or_a_request(desktop, report):
     page, problems = desktop
     plots = page.locator(".plot").all()
     names = [plot.get_attribute("id") for plot in plots]
-    assert len(names) == len(set(names)) == page.evaluate("Object.keys(JSON.parse(plots.textContent)).length")
+    assert sorted(names) == sorted(figures(report))
     for name, plot in zip(names, plots, strict=True):
         marks = plot.locator(".scatterlayer .point, .scatterlayer .js-line").count()
         assert marks > 0, name
@@ -150,18 +116,19 @@ def test_every_plot_is_drawn_without_an_error_or_a_request(desktop):
     assert problems == []
 
 
-def test_every_choice_draws_its_own_figure(desktop):
+def test_every_choice_draws_its_own_figure(desktop, report):
     page, problems = desktop
-    given_to = "([id, name]) => JSON.parse(plots.textContent)[id].variants[name]?.data.map(t => t.y) ?? null"
+    variants = {name: plot["variants"] for name, plot in figures(report).items() if "variants" in plot}
     for select in page.locator("select[data-plots]").all():
         plots = select.get_attribute("data-plots").split()
         for option in select.locator("option").all_inner_texts():
             select.select_option(option)
             for name in plots:
-                given = page.evaluate(given_to, [name, option])
+                given = variants[name].get(option)
                 assert page.locator(f"#{name}").is_visible() == (given is not None)
                 if given is not None:
-                    assert page.evaluate("id => document.getElementById(id).data.map(t => t.y)", name) == given, option
+                    drawn = page.evaluate("id => document.getElementById(id).data.map(t => t.y)", name)
+                    assert drawn == [trace["y"] for trace in given["data"]], option
     assert problems == []
 
 
@@ -281,6 +248,24 @@ def test_the_table_has_the_bd_rates(report, study):
     assert row[7:] == ["4", "2", "2", "bpp"]
 
 
+def test_a_matrix_has_curves_by_metrics(report, study):
+    rows = cells(report.read_text())
+    head = next(i for i, row in enumerate(rows) if row[:2] == ["curve", "PSNR (dB)"])
+    by_name = {c.name: c for c in group(study)}
+    expected = bd_rate(by_name["teacher · depth 2"].results, by_name["depth 1 · none"].results, "psnr", resamples=20)
+    (row,) = [row for row in rows[head + 1 : head + 6] if row[0] == "depth 1 · none"]
+    assert row[1] == "{:+.1f} %{:+.1f} to {:+.1f}".format(expected.percent, *expected.interval)
+    assert len(row) == len(rows[head])
+
+
+def test_pictures_of_several_seeds_are_of_the_first(desktop):
+    page, _ = desktop
+    options = page.locator("#set0 .compare .right option").all_inner_texts()
+    assert options[0] == "original"
+    assert [option for option in options if "seed 1" in option] == []
+    assert len([option for option in options if option.startswith("depth 1 · none")]) == len(LAMBDAS)
+
+
 def test_refused_bd_rates_are_one_folded_line_with_the_reason(report):
     page = report.read_text()
     folded = re.findall(r'<details class="refused">(.*?)</details>', page, re.S)
@@ -291,21 +276,33 @@ def test_refused_bd_rates_are_one_folded_line_with_the_reason(report):
 def test_the_first_screen_answers(desktop):
     page, _ = desktop
     answer = page.locator(".answer")
-    said = answer.locator("li").all_inner_texts()
-    assert len(said) == 2, "a claim about curves that are not there is left out"
-    assert re.fullmatch(
-        r"L_enc saves bits: holds\. -1\d\.\d % bits at equal LPIPS.* \(95 % interval -.* %; 2 images, 2 seeds\)\.",
-        said[0],
-    )
-    assert said[1].startswith("No distillation saves bits: does not hold. +")
+    figure = r"-1\d\.\d % bits at equal LPIPS.* \(95 % interval -.* %; 2 images, 2 seeds\)\."
+    assert re.fullmatch(rf"L_enc saves bits: holds on set A\. {figure}", answer.locator(".lead").inner_text())
     box = answer.locator(".js-plotly-plot").bounding_box()
-    assert box["y"] < page.viewport_size["height"], "the plot begins on the first screen"
+    assert box["y"] + box["height"] < page.viewport_size["height"], "question, answer and plot are the first screen"
+
+
+def test_all_claims_stand_in_a_table(report):
+    rows = [row for row in cells(report.read_text()) if row[0] in [claim.says for claim in CLAIMS]]
+    assert [row[0] for row in rows] == ["L_enc saves bits", "No distillation saves bits"], "what can be told"
+    assert rows[0][1].startswith("holds. -1")
+    assert rows[1][1].startswith("does not hold. +")
+
+
+def test_a_page_of_six_screens(report, open_page):
+    page, problems = open_page(report)
+    assert page.locator("#set0").evaluate("e => e.tagName") == "SECTION", "one set of images is open"
+    assert page.locator("#set1").evaluate("e => e.open") is False, "others are folded"
+    assert page.evaluate("document.documentElement.scrollHeight") < 6 * page.viewport_size["height"]
+    page.locator("nav a[href='#set1-curves']").click()
+    page.wait_for_selector("#set1-top1.js-plotly-plot", timeout=10_000)
+    assert page.locator("#set1-top1").is_visible(), "a link to what is folded opens it"
+    assert problems == []
 
 
 def test_points_are_means_over_seeds(report, study):
     page = report.read_text()
-    figures = json.loads(re.search(r'id="plots">(.*?)</script>', page, re.S)[1])
-    lines = {trace["name"]: trace for trace in figures["set0-psnr"]["data"] if "lines" in trace["mode"]}
+    lines = {trace["name"]: trace for trace in figures(report)["set0-psnr"]["data"] if "lines" in trace["mode"]}
     pair = [r for r in study if r.labels.get("arm") == "none" and r.labels["depth"] == 1 and r.labels["lambda"] == 4.0]
     line = lines["depth 1 · none"]
     assert line["x"][0] == pytest.approx(sum(r.value("bpp") for r in pair) / 2)
@@ -316,8 +313,7 @@ def test_points_are_means_over_seeds(report, study):
 
 
 def test_runs_of_a_classifier_make_a_curve(report):
-    figures = json.loads(re.search(r'id="plots">(.*?)</script>', report.read_text(), re.S)[1])
-    (line,) = figures["set1-top1"]["data"]
+    (line,) = figures(report)["set1-top1"]["data"]
     assert line["x"] == pytest.approx([0.04, 0.08, 0.12])
     assert line["y"] == pytest.approx([0.25, 0.5, 0.75])
 
@@ -327,34 +323,6 @@ def test_the_page_is_whole_and_fits(report):
     assert len(page) < 4e6
     assert not re.search(r'(?:src|href)="(?!data:|#)', page.split("<script>")[0])
     assert "Embedded as the PNG files" in page
-
-
-def test_rates_of_files_are_told_from_estimates(study):
-    estimated = [Result(**vars(r) | {"metrics": {k: v for k, v in r.metrics.items() if k != "bpp"}}) for r in study]
-    assert {c.rate for c in group(study)} == {"bpp"}
-    assert {c.rate for c in group(estimated)} == {"bpp_estimate"}
-    mixed = group([*study[1:], estimated[0]])
-    assert {c.name: c.rate for c in mixed}["teacher · depth 2"] == "bpp_estimate", "one rate a curve"
-
-
-def test_results_on_other_images_are_apart(study):
-    others = [Result(**vars(r) | {"images": r.images[:1]}) for r in study[:4]]
-    sets = image_sets([*study, *others])
-    assert [len(s.results) for s in sets] == [len(study), 4]
-
-
-def test_runs_that_labels_do_not_tell_apart_are_curves_of_their_own(study):
-    again = Result(**vars(study[0]) | {"name": "again"})
-    names = [c.name for c in group([study[0], again])]
-    assert len(set(names)) == 2
-    assert "again" in names
-
-
-def test_references_by_label_and_by_name(study):
-    curves = group(study)
-    assert [c.labels["arm"] for c in matching("role=student,depth=1", curves)] == ["none", "enc"]
-    assert [c.name for c in matching("teacher · depth 2", curves)] == ["teacher · depth 2"]
-    assert [c.labels["depth"] for c in matching(HOSTILE, curves)] == [1]
 
 
 # ---------------------------------------------------------------------- configs, taps, pictures

@@ -110,7 +110,7 @@ def counts(results: Sequence[Result]) -> dict[str, Any]:
     own = [r for r in results if r.kind != "published"]
     return {
         "results": len(own),
-        "runs": len(runs),
+        "models": len({r.name.removesuffix(f" at level {r.labels.get('level', 0):g}") for r in runs}),
         "anchors": sum(r.kind == "anchor" for r in results),
         "seeds": seeds,
         "measured": sum(r.value("bpp") is not None for r in own),

@@ -1,14 +1,16 @@
 "use strict";
 (async () => {
-  // plotly.js, gzip in base64: unpacked here, and run as a script element's own text.
-  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
-  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  // plotly.js, the plots and the captions of pictures are gzip in base64; plotly.js runs as a script element's own text.
+  const unpacked = (id) => {
+    const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  };
   const script = document.createElement("script");
-  script.textContent = await new Response(unpacked).text();
+  script.textContent = await unpacked("plotly");
   document.head.append(script);
 
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const plots = read("plots"), pictures = read("pictures"), comparisons = read("comparisons");
+  const plots = JSON.parse(await unpacked("plots")), comparisons = JSON.parse(await unpacked("comparisons"));
+  const pictures = JSON.parse(document.getElementById("pictures").textContent);
   const touch = matchMedia("(pointer: coarse)").matches;
   const config = {
     responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
@@ -34,14 +36,16 @@
     select.addEventListener("change", change);
   }
   // A plot in a folded part has no width yet: it is drawn when the part opens, or is printed.
-  for (const id of Object.keys(plots)) if (!document.getElementById(id).closest("details:not([open])")) draw(id);
+  const drawWithin = (part) => {
+    for (const plot of part.querySelectorAll(".plot")) if (!plot.closest("details:not([open])")) draw(plot.id);
+  };
+  drawWithin(document);
   const parts = document.querySelectorAll("details.part");
-  for (const part of parts) {
-    part.addEventListener("toggle", () => { if (part.open) for (const plot of part.querySelectorAll(".plot")) draw(plot.id); });
-  }
+  for (const part of parts) part.addEventListener("toggle", () => { if (part.open) drawWithin(part); });
   const openTarget = () => {
     const target = document.getElementById(location.hash.slice(1));
-    if (target?.matches("details.part")) target.open = true;
+    for (let part = target?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    target?.scrollIntoView();
   };
   addEventListener("hashchange", openTarget);
   openTarget();
@@ -110,9 +114,9 @@
   // Plots have the width of the screen, and paper another: two columns of A4, or one.
   const drawn = () => [...document.querySelectorAll(".js-plotly-plot")];
   addEventListener("beforeprint", () => {
-    for (const part of parts) {
-      if (!part.open) { part.open = true; for (const plot of part.querySelectorAll(".plot")) draw(plot.id); }
-    }
+    const folded = [...parts].filter((part) => !part.open);
+    for (const part of folded) part.open = true;
+    for (const part of folded) drawWithin(part);
     for (const plot of drawn()) {
       const width = plot.closest(".single") ? 490 : 330;
       Plotly.relayout(plot, { autosize: false, width });

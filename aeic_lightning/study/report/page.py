@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences, read
 from aeic_lightning.study.report.sections import image_section
 
-PICTURE_BUDGET = 1_700_000  # bytes of base64; plotly takes about two million more, and the plots what they need
+PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
 
 # The legend's marks, as plotly draws them.
 DASH_ARRAYS = {
@@ -90,6 +91,7 @@ def write_report(
         "command": command,
         "sections": sections,
         "answers": answered,
+        "claims": _claims(answered, sections),
         "first_plot": first,
         "taps": origins.taps(results, drawn),
         "paper": origins.paper(published, drawn),
@@ -114,11 +116,22 @@ def _first_plot(
     """The plot beside the answer: the metric of the first claim, on the first set of images that has it."""
     wanted = answered[0][1][0].claim.metric if answered else None
     for section in sections:
-        for shown in (plot for group in section["groups"] for plot in group["plots"]):
+        for shown in section["plots"]:
             if shown["metric"].name == wanted:
-                drawn["answer"] = drawn[shown["id"]]
+                drawn["answer"] = drawn[shown["id"]] | {"layout": drawn[shown["id"]]["layout"] | {"height": 330}}
                 return shown | {"id": "answer", "legend": section["legend"]}
     return None
+
+
+def _claims(answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every claim with what each set of images says of it; None where it says nothing."""
+    letters = {section["title"]: section["letter"] for section in sections}
+    claims = {a.claim.says: a.claim for _, found in answered for a in found}
+    rows = [
+        (claim.says, [next((a for a in found if a.claim == claim), None) for _, found in answered])
+        for claim in claims.values()
+    ]
+    return {"sets": [(letters[title], title) for title, _ in answered], "rows": rows}
 
 
 def render(context: dict[str, Any]) -> str:
@@ -132,11 +145,15 @@ def render(context: dict[str, Any]) -> str:
     )
     folder = Path(__file__).parent
     parts = {name: (folder / file).read_text() for name, file in (("style", "style.css"), ("script", "page.js"))}
-    # Three times smaller; the page's script unpacks it.
-    plotly = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    environment.filters |= {"finite": finite, "shown": shown, "breakable": breakable}
+    environment.filters |= {"finite": finite, "shown": shown, "breakable": breakable, "packed": packed}
     environment.globals |= {"dash_arrays": DASH_ARRAYS, "symbol_paths": SYMBOL_PATHS}
-    return environment.get_template("page.html").render(context | parts | {"plotly": plotly})
+    return environment.get_template("page.html").render(context | parts | {"plotly": get_plotlyjs()})
+
+
+def packed(given: Any) -> str:
+    """A text, or what JSON writes of anything else, as gzip in base64: the page's script unpacks it."""
+    text = given if isinstance(given, str) else json.dumps(given, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def finite(number: float | None, digits: int) -> str:

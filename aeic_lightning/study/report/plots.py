@@ -79,6 +79,7 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
             )  # fmt: skip
     title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp of files, or estimated where the name says so"
     made = _finished(figure, title, metric.full, log_x=True)
+    made["layout"]["height"] = 270
     if metric.kind == "accuracy":
         made["layout"]["yaxis"] |= {"tickformat": ".0%"}
     return made
@@ -221,7 +222,7 @@ def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: boo
         xaxis=axis, yaxis=axis, hovermode="closest",
     )  # fmt: skip
     figure.update_xaxes(title_text=x, type="log" if log_x else "linear", showline=True)
-    figure.update_yaxes(title_text=y, type="log" if log_y else "linear")
+    figure.update_yaxes(title_text="<br>".join(wrapped(y, 36)), type="log" if log_y else "linear")
     traces: Any = figure.data
     if log_x:
         xs = [x for trace in traces for x in trace.x if x and x > 0]

@@ -12,7 +12,7 @@ from aeic_lightning.study.report.plots import Style
 from aeic_lightning.study.report.records import Pictures
 from aeic_lightning.study.results import Result, sample
 
-HEADINGS = {"distortion": "Rate and distortion", "perception": "Rate and perception", "accuracy": "Rate and accuracy"}
+KINDS = ("distortion", "perception", "accuracy")  # of metrics, in the order of their plots
 
 
 def image_section(
@@ -28,16 +28,12 @@ def image_section(
     key = f"set{number}"
     looks = plots.styles(images.curves)
     curves = images.curves
-    groups = []
-    for kind, heading in HEADINGS.items():
-        shown = []
-        for metric in images.metrics:
-            if metric.kind == kind and any(c.points(metric.name) for c in curves):
-                name = f"{key}-{metric.name}"
-                drawn[name] = plots.rate_curves(curves, metric, looks)
-                shown.append({"id": name, "metric": metric, "caption": caption(curves, metric)})
-        if shown:
-            groups.append({"heading": heading, "plots": shown})
+    shown = []
+    for metric in sorted((m for m in images.metrics if m.kind in KINDS), key=lambda m: KINDS.index(m.kind)):
+        if any(c.points(metric.name) for c in curves):
+            name = f"{key}-{metric.name}"
+            drawn[name] = plots.rate_curves(curves, metric, looks)
+            shown.append({"id": name, "metric": metric, "caption": caption(curves, metric)})
     chosen = [c for word in references for c in matching(word, curves)] if references else default_reference(curves)
     rates = [_bd_rates(f"{key}-bd{i}", c, images, curves, looks, drawn, resamples) for i, c in enumerate(chosen)]
     legend = [{"name": c.name, "look": looks[c.name]} for c in curves if any(c.points(m.name) for m in images.metrics)]
@@ -45,7 +41,7 @@ def image_section(
         "key": key,
         "letter": chr(ord("A") + number % 26),
         "title": images.title,
-        "groups": groups,
+        "plots": shown,
         "legend": legend,
         "no_rate": [c.name for c in curves if c.rate is None],
         "bd": rates,
@@ -103,10 +99,22 @@ def _bd_rates(
         "reference": reference,
         "metrics": by_metric,
         "variants": list(variants),
+        "matrix": _matrix(by_metric),
         "over": _intervals_over(by_metric),
         "remarks": list(remarks.items()),
         "refused": list(refused.items()),
     }
+
+
+def _matrix(by_metric: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The BD-rates that there are: the metrics, and a row a curve with its rate for each; None where it is refused."""
+    found = [entry for entry in by_metric if any(rate.percent is not None for _, rate in entry["curves"])]
+    rows: dict[str, list[Any]] = {}
+    for place, entry in enumerate(found):
+        for curve, rate in entry["curves"]:
+            if rate.percent is not None:
+                rows.setdefault(curve.name, [None] * len(found))[place] = rate
+    return {"metrics": [entry["metric"] for entry in found], "rows": list(rows.items())}
 
 
 def _intervals_over(by_metric: Sequence[dict[str, Any]]) -> str:
@@ -187,9 +195,13 @@ def _comparison(
 
 
 def _captioned(curves: Sequence[Curve]) -> list[tuple[str, Result]]:
+    """One result for each setting of each curve: of several seeds the first, since pictures fill the page."""
     labelled = []
     for curve in curves:
+        settings: dict[tuple, Result] = {}
         for r in curve.results:
+            settings.setdefault(tuple((k, str(v)) for k, v in sorted(r.labels.items()) if k != "seed"), r)
+        for r in settings.values():
             rest = [f"{k} {v}" for k, v in r.labels.items() if k not in curve.labels]
             labelled.append((", ".join([curve.name, *rest]) if curve.kind != "anchor" else r.name, r))
     return labelled
