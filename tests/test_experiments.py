@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from aeic_lightning.cli import main
+from aeic_lightning.study.results import read_result
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import RECORD, Sweep, read_sweep
 
@@ -144,23 +146,50 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     torch.set_num_threads(1)
 
 
-ARMS = ["dec", "frozen_decoder", "scratch", "teacher_longer", "adapter", "random_teacher"]
+def test_two_steps_of_other_encoders_in_the_study(tmp_path, photos, monkeypatch):
+    """Depth 2 and 3, and half the width, for the arm with all losses."""
+    monkeypatch.chdir(ROOT)
+    small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
+    settings = [f"vars.root={tmp_path}", f"vars.out={tmp_path}/out", f"vars.data={photos}", f"vars.kodak={photos}"]
+    settings += [f"set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
+    sweep = read_sweep("experiments/sweeps/distillation_encoders.yaml", settings)
+    assert len(sweep.runs) == 2 * 2 * 4  # seeds, arms, encoders
+    assert len(sweep.report["claims"]) == 7
+    runs = [run for run in sweep.runs if run.name.endswith("enc_dec_seed=0")]
+    train_here(replace(sweep, runs=runs))
+    found = {run.name.removesuffix("enc_dec_seed=0").rstrip("_"): read_result(run.folder) for run in runs}
+    assert {name: (r.labels["depth"], r.labels["widths"]) for name, r in found.items()} == {
+        "": (1, "16-16-32-64-256"),
+        "depth_2": (2, "16-16-32-64-256"),
+        "depth_3": (3, "16-16-32-64-256"),
+        "half_width": (1, "8-8-16-32-256"),
+    }
+    costs = {name: r.costs["encoder_macs_per_pixel"]["g_a"] for name, r in found.items()}
+    assert costs["half_width"] < 0.5 * costs[""] < costs[""] < costs["depth_2"] < costs["depth_3"]
+
+
+ARMS = ["dec", "frozen_decoder", "scratch", "teacher_longer", "adapter", "adapter_enc", "random_teacher"]
 
 
 def test_every_arm_is_known_here():
     assert {path.stem for path in (ROOT / "experiments" / "arms").glob("*.yaml")} == {*ARMS, "none", "enc", "enc_dec"}
 
 
+@pytest.fixture(scope="module")
+def adapter_base(root):
+    """The decoder of the shipped teacher, as what adapters are trained over."""
+    assert main(["export", "--checkpoint", "small-teacher", "--base", "-o", str(root / "base")]) == 0
+    return root / "base"
+
+
 @pytest.mark.parametrize("name", ARMS)
-def test_two_steps_of_the_other_arms(root, photos, name, monkeypatch):
+def test_two_steps_of_the_other_arms(root, photos, name, adapter_base, monkeypatch):
     monkeypatch.chdir(ROOT)
-    base, untrained = root / "base", root / "small" / "teacher_stage1" / "checkpoints" / "last.ckpt"
-    if name == "adapter":
-        assert main(["export", "--checkpoint", "small-teacher", "--base", "-o", str(base)]) == 0
+    untrained = root / "small" / "teacher_stage1" / "checkpoints" / "last.ckpt"
     words = ["fit", "--config", f"experiments/arms/{name}.yaml", f"--vars.root={root}/arms", "--vars.steps=2",
              "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.val_count=1",
              "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
-    words += [f"--vars.base={base}"] if name == "adapter" else []
+    words += [f"--vars.base={adapter_base}"] if "adapter" in name else []
     words += [f"--vars.random_teacher={untrained}"] if name == "random_teacher" else []
     assert main(words) == 0
     assert json.loads((root / "arms" / name / "metrics_val.json").read_text())

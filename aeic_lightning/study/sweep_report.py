@@ -78,7 +78,11 @@ def _report(sweep: Sweep) -> None:
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(align(markdown_table(rows)))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
-    answered = answers_by_set(read_claims(wanted.get("claims")), image_sets(results))
+    claims = read_claims(wanted.get("claims"))
+    answered = answers_by_set(claims, image_sets(results))
+    for claim in claims:
+        if not any(answer.claim == claim for _, found in answered for answer in found):
+            print(f'no answer to "{claim.says}": {claim.test} and {claim.reference} are not one curve each')
     if answered:
         write_whole(out / "answer.md", markdown(wanted.get("title", "Answer"), answered))
     said = write_report(

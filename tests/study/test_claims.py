@@ -56,5 +56,8 @@ def test_a_claim_about_an_arm_that_is_not_run_is_left_out(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert read_sweep(tmp_path / "sweep.yaml", ["vars.arms=[a]"]).report["claims"] == []
     assert capsys.readouterr().err == "claim left out, since no run has {'arm': 'b'}: \"b saves bits\"\n"
+    sweep["report"]["claims"] = [claim | {"test": {"arm": "b", "depth": 2}}]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert read_sweep(tmp_path / "sweep.yaml", []).report["claims"], "the depth is said by the config of a run"
     with pytest.raises(UserError, match="max_images is a number of images, not -1"):
         read_sweep(tmp_path / "sweep.yaml", ["report.max_images=-1"])
