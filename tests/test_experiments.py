@@ -85,6 +85,9 @@ def test_two_steps_with_the_settings_for_a_gpu(root, photos, monkeypatch):
     assert main([*words, "--model.init_args.optimization.cuda_graph=false"]) == 0
 
 
+TWO_STEPS = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
+
+
 def train_here(sweep: Sweep) -> None:
     """The runs of a sweep, in this process instead of one each that imports everything anew."""
     for run in sweep.runs:
@@ -95,8 +98,7 @@ def train_here(sweep: Sweep) -> None:
 def test_the_demo(tmp_path, monkeypatch, capfd):
     """`make demo` in two steps per student: from the shipped teacher to the table, which has the teacher's row."""
     monkeypatch.chdir(ROOT)
-    small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
-    settings = [f"vars.root={tmp_path}", *(f"set.{setting}" for setting in small)]
+    settings = [f"vars.root={tmp_path}", *(f"set.{setting}" for setting in TWO_STEPS)]
     train_here(read_sweep("experiments/sweeps/demo.yaml", settings))
     words = ["sweep", "--config", "experiments/sweeps/demo.yaml"]
     assert main([*words, *(f"--{setting}" for setting in settings)]) == 0
@@ -149,9 +151,8 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
 def test_two_steps_of_other_encoders_in_the_study(tmp_path, photos, monkeypatch):
     """Depth 2 and 3, and half the width, for the arm with all losses."""
     monkeypatch.chdir(ROOT)
-    small = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
     settings = [f"vars.root={tmp_path}", f"vars.out={tmp_path}/out", f"vars.data={photos}", f"vars.kodak={photos}"]
-    settings += [f"set.{setting}" for setting in [*small, "data.init_args.val_count=1"]]
+    settings += [f"set.{setting}" for setting in [*TWO_STEPS, "data.init_args.val_count=1"]]
     sweep = read_sweep("experiments/sweeps/distillation_encoders.yaml", settings)
     assert len(sweep.runs) == 2 * 2 * 4  # seeds, arms, encoders
     assert len(sweep.report["claims"]) == 7

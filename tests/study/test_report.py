@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.cli import main
 from aeic_lightning.study.bd_rate import bd_rate
-from aeic_lightning.study.claims import Claim, answers_by_set
+from aeic_lightning.study.claims import Answer, Claim, answers_by_set
 from aeic_lightning.study.curves import group, image_sets
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.report.records import config_differences
@@ -287,6 +287,20 @@ def test_all_claims_stand_in_a_table(report):
     assert [row[0] for row in rows] == ["L_enc saves bits", "No distillation saves bits"], "what can be told"
     assert rows[0][1].startswith("holds. -1")
     assert rows[1][1].startswith("does not hold. +")
+
+
+def test_a_set_that_says_nothing_of_a_claim_keeps_the_letters_of_the_others(study, tmp_path):
+    cut = [Result(**vars(r) | {"name": f"{r.name} cut", "images": r.images[:1]}) for r in study]
+    called = [row | {"name": f"a {row['name']}"} for row in study[0].images]
+    others = [Result(**vars(r) | {"name": f"{r.name} other", "images": called}) for r in study]
+    write_results(tmp_path / "r.json", [*study, *cut, *others])
+    sets = image_sets(read_results([tmp_path / "r.json"]))
+    first, second = (Answer(claim, "holds", "Why.") for claim in CLAIMS[:2])
+    answered = [(images.title, [said]) for images, said in zip(sets, (first, second, first), strict=True)]
+    write_report([tmp_path / "r.json"], tmp_path / "r.html", answered=answered, resamples=0, max_images=0)
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', (tmp_path / "r.html").read_text(), re.S)
+    assert re.findall(r"on set (\w)", lead) == ["A", "C"]
+    assert f"{3 * len(study)} models" in (tmp_path / "r.html").read_text()
 
 
 def test_a_page_of_six_screens(report, open_page):

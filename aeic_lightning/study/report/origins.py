@@ -110,12 +110,18 @@ def counts(results: Sequence[Result]) -> dict[str, Any]:
     own = [r for r in results if r.kind != "published"]
     return {
         "results": len(own),
-        "models": len({r.name.removesuffix(f" at level {r.labels.get('level', 0):g}") for r in runs}),
+        "models": len({_model(r) for r in runs}),
         "anchors": sum(r.kind == "anchor" for r in results),
         "seeds": seeds,
         "measured": sum(r.value("bpp") is not None for r in own),
         "estimated": sum(r.value("bpp") is None and r.value("bpp_estimate") is not None for r in own),
     }
+
+
+def _model(result: Result) -> str:
+    """The name of what was measured, without the rate that `evaluate` adds to it."""
+    at_rate = result.kind == "checkpoint" and ("level" in result.labels or "target" in result.labels)
+    return result.name.rsplit(" at ", 1)[0] if at_rate else result.name
 
 
 def _commit(git: dict[str, Any]) -> str:

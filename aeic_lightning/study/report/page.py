@@ -90,7 +90,6 @@ def write_report(
         "version": __version__,
         "command": command,
         "sections": sections,
-        "answers": answered,
         "claims": _claims(answered, sections),
         "first_plot": first,
         "taps": origins.taps(results, drawn),
@@ -124,13 +123,11 @@ def _first_plot(
 
 
 def _claims(answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every claim with what each set of images says of it; None where it says nothing."""
+    """Every claim with what each set of images says of it, as (letter, answer); None where it says nothing."""
     letters = {section["title"]: section["letter"] for section in sections}
-    claims = {a.claim.says: a.claim for _, found in answered for a in found}
-    rows = [
-        (claim.says, [next((a for a in found if a.claim == claim), None) for _, found in answered])
-        for claim in claims.values()
-    ]
+    by_letter = [(letters[title], {a.claim.says: a for a in found}) for title, found in answered]
+    says = dict.fromkeys(said for _, found in by_letter for said in found)
+    rows = [(said, [(letter, found.get(said)) for letter, found in by_letter]) for said in says]
     return {"sets": [(letters[title], title) for title, _ in answered], "rows": rows}
 
 
