@@ -120,9 +120,20 @@ def image_sets(results: Sequence[Result]) -> list[ImageSet]:
     for key, members in sorted(groups.items(), key=lambda item: -len(item[1])):
         names = sorted(name for name, *_ in key)
         listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        title = f"{len(names)} image{'s' * (len(names) != 1)}: {listed}" if names else "images not recorded"
+        counted = f"{len(names)} image{'s' * (len(names) != 1)}{_sizes(key)}"
+        title = f"{counted}: {listed}" if names else "images not recorded"
+        if title in [s.title for s in sets]:
+            title += f" (set {len(sets) + 1})"  # names and sizes of a set above, but other pixels
         sets.append(ImageSet(title, names, group(members), metrics_of(members)))
     return sets
+
+
+def _sizes(images: frozenset[tuple]) -> str:
+    """Heights and widths, said in a title: ` of 256x256`; of three and more how many."""
+    sizes = sorted({(height, width) for _, height, width, _ in images if height and width})
+    if len(sizes) > 2:
+        return f" of {len(sizes)} sizes"
+    return " of " * bool(sizes) + " and ".join(f"{height}x{width}" for height, width in sizes)
 
 
 def metrics_of(results: Sequence[Result]) -> list[Metric]:

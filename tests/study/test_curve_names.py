@@ -49,6 +49,30 @@ def test_results_on_other_images_are_apart(study):
     assert [len(s.results) for s in sets] == [len(study), 4]
 
 
+def test_sets_of_images_have_titles_of_their_own():
+    def result(name, *sides, crc32=0):
+        images = [{"name": f"kodim0{i}", "height": h, "width": w, "crc32": crc32} for i, (h, w) in enumerate(sides)]
+        return Result(name, "run", {}, {}, images=images)
+
+    upright, across, cut = (768, 512), (512, 768), (256, 256)
+    sets = image_sets(
+        [
+            result("whole", across, upright),
+            result("cut", cut, cut),
+            result("another cut", cut, cut, crc32=1),
+            result("various", cut, across, upright),
+            result("without sizes", (None, None)),
+        ]
+    )
+    assert [s.title for s in sets] == [
+        "2 images of 512x768 and 768x512: kodim00, kodim01",
+        "2 images of 256x256: kodim00, kodim01",
+        "2 images of 256x256: kodim00, kodim01 (set 3)",
+        "3 images of 3 sizes: kodim00, kodim01, kodim02",
+        "1 image: kodim00",
+    ]
+
+
 def test_runs_that_labels_do_not_tell_apart_are_curves_of_their_own(study):
     again = Result(**vars(study[0]) | {"name": "again"})
     names = [c.name for c in group([study[0], again])]
