@@ -42,6 +42,10 @@ class Metric:
         """A value for a table or a plot; an accuracy in per cent."""
         return f"{value:.1%}" if self.kind == "accuracy" else f"{value:.{self.digits}f}"
 
+    def difference(self, value: float) -> str:
+        """The difference of two values, with its sign; of accuracies in percentage points."""
+        return f"{100 * value:+.1f} points" if self.kind == "accuracy" else f"{value:+.{self.digits}f}"
+
 
 METRICS = {
     "psnr": Metric("psnr", "PSNR (dB)", "", True, "distortion", 2),

@@ -4,26 +4,29 @@ The logarithm of the rate is interpolated over the quality, and averaged over th
 (Bjontegaard, VCEG-M33, 2001); interpolation and integration are those of the `bjontegaard` package. Negative: the test
 saves bits. A BD-rate is only as good as the overlap of the two curves, so it comes with that and with what the other
 interpolators give, and is refused where too little overlaps.
+
+Two curves of very different quality have few qualities in common but may have most rates: then `bd_quality`, the same
+note's other figure (its BD-PSNR, for any metric), says how much better one is for the same bits.
 """
 
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import find_metric
-from aeic_lightning.study.curves import Curve, check_same_images, shared_rate
-from aeic_lightning.study.results import RATE_LABELS, Result
+from aeic_lightning.study.curves import Curve
+from aeic_lightning.study.rate_points import Arrays, RatePoints, interval, overlap, pair
+from aeic_lightning.study.results import Result
 
 INTERPOLATORS = ("pchip", "akima", "cubic")
 """`cubic` is one polynomial, fitted to all points; it needs four of them."""
 MIN_OVERLAP = 0.5
-MIN_POINTS = 3
-DEFINED = 0.95  # of the resamples must give a BD-rate, or there is no interval
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class BDRate:
         images: images behind each point; None if unknown.
         seeds: seeds of reference and test.
         notes: what a reader should know.
+        reason: why the BD-rate is refused.
+        equal_bits: where it is refused, and where asked for: the BD-quality, if there is one.
     """
 
     reference: str
@@ -59,27 +64,34 @@ class BDRate:
     seeds: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)
     reason: str | None = None
+    equal_bits: "BDQuality | None" = None
 
 
 @dataclass(frozen=True)
-class _Points:
-    """One curve as arrays. Without metrics by image, the last axis has the mean alone."""
+class BDQuality:
+    """How much more of a metric a curve has than a reference at equal bits, averaged over the logarithm of the rate.
 
-    name: str
-    rate: np.ndarray  # (seeds, points, images), bits per pixel
-    quality: np.ndarray  # (seeds, points, images), or (seeds, points, 1) for a metric of the whole set
-    seeds: list
+    Attributes:
+        difference: test less reference, in the metric's unit, by pchip.
+        interval: 95 %; see `BDRate`.
+        overlap: rates that both reach over rates that either does, on a logarithmic scale, 0 to 1.
+        images: images behind each point; None if unknown.
+        seeds: seeds of reference and test.
+    """
 
-    def curve(self, seeds: np.ndarray | None = None, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Rate and quality of each point, means over the seeds and images drawn, by rising quality."""
-        rate, quality = self.rate, self.quality
-        if seeds is not None:
-            rate, quality = rate[seeds], quality[seeds]
-        if images is not None:
-            rate, quality = rate[..., images], quality[..., images]
-        rate, quality = rate.mean((0, 2)), quality.mean((0, 2))
-        order = np.argsort(quality, kind="stable")
-        return rate[order], quality[order]
+    difference: float
+    interval: tuple[float, float] | None
+    overlap: float
+    images: int | None
+    seeds: tuple[int, int]
+
+    def words(self, metric: str) -> str:
+        """As in a table: `-0.0831 (-0.0912 to -0.0750)`."""
+        known = find_metric(metric)
+        said = [
+            known.difference(value) if known else f"{value:+.4g}" for value in (self.difference, *(self.interval or ()))
+        ]
+        return f"{said[0]} ({' to '.join(said[1:])})" if self.interval else said[0]
 
 
 def bd_rate(
@@ -93,11 +105,7 @@ def bd_rate(
     seed: int = 0,
     names: tuple[str, str] = ("reference", "test"),
 ) -> BDRate:
-    """BD-rate of one curve against another.
-
-    The bootstrap draws images by name, the same for both curves: the codecs meet the same hard and easy images. Seeds
-    are drawn where there are several: together if both curves have the same ones (a student's seed is that of its
-    teacher), else each by itself. A drawn seed takes all its points along.
+    """BD-rate of one curve against another, with an interval by `rate_points.interval`.
 
     Args:
         reference, test: results of one curve each, of any number of seeds; a point is what shares `RATE_LABELS`.
@@ -111,23 +119,14 @@ def bd_rate(
     Raises UserError where there is no BD-rate that means something: other images, missing metrics or points, too few
     points, or too little overlap.
     """
-    sides = tuple(list(side) for side in (reference, test))
-    check_same_images([*sides[0], *sides[1]])
-    notes = []
-    unknown = [name for name, side in zip(names, sides, strict=True) if not all(result.images for result in side)]
-    if unknown:
-        notes.append(f"images of {' and '.join(unknown)} unknown: published means")
-    rates = rates or _common_rates(sides, names)
-    by_image = not unknown and all(metric in result.metrics for side in sides for result in side)
-    images = _images_with(metric, rates, sides) if by_image else None
-    ours, theirs = (_points(side, metric, rates, images, name) for side, name in zip(sides, names, strict=True))
-    notes += [note for points in (ours, theirs) if (note := _not_monotone(points, metric))]
-    curves = (ours.curve(), theirs.curve())
-    overlap = _overlap(*curves)
-    if overlap < min_overlap or not overlap:
+    found = pair(reference, test, metric, rates, names)
+    notes = found.notes + [n for points in (found.reference, found.test) if (n := _not_monotone(points, metric))]
+    curves = found.curves
+    shared = overlap(*(quality for _, quality in curves))
+    if shared < min_overlap or not shared:
         ranges = " and ".join(f"{q[0]:.4g} to {q[-1]:.4g}" for _, q in curves)
         raise UserError(
-            f"the curves share {overlap:.0%} of their range in {metric} ({ranges}), less than the {min_overlap:.0%} "
+            f"the curves share {shared:.0%} of their range in {metric} ({ranges}), less than the {min_overlap:.0%} "
             "asked for: a BD-rate would rest on too little; add rate points where they meet"
         )
     usable = [kind for kind in INTERPOLATORS if kind != "cubic" or min(len(q) for _, q in curves) > 3]
@@ -139,31 +138,60 @@ def bd_rate(
         raise UserError(f"the curves have no BD-rate in {metric} by pchip: their rates are too far apart or too few")
     if senseless:
         notes.append(f"{' and '.join(senseless)} left the range of the measured rates and is not shown")
-    interval, over = None, None
-    if resamples:
-        interval, over, note = _bootstrap(ours, theirs, by_image, metric, resamples, seed)
-        notes += [note] if note else []
+    between, over, note = interval(found, lambda a, b: _bd_rate(a, b, "pchip"), resamples, seed)
     return BDRate(
         reference=names[0],
         test=names[1],
         metric=metric,
         percent=by_interpolator["pchip"],
-        interval=interval,
+        interval=between,
         interval_over=over,
-        overlap=overlap,
+        overlap=shared,
         by_interpolator=by_interpolator,
-        rates=rates,
+        rates=found.rates,
         points=(len(curves[0][0]), len(curves[1][0])),
-        images=len(images) if by_image and images else None if unknown else len(sides[0][0].images),
-        seeds=(len(ours.seeds), len(theirs.seeds)),
-        notes=notes,
+        images=found.images,
+        seeds=(len(found.reference.seeds), len(found.test.seeds)),
+        notes=notes + ([note] if note else []),
     )
 
 
-def bd_rates(reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], **options: Any) -> list[BDRate]:
-    """Every curve against the reference by every metric; one that is refused has its `reason`. Options: see `bd_rate`.
+def bd_quality(
+    reference: Sequence[Result],
+    test: Sequence[Result],
+    metric: str,
+    *,
+    rates: str | None = None,
+    min_overlap: float = MIN_OVERLAP,
+    resamples: int = 1000,
+    seed: int = 0,
+    names: tuple[str, str] = ("reference", "test"),
+) -> BDQuality:
+    """BD-quality of one curve against another: what the metric differs by at equal bits. Arguments: see `bd_rate`.
+
+    Raises UserError where there is none that means something; the overlap is that of the logarithms of the rates.
+    """
+    found = pair(reference, test, metric, rates, names)
+    shared = overlap(*(np.log(rate) for rate, _ in found.curves))
+    if shared < min_overlap or not shared:
+        raise UserError(f"the curves share {shared:.0%} of their rates, less than the {min_overlap:.0%} asked for")
+    difference = _bd_quality(*found.curves)
+    between, *_ = interval(found, _bd_quality, resamples, seed)
+    return BDQuality(difference, between, shared, found.images, (len(found.reference.seeds), len(found.test.seeds)))
+
+
+def bd_rates(
+    reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], *, equal_bits: bool = False, **options: Any
+) -> list[BDRate]:
+    """Every curve against the reference by every metric; one that is refused has its `reason`.
 
     This is where all commands get their rows.
+
+    Args:
+        reference, tests: the curves.
+        metrics: names.
+        equal_bits: find the BD-quality where the BD-rate is refused.
+        options: of `bd_rate`.
     """
     rows = []
     for test in tests:
@@ -173,6 +201,10 @@ def bd_rates(reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], *
                 rows.append(bd_rate(reference.results, test.results, metric, names=names, **options))
             except UserError as error:
                 rows.append(BDRate(*names, metric, reason=str(error)))
+                if equal_bits:
+                    with suppress(UserError):
+                        instead = bd_quality(reference.results, test.results, metric, names=names, **options)
+                        rows[-1] = replace(rows[-1], equal_bits=instead)
     return rows
 
 
@@ -202,12 +234,14 @@ def markdown_table(rows: Sequence[BDRate]) -> str:
         "images",
         "seeds",
     ]
+    if any(row.equal_bits for row in rows):
+        head.append("at equal bits")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     remarks: dict[str, list[str]] = {}
     for row in rows:
         cells = [row.test, row.reference, row.metric]
         if row.reason:
-            cells += ["refused"] + ["-"] * (len(head) - 4)
+            cells += ["refused"] + ["-"] * 9 + ([row.equal_bits.words(row.metric)] if row.equal_bits else [])
             remarks.setdefault(row.reason, []).append(f"{row.test} by {row.metric}")
         else:
             cells += [
@@ -222,10 +256,15 @@ def markdown_table(rows: Sequence[BDRate]) -> str:
             ]
             for note in row.notes:
                 remarks.setdefault(note, []).append(f"{row.test} by {row.metric}")
+        cells += ["-"] * (len(head) - len(cells))
         lines.append("| " + " | ".join(cells) + " |")
     drawn = list(dict.fromkeys(row.interval_over for row in rows if row.interval_over))
     over = f" Intervals: bootstrap over {' or '.join(drawn)}." if drawn else ""
     lines += ["", f"Negative: the test spends fewer bits for the same quality. BD-rate is by pchip.{over}"]
+    if "at equal bits" in head:
+        lines[-1] += (
+            " At equal bits: where a BD-rate is refused, what the metric differs by at the rates that both reach."
+        )
     lines += [f"- {', '.join(where)}: {remark}" for remark, where in remarks.items()]
     return "\n".join(lines) + "\n"
 
@@ -235,78 +274,7 @@ def to_records(rows: Sequence[BDRate]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def _common_rates(sides: Sequence[Sequence[Result]], names: Sequence[str]) -> str:
-    rate = shared_rate([result for side in sides for result in side])
-    if rate is None:
-        raise UserError(
-            f"{names[0]} and {names[1]} have no rate in common: bytes of files (bpp) are not compared with a "
-            "likelihood (bpp_estimate); evaluate both in the same way"
-        )
-    return rate
-
-
-def _images_with(metric: str, rates: str, sides: Sequence[Sequence[Result]]) -> list[str]:
-    """Names of the images that have both metrics in every result, sorted."""
-    names: set[str] | None = None
-    for result in (result for side in sides for result in side):
-        own = {image["name"] for image in result.images if metric in image and rates in image}
-        names = own if names is None else names & own
-    if not names:
-        raise UserError(f"no image has {metric} and {rates} in every result")
-    return sorted(names)
-
-
-def _points(results: list[Result], metric: str, rates: str, images: list[str] | None, name: str) -> _Points:
-    table: dict[tuple, dict[Any, Result]] = {}
-    for result in results:
-        # Without a rate label a result is a point of its own.
-        setting = tuple((k, result.labels[k]) for k in RATE_LABELS if k in result.labels) or (result.name,)
-        by_seed = table.setdefault(setting, {})
-        seed = result.labels.get("seed")
-        if seed in by_seed:
-            raise UserError(
-                f"{name}: {by_seed[seed].name} and {result.name} are one point ({_words(setting)}); leave one out, or "
-                "tell them apart by a label"
-            )
-        by_seed[seed] = result
-    seeds = list(dict.fromkeys(seed for by_seed in table.values() for seed in by_seed))
-    for setting, by_seed in table.items():
-        missing = [seed for seed in seeds if seed not in by_seed]
-        if missing:
-            raise UserError(
-                f"{name}: seed {missing[0]} has no {_words(setting)}; run it, or leave that seed or point out"
-            )
-    if len(table) < MIN_POINTS:
-        raise UserError(f"{name} has {len(table)} rate points; a BD-rate needs {MIN_POINTS} or more")
-
-    def array(metric: str) -> np.ndarray:
-        return np.array([[_column(by_seed[seed], metric, images) for by_seed in table.values()] for seed in seeds])
-
-    rate = array(rates)
-    if not (rate > 0).all():
-        raise UserError(f"{name}: {rates} of 0 has no logarithm")
-    return _Points(name, rate, array(metric), seeds)
-
-
-def _column(result: Result, metric: str, images: list[str] | None) -> list[float]:
-    if images is None:
-        values = [result.value(metric)]
-    else:
-        by_name = {image["name"]: image for image in result.images}
-        values = [by_name[name][metric] for name in images]
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    if len(finite) < len(values):
-        raise UserError(
-            f"{result.name} has no {metric}, or none that is finite" + (", for every image" if images else "")
-        )
-    return finite
-
-
-def _words(setting: tuple) -> str:
-    return ", ".join(f"{part[0]} {part[1]}" if isinstance(part, tuple) else str(part) for part in setting)
-
-
-def _not_monotone(points: _Points, metric: str) -> str | None:
+def _not_monotone(points: RatePoints, metric: str) -> str | None:
     rate, _ = points.curve()
     known = find_metric(metric)
     steps = np.diff(rate)
@@ -315,19 +283,11 @@ def _not_monotone(points: _Points, metric: str) -> str | None:
     return f"{points.name} does not get better in {metric} with every step in rate, so the BD-rate depends on its noise"
 
 
-def _within_reach(
-    percent: float, reference: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> bool:
+def _within_reach(percent: float, reference: Arrays, test: Arrays) -> bool:
     """Whether a BD-rate is one that the measured rates could have: their extremes, and as much again for overshoot."""
     (a, _), (b, _) = reference, test
     low, high = b.min() / a.max(), b.max() / a.min()
     return bool(math.isfinite(percent) and low / 2 <= 1 + percent / 100 <= 2 * high)
-
-
-def _overlap(reference: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:
-    (_, a), (_, b) = reference, test
-    union = max(a[-1], b[-1]) - min(a[0], b[0])
-    return float(max(min(a[-1], b[-1]) - max(a[0], b[0]), 0) / union) if union > 0 else 0.0
 
 
 def _bd_rate(reference: tuple, test: tuple, kind: str, metric: str = "the metric") -> float:
@@ -349,35 +309,25 @@ def _bd_rate(reference: tuple, test: tuple, kind: str, metric: str = "the metric
         )
 
 
-def _bootstrap(
-    reference: _Points, test: _Points, by_image: bool, metric: str, resamples: int, seed: int
-) -> tuple[tuple[float, float] | None, str | None, str | None]:
-    """The interval, over what, and a note where there is none though there could be."""
-    rng = np.random.default_rng(seed)
-    count = reference.rate.shape[2] if by_image else 1
-    drawn = [
-        name
-        for name, several in (("images", count > 1), ("seeds", max(len(reference.seeds), len(test.seeds)) > 1))
-        if several
-    ]
-    if not drawn:
-        return None, None, None
-    together = reference.seeds == test.seeds
+def _bd_quality(reference: Arrays, test: Arrays) -> float:
+    """NaN where the rates do not overlap. Raises UserError for two points of equal rate."""
+    import bjontegaard  # see above
 
-    def seeds_of(points: _Points) -> np.ndarray:
-        return rng.integers(len(points.seeds), size=len(points.seeds))
+    (rate_a, quality_a), (rate_b, quality_b) = (_by_rate(*points) for points in (reference, test))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing overlaps
+        return float(
+            cast(
+                float,
+                bjontegaard.bd_psnr(
+                    rate_a, quality_a, rate_b, quality_b, "pchip", require_matching_points=False, min_overlap=0
+                ),
+            )
+        )
 
-    values = []
-    for _ in range(resamples):
-        images = rng.integers(count, size=count) if by_image else None
-        ours = seeds_of(reference)
-        theirs = ours if together else seeds_of(test)
-        try:
-            values.append(_bd_rate(reference.curve(ours, images), test.curve(theirs, images), "pchip"))
-        except UserError:
-            values.append(math.nan)
-    defined = np.array(values)[np.isfinite(values)]
-    if len(defined) < DEFINED * resamples:
-        return None, None, f"no interval: {resamples - len(defined)} of {resamples} resamples have no BD-rate"
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return (float(low), float(high)), " and ".join(drawn), None
+
+def _by_rate(rate: np.ndarray, quality: np.ndarray) -> Arrays:
+    order = np.argsort(rate, kind="stable")
+    if not (np.diff(rate[order]) > 0).all():
+        raise UserError("two points of a curve have equal rates: leave one out")
+    return rate[order], quality[order]

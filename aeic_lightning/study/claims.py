@@ -4,8 +4,9 @@
       claims:
         - {says: L_enc saves bits, test: {arm: enc}, reference: {arm: none}, metric: lpips_lite2}
 
-A claim holds where the whole interval is below zero, does not hold where it is above, and is not shown where zero lies
-within or there is no interval.
+A claim holds where the whole interval of the BD-rate is below zero, does not hold where it is above, and is not shown
+where zero lies within or there is no interval. Where the curves share too few qualities for a BD-rate, the BD-quality
+decides in the same way: a curve that is better at the same bits needs fewer for the same quality.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def answers(claims: Sequence[Claim], curves: Sequence[Curve], resamples: int = 1
     for claim in claims:
         tests, references = ([c for c in curves if agree(c.labels, labels)] for labels in (claim.test, claim.reference))
         if len(tests) == len(references) == 1:
-            (rate,) = bd_rates(references[0], tests, [claim.metric], resamples=resamples)
+            (rate,) = bd_rates(references[0], tests, [claim.metric], equal_bits=True, resamples=resamples)
             found.append(Answer(claim, *_verdict(rate)))
     return found
 
@@ -76,15 +77,24 @@ def read_claims(entries: Sequence[Mapping[str, Any]] | None) -> list[Claim]:
 
 
 def _verdict(rate: BDRate) -> tuple[str, str]:
-    if rate.percent is None:
-        return "not shown", f"There is no BD-rate: {rate.reason}."
     metric = find_metric(rate.metric)
     assert metric is not None
-    figures = f"{rate.percent:+.1f} % bits at equal {metric.title}"
-    if rate.interval is None:
-        return "not shown", f"{figures}, without an interval."
-    low, high = rate.interval
-    seeds = max(rate.seeds or (1,))
-    over = f"{rate.images} images" + (f", {seeds} seeds" if seeds > 1 else ", one seed")
+    if rate.percent is not None:
+        figures, refused = f"{rate.percent:+.1f} % bits at equal {metric.title}", ""
+        between = rate.interval and f"{rate.interval[0]:+.1f} to {rate.interval[1]:+.1f} %"
+        interval, images, seeds = rate.interval, rate.images, rate.seeds or (1,)
+    elif found := rate.equal_bits:
+        figures = f"{metric.title} {metric.difference(found.difference)} at equal bits"
+        refused = f" No BD-rate: {str(rate.reason).split(' (')[0]}."
+        between = found.interval and " to ".join(map(metric.difference, found.interval))
+        interval, images, seeds = found.interval, found.images, found.seeds
+        if interval and metric.higher:
+            interval = (-interval[1], -interval[0])  # below zero is better, as for bits
+    else:
+        return "not shown", f"There is no BD-rate: {rate.reason}."
+    if interval is None:
+        return "not shown", f"{figures}, without an interval.{refused}"
+    low, high = interval
+    over = f"{images} images" + (f", {max(seeds)} seeds" if max(seeds) > 1 else ", one seed")
     verdict = "holds" if high < 0 else "does not hold" if low > 0 else "not shown"
-    return verdict, f"{figures} (95 % interval {low:+.1f} to {high:+.1f} %; {over})."
+    return verdict, f"{figures} (95 % interval {between}; {over}).{refused}"

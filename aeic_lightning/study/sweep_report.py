@@ -73,7 +73,7 @@ def _report(sweep: Sweep) -> None:
         for reference in (c for c in curves if agree(c.labels, entry["reference"])):
             within = {label: reference.labels.get(label) for label in entry.get("within") or []}
             tests = [c for c in curves if c is not reference and agree(c.labels, within)]
-            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results))
+            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results), equal_bits=True)
     write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(align(markdown_table(rows)))

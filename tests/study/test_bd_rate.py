@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
@@ -17,24 +17,8 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import bd_rate, bd_rates, common_metrics, markdown_table
 from aeic_lightning.study.curves import group
 from aeic_lightning.study.paper_points import published
-from aeic_lightning.study.results import Result, summary_rows, write_results
-
-
-def curve(rates, qualities, name="c", metric="psnr", seed=None, rate_name="bpp"):
-    """Results of one curve: `rates` and `qualities` (points, images)."""
-    made = []
-    for point, (rate, quality) in enumerate(zip(np.atleast_2d(rates), np.atleast_2d(qualities), strict=True)):
-        images = [
-            {"name": f"i{i}", "height": 8, "width": 8, "crc32": i, rate_name: float(r), metric: float(q)}
-            for i, (r, q) in enumerate(zip(rate, quality, strict=True))
-        ]
-        labels = {"lambda": point} | ({} if seed is None else {"seed": seed})
-        made.append(Result(f"{name} {point}", "run", labels, summary_rows(images), images=images))
-    return made
-
-
-def column(*values):
-    return np.array(values, dtype=float)[:, None]
+from aeic_lightning.study.results import write_results
+from tests.study.made_curves import column, curve
 
 
 @st.composite
@@ -46,7 +30,10 @@ def rising_curves(draw):
         steps = draw(st.lists(st.floats(0.2, 2.0), min_size=2 * count, max_size=2 * count))
         return np.exp(np.cumsum(steps[:count]))[:, None] / 100, (20 + np.cumsum(steps[count:]) / 2)[:, None]
 
-    return one(), one()
+    (rates, qualities), (others, other_qualities) = one(), one()
+    shared = min(qualities.max(), other_qualities.max()) - max(qualities.min(), other_qualities.min())
+    assume(shared > 0.02 * np.ptp([*qualities, *other_qualities]))
+    return (rates, qualities), (others, other_qualities)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import yaml
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.study import claims
-from aeic_lightning.study.bd_rate import BDRate
+from aeic_lightning.study.bd_rate import BDQuality, BDRate
 from aeic_lightning.study.claims import Claim, answers
 from aeic_lightning.study.sweep_file import read_sweep
 
@@ -35,6 +35,31 @@ def test_verdict(monkeypatch, percent, interval, verdict):
     (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves)
     assert answer.verdict == verdict
     assert ("24 images, 3 seeds" in answer.reason) == (interval is not None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "difference", "interval", "verdict", "figures"),
+    [
+        ("lpips", -0.08, (-0.09, -0.07), "holds", "LPIPS -0.0800 at equal bits (95 % interval -0.0900 to -0.0700; "),
+        ("lpips", 0.08, (0.07, 0.09), "does not hold", "LPIPS +0.0800 at equal bits"),
+        ("psnr", 0.5, (0.4, 0.6), "holds", "PSNR (dB) +0.50 at equal bits (95 % interval +0.40 to +0.60; "),
+        ("psnr", -0.5, (-0.6, -0.4), "does not hold", "PSNR (dB) -0.50 at equal bits"),
+        ("psnr", 0.5, (-0.1, 0.6), "not shown", "PSNR (dB) +0.50 at equal bits"),
+        ("psnr", 0.5, None, "not shown", "PSNR (dB) +0.50 at equal bits, without an interval."),
+        ("top1", 0.015, (0.01, 0.02), "holds", "+1.5 points at equal bits (95 % interval +1.0 points to +2.0 points; "),
+    ],
+)
+def test_verdict_at_equal_bits(monkeypatch, metric, difference, interval, verdict, figures):
+    """Where there is no BD-rate, better at the same bits is fewer bits for the same quality."""
+    found = BDQuality(difference, interval, 0.8, 24, (3, 3))
+    reason = "the curves share 40% of their range in psnr (1 to 2 and 2 to 3), less than asked for"
+    rate = BDRate("none", "enc", metric, reason=reason, equal_bits=found)
+    monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+    curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
+    (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, metric)], curves)
+    assert answer.verdict == verdict
+    assert figures in answer.reason
+    assert answer.reason.endswith(" No BD-rate: the curves share 40% of their range in psnr.")
 
 
 def test_a_claim_about_several_curves_is_left_out():

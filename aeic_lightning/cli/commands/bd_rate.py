@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", nargs="+", metavar="LABEL", help="labels that tell curves apart; default: all but "
                         "the seed and the setting of the rate")  # fmt: skip
     parser.add_argument("--min-overlap", type=float, default=0.5, metavar="SHARE",
-                        help="refuse curves that share less of their range of quality (default 0.5)")  # fmt: skip
+                        help="refuse curves that share less of their range of quality; the difference at equal bits "
+                        "stands in, by the same share of their rates (default 0.5)")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; 0 for none (default 1000)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="write the table as JSON too")
     add_json_argument(parser)
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if not metrics:
         raise UserError("the results have no metric in common; evaluate them with the same metrics")
     options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
-    rows = bd_rates(references[0], tests, metrics, **options)
+    rows = bd_rates(references[0], tests, metrics, equal_bits=True, **options)
     print(align(markdown_table(rows)))
     document = {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)}
     args.give(document)
