@@ -270,11 +270,14 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         count = sweep.report.get("max_images", 0)
         if type(count) is not int or count < 0:
             raise UserError(f"{file}: report: max_images is a number of images, not {count!r}")
-        named = {key.removeprefix(LABELS) for run in sweep.runs for key in run.settings if key.startswith(LABELS)}
 
-        def named_here(labels: dict[str, Any]) -> dict[str, Any]:
-            # Others, such as the depth, are said by the runs' own configs, when they are done.
-            return {label: value for label, value in labels.items() if label in named or label in ours}
+        def may_be_there(labels: dict[str, Any]) -> bool:
+            # What a run does not name here, such as its depth, its own config says when it is done.
+            def named(run: Run) -> dict[str, Any]:
+                return {label: value for label, value in labels.items() if LABELS + label in run.settings}
+
+            shared = {label: value for label, value in labels.items() if label in ours}
+            return any(labelled([run], named(run)) for run in sweep.runs) or (bool(shared) and agree(ours, shared))
 
         claims = []
         for entry in sweep.report.get("claims") or []:
@@ -282,7 +285,7 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
             if find_metric(entry["metric"]) is None:
                 raise UserError(f"{file}: report: claims: there is no metric {entry['metric']!r}")
             sides = [entry["test"], entry["reference"]]
-            absent = [labels for labels in sides if not is_there(wanted[0] | named_here(labels))]
+            absent = [labels for labels in sides if not may_be_there(wanted[0] | labels)]
             if absent:  # a sweep of some of the arms
                 print(f'claim left out, since no run has {absent[0]}: "{entry["says"]}"', file=sys.stderr)
             else:

@@ -86,3 +86,26 @@ def test_a_claim_about_an_arm_that_is_not_run_is_left_out(tmp_path, capsys):
     assert read_sweep(tmp_path / "sweep.yaml", []).report["claims"], "the depth is said by the config of a run"
     with pytest.raises(UserError, match="max_images is a number of images, not -1"):
         read_sweep(tmp_path / "sweep.yaml", ["report.max_images=-1"])
+
+
+def test_a_label_that_some_runs_name_and_others_leave_to_their_configs(tmp_path, capsys):
+    depths = {"test": {"arm": "a", "depth": 2}, "reference": {"arm": "a", "depth": 1}, "metric": "psnr"}
+    sweep = {
+        "root": str(tmp_path),
+        "runs": [
+            {"name": "{arm}", "grid": {"arm": ["a"]}, "config": "e.yaml"},
+            {"name": "{arm}_{depth}", "grid": {"arm": ["a"], "depth": [2]}, "config": "e.yaml"},
+        ],
+        "report": {
+            "out": "out",
+            "against": [{"reference": {"arm": "a"}}],
+            "claims": [
+                {"says": "depth saves bits"} | depths,
+                {"says": "b saves bits"} | depths | {"test": {"arm": "b"}},
+            ],
+        },
+    }
+    (tmp_path / "e.yaml").write_text("model: {init_args: {}}")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert [claim["says"] for claim in read_sweep(tmp_path / "sweep.yaml", []).report["claims"]] == ["depth saves bits"]
+    assert "b saves bits" in capsys.readouterr().err
