@@ -155,7 +155,7 @@ def test_two_steps_of_other_encoders_in_the_study(tmp_path, photos, monkeypatch)
     settings += [f"set.{setting}" for setting in [*TWO_STEPS, "data.init_args.val_count=1"]]
     sweep = read_sweep("experiments/sweeps/distillation_encoders.yaml", settings)
     assert len(sweep.runs) == 2 * 2 * 4  # seeds, arms, encoders
-    assert len(sweep.report["claims"]) == 7
+    assert len(sweep.report["claims"]) == 9
     runs = [run for run in sweep.runs if run.name.endswith("enc_dec_seed=0")]
     train_here(replace(sweep, runs=runs))
     found = {run.name.removesuffix("enc_dec_seed=0").rstrip("_"): read_result(run.folder) for run in runs}

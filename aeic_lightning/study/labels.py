@@ -1,5 +1,8 @@
 """Labels of runs. Imports nothing, so that a sweep starts at once."""
 
+OF_CONFIGS = ("role", "encoder", "depth", "widths", "lambda", "target", "beta1", "beta2", "seed", "loss", "level")
+"""Labels that the config of a run says when it is done (`results.run_labels`), or the evaluation at a level."""
+
 
 def agree(labels: dict, wanted: dict) -> bool:
     """Whether `labels` has all that is `wanted`, numbers and words compared as they are written."""

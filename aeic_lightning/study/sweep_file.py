@@ -46,7 +46,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ from aeic_lightning.image_files import require_images
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
-from aeic_lightning.study.labels import agree
+from aeic_lightning.study.labels import OF_CONFIGS, agree
 
 LABELS = "model.init_args.labels."
 RECORD = "finished"  # file in a run folder that says the run is complete
@@ -255,37 +255,34 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
     if sweep.report:
         _only(sweep.report, REPORT_KEYS, f"{file}: report", needed=("out", "against"))
         _check_evaluate(sweep.report.get("evaluate") or {}, file)
-        wanted = [sweep.report.get("select") or {}]
+        select = sweep.report.get("select") or {}
+        wanted = [select]
         for entry in sweep.report["against"]:
             _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
-            wanted.append(wanted[0] | entry["reference"])
+            wanted.append(select | entry["reference"])
         ours = (sweep.report.get("evaluate") or {}).get("labels") or {}
 
         def is_there(labels: dict[str, Any]) -> bool:
-            return bool(labelled(sweep.runs, labels)) or agree(ours, labels)
+            def sure(names: Container[str]) -> dict[str, Any]:
+                return {name: value for name, value in labels.items() if name in names or name not in OF_CONFIGS}
+
+            named = [{key.removeprefix(LABELS) for key in run.settings} for run in sweep.runs]
+            runs = any(labelled([run], sure(names)) for run, names in zip(sweep.runs, named, strict=True))
+            return runs or agree(ours, sure(ours))
 
         for labels in wanted:
-            if not is_there(labels):
+            if not is_there(labels) or not labelled(sweep.runs, select):
                 raise UserError(f"{file}: report: no run has the labels {labels}")
         count = sweep.report.get("max_images", 0)
         if type(count) is not int or count < 0:
             raise UserError(f"{file}: report: max_images is a number of images, not {count!r}")
-
-        def may_be_there(labels: dict[str, Any]) -> bool:
-            # What a run does not name here, such as its depth, its own config says when it is done.
-            def named(run: Run) -> dict[str, Any]:
-                return {label: value for label, value in labels.items() if LABELS + label in run.settings}
-
-            shared = {label: value for label, value in labels.items() if label in ours}
-            return any(labelled([run], named(run)) for run in sweep.runs) or (bool(shared) and agree(ours, shared))
-
         claims = []
         for entry in sweep.report.get("claims") or []:
             _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))
             if find_metric(entry["metric"]) is None:
                 raise UserError(f"{file}: report: claims: there is no metric {entry['metric']!r}")
             sides = [entry["test"], entry["reference"]]
-            absent = [labels for labels in sides if not may_be_there(wanted[0] | labels)]
+            absent = [labels for labels in sides if not is_there(select | labels)]
             if absent:  # a sweep of some of the arms
                 print(f'claim left out, since no run has {absent[0]}: "{entry["says"]}"', file=sys.stderr)
             else:

@@ -109,3 +109,8 @@ def test_a_label_that_some_runs_name_and_others_leave_to_their_configs(tmp_path,
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     assert [claim["says"] for claim in read_sweep(tmp_path / "sweep.yaml", []).report["claims"]] == ["depth saves bits"]
     assert "b saves bits" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"report: no run has the labels \{'armm': 'a'}"):
+        read_sweep(tmp_path / "sweep.yaml", ["report.against=[{reference: {armm: a}}]"])
+    with pytest.raises(UserError, match=r"report: no run has the labels \{'depth': 3}"):
+        read_sweep(tmp_path / "sweep.yaml", ["report.select={depth: 3}"])
+    assert read_sweep(tmp_path / "sweep.yaml", ["report.against=[{reference: {arm: a, depth: 1}}]"])
