@@ -110,7 +110,7 @@ def test_every_plot_is_drawn_without_an_error_or_a_request(desktop, report):
     for name, plot in zip(names, plots, strict=True):
         marks = plot.locator(".scatterlayer .point, .scatterlayer .js-line").count()
         assert marks > 0, name
-    for start in ("set0-psnr", "set0-lpips_lite0", "set0-fid_lite0", "set0-bd0", "set0-cost-g_a", "set0-cost-encode",
+    for start in ("answer", "set0-psnr", "set0-fid_lite0", "set0-bd0", "set0-cost-g_a", "set0-cost-encode",
                   "set1-psnr", "set1-top1", "taps-encoder", "taps-decoder", "paper0-lpips_alex"):  # fmt: skip
         assert start in names
     assert problems == []

@@ -112,12 +112,19 @@ def write_report(
 def _first_plot(
     answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence[dict[str, Any]], drawn: dict[str, Any]
 ) -> dict | None:
-    """The plot beside the answer: the metric of the first claim, on the first set of images that has it."""
+    """The plot beside the answer: the metric of the first claim, on the first set of images that has it.
+
+    It stands there instead of among the plots of its set, unless it is the only one.
+    """
     wanted = answered[0][1][0].claim.metric if answered else None
     for section in sections:
         for shown in section["plots"]:
             if shown["metric"].name == wanted:
-                drawn["answer"] = drawn[shown["id"]] | {"layout": drawn[shown["id"]]["layout"] | {"height": 330}}
+                plot = drawn[shown["id"]]
+                if len(section["plots"]) > 1:
+                    section["plots"] = [other for other in section["plots"] if other is not shown]
+                    del drawn[shown["id"]]
+                drawn["answer"] = plot | {"layout": plot["layout"] | {"height": 330}}
                 return shown | {"id": "answer", "legend": section["legend"]}
     return None
 

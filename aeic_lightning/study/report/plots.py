@@ -15,8 +15,11 @@ from aeic_lightning.study.bd_rate import BDRate
 from aeic_lightning.study.curves import Curve
 from aeic_lightning.study.results import Result, sample
 
-# Okabe and Ito's colours, which readers with any colour vision tell apart; black is kept for references.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C3E", "#6A51A3")
+# The first six are Okabe and Ito's, which readers with any colour vision tell apart; black is kept for references.
+COLOURS = (
+    *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#7A5C3E", "#6A51A3", "#8C8A00", "#A0005A"),
+)
 INK, GREY, GRID = "#1c1f23", "#6b7280", "#e5e7eb"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "star", "x", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -44,7 +47,11 @@ def styles(curves: Sequence[Curve]) -> dict[str, Style]:
         # Where arm and encoder do not tell the curves apart, each has a colour of its own.
         colour = arms.index(arm) if len(set(looks)) == len(looks) else i
         kind = encoders.index(encoder)
-        chosen[curve.name] = {"colour": COLOURS[colour % 8], "symbol": SYMBOLS[kind % 6], "dash": DASHES[kind % 6]}
+        chosen[curve.name] = {
+            "colour": COLOURS[colour % len(COLOURS)],
+            "symbol": SYMBOLS[kind % 6],
+            "dash": DASHES[kind % 6],
+        }
     return chosen
 
 
@@ -195,7 +202,7 @@ def taps(lines: dict[str, tuple[list[int], list[float]]], side: str) -> Plot:
     for i, (name, (steps, losses)) in enumerate(lines.items()):
         figure.add_scatter(
             x=steps, y=losses, mode="lines", name=html.escape(name),
-            line={"color": COLOURS[i % 8], "dash": DASHES[i // 8 % 6], "width": 1.6},
+            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i // len(COLOURS) % 6], "width": 1.6},
             hovertemplate=f"<b>{html.escape(name)}</b><br>step %{{x}}, loss %{{y:.4g}}<extra></extra>",
         )  # fmt: skip
     return with_legend(_finished(figure, "generator step", f"distillation loss, {side} side", log_y=True))
