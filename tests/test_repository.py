@@ -51,10 +51,11 @@ def imported(file: Path) -> set[str]:
     return found
 
 
-def test_no_file_is_longer_than_400_lines():
+def test_no_file_is_longer_than_600_lines():
+    """An alarm, no aim: such a file has more than one subject."""
     files = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert {name: length for name, length in lengths.items() if length > 600} == {}
 
 
 def test_make_installs_versions_that_the_project_allows():

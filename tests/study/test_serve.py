@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import HTTPException
 from PIL import Image
 
+from aeic_lightning.cli import main
 from aeic_lightning.serve import trial
 from aeic_lightning.serve.app import Turns, make_app
 
@@ -154,9 +155,12 @@ def test_one_at_a_time_and_few_that_wait(monkeypatch):
     assert turns.run() == {}
 
 
-def test_the_command_listens_on_this_machine_alone_and_ends_on_ctrl_c():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_listens_on_this_machine_alone_and_ends_on_a_signal(number):
+    """As the last line of a script's background too, where the shell has SIGINT ignored."""
     command = [sys.executable, "-m", "aeic_lightning", "serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if number == signal.SIGINT else []
+    process = subprocess.Popen([*ignoring, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     found = re.match(r"(http://127\.0\.0\.1:(\d+))  ", process.stdout.readline())
     assert found, process.stderr.read()
     for _ in range(100):
@@ -167,9 +171,12 @@ def test_the_command_listens_on_this_machine_alone_and_ends_on_ctrl_c():
             time.sleep(0.1)
     with socket.socket() as other, pytest.raises(OSError):
         other.connect(("127.0.0.2", int(found[2])))
-    taken = subprocess.run([*command[:-1], found[2]], capture_output=True, text=True)
-    assert taken.returncode == 2
-    assert taken.stderr.startswith(f"error: port {found[2]} of 127.0.0.1 cannot be had")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    process.send_signal(number)
+    assert process.wait(20) == 0
     assert process.stderr.read() == "stopped\n"
+
+
+def test_a_port_that_is_taken_is_an_error_of_one_line(url, capfd):
+    port = url.rpartition(":")[2]
+    assert main(["serve", "--port", port]) == 2
+    assert capfd.readouterr().err.startswith(f"error: port {port} of 127.0.0.1 cannot be had")

@@ -1,6 +1,10 @@
 """`serve`: a page on this machine to try the codec."""
 
 import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
@@ -26,8 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until SIGINT (Ctrl-C) or SIGTERM, which end it with exit code 0."""
     refuse_extra(extra)
+    with _until_a_signal():
+        _serve(args)
+
+
+@contextmanager
+def _until_a_signal() -> Iterator[None]:
+    """What is within ends at SIGINT or SIGTERM, even where the shell has SIGINT ignored, as in the background."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:  # from uvicorn too, which closes its connections first and then raises the signal again
+        print("stopped", file=sys.stderr)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port is {args.port}; a port is from 0 to 65535")
     require("serve", "fastapi", "uvicorn")
