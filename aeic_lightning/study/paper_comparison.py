@@ -1,25 +1,38 @@
 """Runs beside the paper: their rates and metrics beside the published points, and what their configs do differently."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from aeic_lightning.config import load_config
+from aeic_lightning.config.layers import arguments_of, flat
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.objective import Entry, objective_settings, read_objective
+from aeic_lightning.losses.objective import SHIPPED, Entry, objective_settings, read_objective
 from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.study.complexity import PAPER_ENCODE
 from aeic_lightning.study.paper_points import published
 from aeic_lightning.study.results import Result
+from aeic_lightning.systems import OptimizationConfig
 
 FIGURES = ("lpips_alex", "dists", "fid", "psnr")
 
-# Sections whose settings decide what is trained. Paths, loggers and how the work is spread over machines do not.
-_COMPARED = ("model.init_args.codec.", "model.init_args.decoder.", "model.init_args.optimization.", "data.init_args.")
-_MACHINES = ("train_dir", "val_dir", "num_workers", "pin_memory", "batch_size", "accumulate", "seed", "unet", "vae",
-             "gradient_checkpointing", "tiling")  # fmt: skip
+# Settings that decide nothing of what is trained: places, names, and how the work is spread over machines. What a run
+# starts from, its teacher and its batches are compared by kind.
+_LEFT_OUT = {
+    "model": {"objective", "labels", "init_from", "receiver_from", "teacher", "share_base", "teacher_cache",
+              "write_streams"},
+    "codec": set(),
+    "decoder": {"pretrained.unet", "pretrained.vae", "gradient_checkpointing", "tiling"},
+    "optimization": {"accumulate", "cuda_graph", "shard_base"},
+    "data": {"train_dir", "val_dir", "test_dir", "batch_size", "num_workers", "pin_memory", "cache", "seed"},
+}  # fmt: skip
+_ABSENT = "-"
 
 
 def with_paper(results: Sequence[Result], dataset: str) -> str:
@@ -129,19 +142,64 @@ def paper_config(stage: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(config: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(setting, run's value, paper's) where the two differ: terms of the loss, what the paper's file sets of codec,
-    decoder, optimization and data, images per update, steps, precision, and what a run starts from, by kind."""
-    rows = [*_terms(config, paper)]
-    ours, theirs = (_flat(c) for c in (config, paper))
-    for key, value in theirs.items():
-        if key.startswith(_COMPARED) and not any(part in _MACHINES for part in key.split(".")):
-            rows.append((key.replace("init_args.", ""), ours.get(key, "not given"), value))
+    """(setting, run's value, paper's) where the two differ, whichever of them sets it.
+
+    Compared are the terms of the loss, all settings of codec, decoder, optimization, system and data (what a config
+    leaves out has its default), images per update, steps, precision, and what a run starts from, by kind.
+    """
+    rows = _terms(config, paper)
+    ours, theirs = _settings_of(config), _settings_of(paper)
+    for key in dict.fromkeys([*theirs, *ours]):
+        rows.append((key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT)))
     for name, of in (
+        ("data", lambda c: _class(c["data"]) if c.get("data") else _ABSENT),
         ("images per update", _images_per_update), ("trainer.max_steps", lambda c: _trainer(c, "max_steps")),
-        ("trainer.precision", lambda c: _trainer(c, "precision")), ("starts from", _start), ("system", _system),
+        ("trainer.precision", lambda c: _trainer(c, "precision")), ("starts from", _start),
+        ("system", lambda c: _class(c["model"])),
     ):  # fmt: skip
         rows.append((name, str(of(config)), str(of(paper))))
     return [row for row in rows if row[1] != row[2]]
+
+
+def _settings_of(config: dict[str, Any]) -> dict[str, str]:
+    """All settings that are compared one by one, defaults included, in words."""
+    settings, data = config["model"]["init_args"], config.get("data") or {}
+    codec = _complete(CodecConfig, settings.get("codec") or {})
+    if codec["encoder"]:  # which takes their place
+        codec |= {"widths": None, "depths": None}
+    parts = {
+        "codec": codec,
+        "decoder": _complete(DecoderConfig, settings.get("decoder") or {}),
+        "optimization": _complete(OptimizationConfig, settings.get("optimization") or {}),
+    }
+    system = _with_defaults(config["model"]["class_path"], {k: v for k, v in settings.items() if k not in parts})
+    own = _with_defaults(data["class_path"], data.get("init_args") or {}) if data else {}
+    found = {f"model.{name}.{key}": value for name, part in parts.items() for key, value in _compared(name, part)}
+    found |= {f"model.{key}": value for key, value in _compared("model", system)}
+    return found | {f"data.{key}": value for key, value in _compared("data", own)}
+
+
+def _compared(section: str, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in _flat(settings).items():
+        parts = key.split(".")
+        if not any(".".join(parts[:end]) in _LEFT_OUT[section] for end in range(1, len(parts) + 1)):
+            yield key, value
+
+
+def _complete(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config class with the defaults of those that are not given, in nested ones too."""
+    settings = asdict(kind())
+    nested = {"pretrained": PretrainedConfig}  # None by default
+    for name, value in given.items():
+        default = asdict(nested[name]()) if name in nested else settings.get(name)
+        settings[name] = default | value if isinstance(default, dict) and isinstance(value, dict) else value
+    return settings
+
+
+def _with_defaults(class_path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a class with their defaults; those given alone where the class is not there."""
+    known = {name: p.default for name, p in (arguments_of(class_path) or {}).items() if p.default is not p.empty}
+    return known | dict(given)
 
 
 def _terms(config: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -151,17 +209,21 @@ def _terms(config: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, str
 
 
 def _entry(entry: Entry | None) -> str:
+    """A term's weight, and what else of it is not the default."""
     if entry is None:
-        return "-"
-    arguments = {name: value for name, value in entry.arguments.items() if value is not None}
+        return _ABSENT
+    defaults = {name: p.default for name, p in signature(entry.kind).parameters.items()}
+    arguments = {name: value for name, value in sorted(entry.arguments.items()) if value != defaults.get(name)}
+    if entry.kind is not SHIPPED.get(entry.name, (None,))[0]:
+        arguments = {"class": entry.kind.__name__} | arguments
     more = [f"warmup_steps {entry.warmup_steps}"] if entry.warmup_steps else []
-    return ", ".join([f"{entry.weight:g}", *more, *(f"{name} {value}" for name, value in sorted(arguments.items()))])
+    more += [f"share {entry.share:g}"] if entry.share != 1 else []
+    return ", ".join([f"{entry.weight:g}", *more, *(f"{name} {_number(value)}" for name, value in arguments.items())])
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: _number(value)}
+def _flat(settings: dict[str, Any]) -> dict[str, str]:
+    """Nested settings by their path, in words; None, and a part that is not there, are the same."""
+    return {key: _ABSENT if value in (None, {}) else _number(value) for key, value in flat(settings).items() if key}
 
 
 def _number(value: Any) -> str:
@@ -172,7 +234,7 @@ def _number(value: Any) -> str:
 
 
 def _trainer(config: dict[str, Any], key: str) -> Any:
-    return (config.get("trainer") or {}).get(key) or ("32-true" if key == "precision" else "not given")
+    return (config.get("trainer") or {}).get(key) or ("32-true" if key == "precision" else _ABSENT)
 
 
 def _images_per_update(config: dict[str, Any]) -> Any:
@@ -180,7 +242,7 @@ def _images_per_update(config: dict[str, Any]) -> Any:
     optimization = config["model"]["init_args"].get("optimization") or {}
     devices = _trainer(config, "devices")
     processes = devices if isinstance(devices, int) and devices > 0 else 1
-    return "not given" if batch is None else batch * int(optimization.get("accumulate") or 1) * processes
+    return _ABSENT if batch is None else batch * int(optimization.get("accumulate") or 1) * processes
 
 
 def _start(config: dict[str, Any]) -> str:
@@ -192,5 +254,5 @@ def _start(config: dict[str, Any]) -> str:
     return "SD-Turbo" if (settings.get("decoder") or {}).get("pretrained") else "random weights"
 
 
-def _system(config: dict[str, Any]) -> str:
-    return config["model"]["class_path"].rsplit(".", 1)[-1]
+def _class(part: dict[str, Any]) -> str:
+    return part["class_path"].rsplit(".", 1)[-1]

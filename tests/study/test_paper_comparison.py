@@ -44,6 +44,55 @@ def test_what_was_changed_is_listed_and_machines_are_not():
     assert "updates separate" in found["objective.adversarial"][1]
 
 
+RUN_HAS = [
+    ("model.init_args.codec.z_only", True, ("model.codec.z_only", "True", "False")),
+    ("model.init_args.codec.skip_threshold", None, ("model.codec.skip_threshold", "-", "0.08")),
+    (
+        "model.init_args.codec.encoder",
+        {"class_path": "mine.Encoder", "init_args": {"width": 16}},
+        ("model.codec.encoder.init_args.width", "16", "-"),
+    ),
+    ("model.init_args.decoder.unet.layers", 1, ("model.decoder.unet.layers", "1", "2")),
+    ("model.init_args.optimization.warmup_steps", 50, ("model.optimization.warmup_steps", "50", "0")),
+    ("model.init_args.optimization.ema", 0.999, ("model.optimization.ema", "0.999", "0")),
+    ("model.init_args.objective.mse", {"weight": 2.0, "share": 0.5}, ("objective.mse", "2, share 0.5", "2")),
+    (
+        "model.init_args.objective.mine",
+        {"class_path": "aeic_lightning.losses.mse.MSE"},
+        ("objective.mine", "1, class MSE", "-"),
+    ),
+    ("data.init_args.max_zoom_out", 2.0, ("data.max_zoom_out", "2", "1")),
+    ("data.init_args.shuffle_channels", True, ("data.shuffle_channels", "True", "False")),
+    ("data.class_path", "datamodules.SamplePhotos", ("data", "SamplePhotos", "ImageFolder")),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "row"), RUN_HAS)
+def test_what_the_run_has_and_the_paper_has_not_is_listed(path, value, row):
+    config = load_config([PAPER / "me_stage1.yaml"])
+    paper = copy.deepcopy(config)
+    *parts, last = path.split(".")
+    at = config
+    for part in parts:
+        at = at[part]
+    at[last] = value
+    assert row in differences(config, paper)
+    assert (row[0], row[2], row[1]) in differences(paper, config), "whichever side has it"
+
+
+def test_defaults_written_out_are_no_difference():
+    """As the config of a run has them: LightningCLI writes every setting."""
+    paper = load_config([PAPER / "se_stage2.yaml"], ["vars.lambda=8"])
+    config = copy.deepcopy(paper)
+    settings = config["model"]["init_args"]
+    settings["codec"] |= {"z_only": False, "encoder": None, "rate_levels": None, "skip_threshold": 0.08}
+    settings["decoder"]["unet"]["attention"] = None
+    settings["optimization"] |= {"ema": 0.0, "warmup_steps": 0, "schedule": "constant", "freeze": [], "level": None}
+    settings["objective"]["mse"] = {"weight": 2.0, "warmup_steps": 0, "share": 1.0}
+    config["data"]["init_args"] |= {"max_zoom_out": 1.0, "horizontal_flip": True, "val_count": 0, "cache": True}
+    assert differences(config, paper) == []
+
+
 def test_the_point_is_the_one_of_the_next_rate():
     assert nearest(result(), "DIV2K").name == "AEIC-ME DIV2K lambda 8"
     assert nearest(result("distillation", 0.0040), "Kodak").name == "AEIC-SE Kodak lambda 32"
