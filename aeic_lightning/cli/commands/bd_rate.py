@@ -10,12 +10,13 @@ from aeic_lightning.files import check_can_write
 from aeic_lightning.output import add_json_argument, align
 
 EPILOG = """
-Sources are run folders, and JSON files of evaluate, anchors and compare. The published points of AEIC are
-paper:CODEC:DATASET, with CODEC AEIC-ME or AEIC-SE and DATASET Kodak, DIV2K or CLIC.
+Sources are run folders, and JSON files of evaluate, anchors and compare. Published points are paper:CODEC:DATASET,
+with CODEC AEIC-ME, AEIC-SE or StableCodec and DATASET Kodak, DIV2K or CLIC.
 
 examples:
   python -m aeic_lightning bd-rate runs/depth/teacher_* --test runs/depth/student_* -o bd.json
   python -m aeic_lightning bd-rate paper:AEIC-ME:Kodak --test paper:AEIC-SE:Kodak
+  python -m aeic_lightning bd-rate paper:StableCodec:Kodak --test paper:AEIC-SE:Kodak paper:AEIC-ME:Kodak
 """
 
 

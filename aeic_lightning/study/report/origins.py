@@ -51,11 +51,11 @@ def paper(published: Sequence[Result], drawn: dict[str, Any]) -> dict[str, Any] 
             shown_plots.append({"id": key, "metric": metric, "caption": caption(images.curves, metric)})
         by_codec = {c.labels.get("codec"): c for c in images.curves}
         rates = []
-        if {"AEIC-ME", "AEIC-SE"} <= set(by_codec):
-            pair = by_codec["AEIC-ME"], by_codec["AEIC-SE"]
-            reference, test = pair
-            rows = bd_rates(reference, [test], [m.name for m in images.metrics], resamples=0)
-            rates = [(m, row) for m, row in zip(images.metrics, rows, strict=True) if row.percent is not None]
+        for test, reference in (("AEIC-SE", "AEIC-ME"), ("AEIC-SE", "StableCodec"), ("AEIC-ME", "StableCodec")):
+            if {test, reference} <= set(by_codec):
+                rows = bd_rates(by_codec[reference], [by_codec[test]], [m.name for m in images.metrics], resamples=0)
+                found = [(m, row) for m, row in zip(images.metrics, rows, strict=True) if row.percent is not None]
+                rates.append({"test": test, "reference": reference, "rows": found})
         shown.append({"name": name, "plots": shown_plots, "rates": rates})
     return {
         "data": shown,
