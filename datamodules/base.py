@@ -172,7 +172,7 @@ class ImageDataModule(LightningDataModule):
             samples_per_epoch=len(images.names) if self.samples_per_epoch is None else self.samples_per_epoch,
             batch_size=self.batch_size,
             seed=self.seed,
-            weights=self._areas(images) if self.crops_by_area else None,
+            weights=self._shares(images),
             rank=rank,
             world_size=world_size,
         )
@@ -222,6 +222,10 @@ class ImageDataModule(LightningDataModule):
                     raise
                 sizes.append(None)
         return sizes
+
+    def _shares(self, images: ImageSource) -> np.ndarray | None:
+        """What images are drawn in proportion to, (number of images,); None for equally often."""
+        return self._areas(images) if self.crops_by_area else None
 
     def _areas(self, images: ImageSource) -> np.ndarray:
         return np.array([1.0 if size is None else float(np.prod(size)) for size in self._sizes(images)])

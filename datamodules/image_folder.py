@@ -1,13 +1,14 @@
 """Images in folders."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.image_files import SUFFIXES, find_images, image_names
-from datamodules.base import ImageDataModule, ImageFiles
+from datamodules.base import ImageDataModule, ImageFiles, ImageSource
 
 
 class ImageFolder(ImageDataModule):
@@ -23,6 +24,9 @@ class ImageFolder(ImageDataModule):
         test_dir: test images; by default the validation images.
         val_count: without a val_dir, take this many images out of the training folder for validation.
         split_seed: of that choice; apart from `seed`, so that runs with other seeds keep the same validation images.
+        folder_weights: how often an image is drawn for a training crop, by the folder below train_dir that it is in
+            (its first part alone): {wallpapers: 4} draws each of them four times as often as the others, whose weight
+            is 1.
         **kwargs: the arguments of `ImageDataModule`.
 
     Raises:
@@ -37,6 +41,7 @@ class ImageFolder(ImageDataModule):
         test_dir: str | None = None,
         val_count: int = 0,
         split_seed: int = 0,
+        folder_weights: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,6 +56,10 @@ class ImageFolder(ImageDataModule):
         self.test_dir = test_dir
         self.val_count = val_count
         self.split_seed = split_seed
+        for folder, weight in (folder_weights or {}).items():
+            if not 0 < weight < math.inf:
+                raise UserError(f"data.folder_weights: the weight of {folder} is {weight}; it must be above 0")
+        self.folder_weights = folder_weights
 
     def setup(self, stage: str | None = None) -> None:
         train = self._folder(self.train_dir, "train_dir")
@@ -73,6 +82,20 @@ class ImageFolder(ImageDataModule):
         if not paths:
             raise UserError(f"data.{argument}: no image in {folder} or below it (looked for {', '.join(SUFFIXES)})")
         return ImageFiles(paths, image_names(root, paths), self.max_pixels)
+
+    def _shares(self, images: ImageSource) -> np.ndarray | None:
+        if not self.folder_weights:
+            return super()._shares(images)
+        folders = [name.partition("/")[0] if "/" in name else "" for name in images.names]
+        unknown = sorted(set(self.folder_weights) - set(folders))
+        if unknown:
+            raise UserError(
+                f"data.folder_weights: no training image is in the folder {unknown[0]} of {self.train_dir}"
+                f"{did_you_mean(unknown[0], set(folders))}"
+            )
+        weights = np.array([self.folder_weights.get(folder, 1.0) for folder in folders])
+        areas = super()._shares(images)
+        return weights if areas is None else weights * areas
 
     def _split(self, images: ImageFiles) -> tuple[ImageFiles, ImageFiles]:
         """What is left for training, and what is taken out of it for validation."""

@@ -152,6 +152,33 @@ def folders(tmp_path):
     return tmp_path
 
 
+def test_folders_are_drawn_by_their_weights(tmp_path):
+    for name in ["few/a.png", "few/b.png", *(f"many/{i}.png" for i in range(6)), "alone.png"]:
+        write(tmp_path / name)
+    photos = ImageFolder(str(tmp_path), val_dir=None, crop_size=128, samples_per_epoch=1300, folder_weights={"few": 3})
+    photos.setup()
+    names = photos.train_images.names
+    drawn = np.bincount([index for index, _ in photos.train_dataloader().sampler], minlength=9) / 1300
+    expected = [3 / 13 if name.startswith("few/") else 1 / 13 for name in names]
+    np.testing.assert_allclose(drawn, expected, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [({"fewer": 2}, "no training image is in the folder fewer.*did you mean few"), ({"few": 0}, "must be above 0")],
+)
+def test_wrong_folder_weights(weights, expected, tmp_path):
+    write(tmp_path / "few/a.png")
+
+    def load():
+        photos = ImageFolder(str(tmp_path), crop_size=128, folder_weights=weights)
+        photos.setup()
+        photos.train_dataloader()
+
+    with pytest.raises(UserError, match=expected):
+        load()
+
+
 def test_folder_names_and_contents(folders):
     module = ImageFolder(str(folders / "train"), str(folders / "val"), str(folders / "test"))
     module.setup()

@@ -63,6 +63,8 @@ class VAEConfig:
         attention: whether the middle block, at stride 8, has attention.
         patch: the last convolution gives so many pixels in each direction at once (1, 2, 4 or 8). The blocks at full
             resolution, which cost a CPU the most for the least, go.
+        blend: with a patch, channels at full resolution from which a 3x3 convolution makes the picture, so that
+            neighbouring patches overlap; 0 puts the patches side by side, which leaves a pattern of their period.
     """
 
     widths: list[int] = field(default_factory=lambda: [64, 128, 256, 256])
@@ -70,11 +72,17 @@ class VAEConfig:
     groups: int = 32
     attention: bool = True
     patch: int = 1
+    blend: int = 0
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
         if self.patch not in (1, 2, 4, 8):
             raise UserError(f"decoder: the VAE decoder's patch is 1, 2, 4 or 8 pixels, not {self.patch}")
+        if self.blend < 0 or (self.blend and self.patch == 1):
+            raise UserError(
+                f"decoder: the VAE decoder's blend is {self.blend}; it is 0 or a number of channels, and needs a patch "
+                "above 1"
+            )
         strides = [stride for stride in (1, 2, 4, 8) if stride >= self.patch]
         if len(self.widths) != len(strides):
             raise UserError(

@@ -19,7 +19,7 @@ def vae_decoder(in_channels: int, config: VAEConfig) -> Decoder:
     """latents (B, in_channels, h, w) -> image (B, 3, 8h, 8w): the diffusers library's decoder of these sizes."""
     decoder = Decoder(
         in_channels=in_channels,
-        out_channels=3 * config.patch**2,
+        out_channels=(config.blend or 3) * config.patch**2,
         up_block_types=("UpDecoderBlock2D",) * len(config.widths),
         block_out_channels=tuple(config.widths),
         layers_per_block=config.layers,
@@ -27,7 +27,10 @@ def vae_decoder(in_channels: int, config: VAEConfig) -> Decoder:
         mid_block_add_attention=config.attention,
     )
     if config.patch > 1:
-        decoder.register_module("conv_out", nn.Sequential(decoder.conv_out, nn.PixelShuffle(config.patch)))
+        last: list[nn.Module] = [decoder.conv_out, nn.PixelShuffle(config.patch)]
+        if config.blend:
+            last.append(nn.Conv2d(config.blend, 3, 3, padding=1))
+        decoder.register_module("conv_out", nn.Sequential(*last))
     if not config.groups:
         for module in list(decoder.modules()):
             for name, child in list(module.named_children()):
