@@ -4,6 +4,8 @@ al. 2022, "Ensembling Off-the-shelf Models for GAN Training"), as AEIC uses it, 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import torch
@@ -24,10 +26,12 @@ class Adversarial(Term):
     Args:
         backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's.
         learning_rate: the discriminator's, constant.
-        real_label: the discriminator's target for real images; below 1 it smooths the label.
+        real_label: the target of "real": of the discriminator for real images, of the generator for decoded ones. Below
+            1 it smooths the label. AEIC: 0.8.
         updates: of the discriminator for each one of the generator. `joint`: one, from the sum of its losses on real
             and on decoded images. `separate`, as AEIC: one on the real images, then one on the decoded ones, each loss
             times the term's own weight. AdamW all but divides that weight out, except where the gradient is clipped.
+        form: of the discriminator's convolutional heads: `ours` or `released` (`ProjectedDiscriminator`).
     """
 
     needs_picture = True
@@ -38,6 +42,7 @@ class Adversarial(Term):
         learning_rate: float = 2e-5,
         real_label: float = 1.0,
         updates: Literal["joint", "separate"] = "joint",
+        form: Literal["ours", "released"] = "ours",
     ) -> None:
         super().__init__()
         if not 0.5 < real_label <= 1:
@@ -45,7 +50,7 @@ class Adversarial(Term):
         if updates not in ("joint", "separate"):
             raise UserError(f"adversarial: updates is joint or separate, not {updates!r}")
         self.learning_rate, self.real_label, self.updates = learning_rate, real_label, updates
-        self.discriminator = ProjectedDiscriminator(backbone)
+        self.discriminator = ProjectedDiscriminator(backbone, form=form)
 
     @classmethod
     def describe(cls, backbone: str = "lite0", **_: Any) -> Description:
@@ -55,7 +60,7 @@ class Adversarial(Term):
     def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
         # The generator's gradient passes through the discriminator to x_hat, and must leave nothing behind in it.
         with frozen_parameters(self.discriminator):
-            return generator_loss(self.discriminator(output.x_hat))
+            return generator_loss(self.discriminator(output.x_hat), self.real_label)
 
     def discriminator_loss(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """The second player's loss, a scalar, for images (B, 3, H, W); no gradient reaches x_hat."""
@@ -96,12 +101,24 @@ class ProjectedDiscriminator(nn.Module):
     Args:
         backbone: "lite0" or "dinov3".
         weights: DINOv3's file or folder; default: the Hugging Face cache.
+        form: of the convolutional heads. `ours`: blurs of 3 x 3 and padded convolutions, 4 x 4 logits from a map of
+            14 x 14, for maps of any size. `released`, as AEIC: blurs of 4 x 4, the first with 2 zeros around and the
+            second with 1, and convolutions without padding, 3 x 3 logits from a map of 14 x 14, for maps of 4 x 4 and
+            more. The parameters are the same ones.
 
-    Raises UserError when the backbone is unknown or its weights are missing.
+    Raises UserError when the backbone or the form is unknown or weights are missing.
     """
 
-    def __init__(self, backbone: Literal["lite0", "dinov3"] = "lite0", weights: str | None = None):
+    def __init__(
+        self,
+        backbone: Literal["lite0", "dinov3"] = "lite0",
+        weights: str | None = None,
+        form: Literal["ours", "released"] = "ours",
+    ):
         super().__init__()
+        self.form = form
+        if form not in ("ours", "released"):
+            raise UserError(f"adversarial: form is ours or released, not {form!r}")
         if backbone == "lite0":
             self.backbone = Lite0(weights)
             map_channels, embedding_channels = self.backbone.channels[2:4], self.backbone.embedding_channels
@@ -112,7 +129,7 @@ class ProjectedDiscriminator(nn.Module):
             raise UserError(f"the discriminator has no backbone {backbone!r}: choose lite0 or dinov3")
         self.heads = nn.ModuleList(
             [
-                *(_convolutional_head(channels, 128) for channels in map_channels),
+                *(_convolutional_head(channels, 128, form) for channels in map_channels),
                 nn.Sequential(
                     spectral_norm(nn.Linear(embedding_channels, 128)),
                     nn.LeakyReLU(0.2),
@@ -125,7 +142,13 @@ class ProjectedDiscriminator(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> logits of the three heads, (B, positions) each; high means real."""
         if self.training:
             x = diff_augment(x)
-        return [head(features).flatten(1) for head, features in zip(self.heads, self._features(x), strict=True)]
+        features = self._features(x)
+        if self.form == "released" and min(size for f in features[:-1] for size in f.shape[2:]) < 4:
+            raise UserError(
+                f"adversarial: crops of {x.shape[3]} x {x.shape[2]} pixels are too small for the heads of "
+                "form: released, which need maps of 4 x 4; take form: ours or larger crops"
+            )
+        return [head(f).flatten(1) for head, f in zip(self.heads, features, strict=True)]
 
     def _features(self, x: Tensor) -> list[Tensor]:
         if isinstance(self.backbone, DinoV3):
@@ -181,20 +204,27 @@ def _cross_entropy(logits: Tensor, label: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 
-def _convolutional_head(channels: int, width: int) -> nn.Sequential:
+def _convolutional_head(channels: int, width: int, form: Literal["ours", "released"]) -> nn.Sequential:
+    ours = form == "ours"
     return nn.Sequential(
-        _Blur(),
-        spectral_norm(nn.Conv2d(channels, width, 3, stride=2, padding=1)),
+        _Blur((1, 2, 1), 1) if ours else _Blur((1, 3, 3, 1), 2),
+        spectral_norm(nn.Conv2d(channels, width, 3, stride=2, padding=1 if ours else 0)),
         nn.LeakyReLU(0.2),
-        _Blur(),
+        _Blur((1, 2, 1), 1) if ours else _Blur((1, 3, 3, 1), 1),
         spectral_norm(nn.Conv2d(width, 1, 1, stride=2)),
     )
 
 
 class _Blur(nn.Module):
-    """Binomial 3 x 3 filter, (1, 2, 1)/4 along each side with zeros around: keeps a following stride from aliasing."""
+    """Binomial filter along each side, with zeros around: keeps a following stride from aliasing."""
+
+    def __init__(self, taps: tuple[int, ...], padding: int) -> None:
+        super().__init__()
+        self.taps, self.padding = [tap / sum(taps) for tap in taps], padding
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (1, 1, 1, 1))
-        x = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
-        return (x[:, :, :, :-2] + 2 * x[:, :, :, 1:-1] + x[:, :, :, 2:]) / 4
+        x = F.pad(x, (self.padding,) * 4)
+        for dim in (2, 3):
+            length = x.shape[dim] - len(self.taps) + 1
+            x = reduce(add, (tap * x.narrow(dim, i, length) for i, tap in enumerate(self.taps)))
+        return x

@@ -1,9 +1,11 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -47,6 +49,18 @@ def test_a_smoothed_label_has_its_optimum_at_that_probability():
         assert v.grad.item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("target", [0.8, 1.0])
+def test_the_generator_aims_at_the_label_of_real_images(target):
+    """What the term gives for given logits, against the cross-entropy written out."""
+    term = adversarial.Adversarial(real_label=target)
+    logits = [torch.tensor([[1.5, -0.5]]), torch.tensor([[3.0]])]
+    term.discriminator.forward = lambda x: logits
+    sigmoid = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
+    entropy = lambda v: -target * math.log(sigmoid(v)) - (1 - target) * math.log(1 - sigmoid(v))  # noqa: E731
+    value = term({}, SimpleNamespace(x_hat=None), None)
+    assert value.item() == pytest.approx((entropy(1.5) + entropy(-0.5)) / 2 + entropy(3.0), rel=1e-5)
+
+
 # Discriminator
 
 
@@ -54,6 +68,44 @@ def test_logits_of_three_heads(discriminator):
     logits = discriminator(images(4, 128))
     assert [tuple(head.shape) for head in logits] == [(4, 16), (4, 4), (4, 1)]
     assert [tuple(head.shape) for head in discriminator(images(1, 32))] == [(1, 1), (1, 1), (1, 1)]
+
+
+def test_the_released_heads_are_those_of_the_published_code():
+    """A plain re-computation with PyTorch's own layers and the head's weights: 3 x 3 logits from a map of 14 x 14."""
+    discriminator = ProjectedDiscriminator("lite0", form="released").eval()
+    ours = ProjectedDiscriminator("lite0").eval()
+    ours.load_state_dict(discriminator.state_dict())
+    head, channels = discriminator.heads[1], 112
+    features = torch.randn(2, channels, 14, 14, generator=torch.Generator().manual_seed(0))
+    first, second = (layer for layer in head if isinstance(layer, torch.nn.Conv2d))
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    kernel = row[:, None] * row / 64
+
+    def blur(x, padding):
+        return F.conv2d(x, kernel.expand(x.shape[1], 1, 4, 4), padding=padding, groups=x.shape[1])
+
+    x = F.conv2d(blur(features, 2), first.weight, first.bias, stride=2)
+    assert x.shape[1:] == (128, 7, 7)
+    expected = F.conv2d(blur(F.leaky_relu(x, 0.2), 1), second.weight, second.bias, stride=2)
+    assert expected.shape == (2, 1, 3, 3)
+    torch.testing.assert_close(head(features), expected, rtol=1e-4, atol=1e-5)
+    assert ours.heads[1](features).shape == (2, 1, 4, 4)
+    with pytest.raises(UserError, match="form is ours or released, not 'theirs'"):
+        adversarial.Adversarial(form="theirs")
+
+
+def test_crops_too_small_for_the_released_heads_are_refused_by_name():
+    discriminator = ProjectedDiscriminator("lite0", form="released")
+    assert discriminator(images(1, 64))[1].shape == (1, 1)
+    with pytest.raises(UserError, match="crops of 48 x 48 pixels are too small"):
+        discriminator(images(1, 48))
+
+
+def test_the_term_passes_its_form_on():
+    form = {
+        name: adversarial.Adversarial(form=name).discriminator.eval()(images(1, 224)) for name in ("ours", "released")
+    }
+    assert [logits[1].shape[1] for logits in form.values()] == [16, 9]
 
 
 def test_only_heads_are_trained_and_saved(discriminator):
@@ -73,7 +125,7 @@ def test_only_heads_are_trained_and_saved(discriminator):
 
 
 def test_it_learns_to_tell_smooth_from_rough(discriminator):
-    smooth = torch.nn.functional.interpolate(images(8, 4), size=64, mode="bicubic")
+    smooth = F.interpolate(images(8, 4), size=64, mode="bicubic")
     rough = images(8, 64)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=3e-3)
     for _ in range(30):
@@ -131,10 +183,10 @@ def test_dinov3_heads(tmp_path, monkeypatch):
             super().__init__(weights, architecture)
 
     monkeypatch.setattr(adversarial, "DinoV3", Tiny)
-    discriminator = ProjectedDiscriminator("dinov3", str(tmp_path)).train()
+    discriminator = ProjectedDiscriminator("dinov3", str(tmp_path), form="released").train()
     x_hat = images(1, 96).requires_grad_()
     logits = discriminator(x_hat)
-    assert [tuple(head.shape) for head in logits] == [(1, 16), (1, 16), (1, 1)]  # 14 x 14 patches of 224
+    assert [tuple(head.shape) for head in logits] == [(1, 9), (1, 9), (1, 1)]  # 14 x 14 patches of 224
     generator_loss(logits).backward()
     assert x_hat.grad.abs().sum() > 0
     assert all(name.startswith("heads.") for name in discriminator.state_dict())
