@@ -77,17 +77,26 @@ class EdgeAwareDISTS(nn.Module):
 
     patch = 224
     stride = 168
+    called = "edge"
 
     def __init__(self, backbone: Literal["lite0", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
         self.dists = DISTS(backbone, weights)
-        self.name = f"edge_{self.dists.name}"
+        self.name = f"{self.called}_{self.dists.name}"
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
-        x = x.detach()
-        edges_hat, edges = (2 * sobel_magnitude(luma(image)).expand(-1, 3, -1, -1) - 1 for image in (x_hat, x))
-        return 1.5 * self._mean_over_patches(x_hat, x) + 0.5 * self._mean_over_patches(edges_hat, edges)
+        (picture_hat, edges_hat), (picture, edges) = self.compared(x_hat), self.compared(x.detach())
+        return 1.5 * self._mean_over_patches(picture_hat, picture) + 0.5 * self._mean_over_patches(edges_hat, edges)
+
+    def compared(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What DISTS takes in [-1, 1], (B, 3, H, W) each: the image and its edges."""
+        return x, 2 * sobel_magnitude(luma(x)).expand(-1, 3, -1, -1) - 1
+
+    @classmethod
+    def starts(cls, side: int) -> list[int]:
+        """Where patches start along a side."""
+        return patch_starts(side, cls.patch, cls.stride)
 
     def _mean_over_patches(self, x_hat: Tensor, x: Tensor) -> Tensor:
         distances = self.dists(self._patches(x_hat), self._patches(x))
@@ -95,10 +104,38 @@ class EdgeAwareDISTS(nn.Module):
 
     def _patches(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (patches * B, 3, min(H, 224), min(W, 224)), patch by patch."""
-        starts = [patch_starts(side, self.patch, self.stride) for side in x.shape[2:]]
+        starts = [self.starts(side) for side in x.shape[2:]]
         return torch.cat(
             [x[:, :, top : top + self.patch, left : left + self.patch] for top in starts[0] for left in starts[1]]
         )
+
+
+class ReleasedEdgeAwareDISTS(EdgeAwareDISTS):
+    """Edge-aware DISTS as AEIC's released training code computes it, by which the paper's models were trained.
+
+    It differs from `EdgeAwareDISTS` in four points. DISTS, made for [0, 1], gets the image in [-1, 1] as it is, and the
+    edges unscaled. Edges are sqrt(g_h^2 + g_v^2 + 1e-6) of the luma of that image, by the plain Sobel kernels (1, 2, 1)
+    and (-1, 0, 1), and thus go up to 9. The image is padded with zeros for them. As few patches as cover a side are
+    spread evenly over it: a side of 512 has three, from 0, 144 and 288; one of 448 has two, from 0 and 224.
+
+    The metric's name is released_edge_dists_lite0 or released_edge_dists.
+    """
+
+    called = "released_edge"
+
+    def compared(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        horizontal, vertical = _gradients(F.pad(2 * luma(x) - 1, (1, 1, 1, 1)))
+        edges = (16 * (horizontal.square() + vertical.square()) + 1e-6).sqrt()
+        # `DISTS` maps [-1, 1] to [0, 1]; 2v - 1 undoes it, so that v is what the network and the first level see.
+        return 2 * x.float() - 1, 2 * edges.expand(-1, 3, -1, -1) - 1
+
+    @classmethod
+    def starts(cls, side: int) -> list[int]:
+        count = -(-side // cls.patch)
+        if count < 2:
+            return [0]
+        stride = cls.patch - (cls.patch * count - side) // (count - 1)
+        return [min(i * stride, side - cls.patch) for i in range(count)]
 
 
 def patch_starts(side: int, patch: int, stride: int) -> list[int]:
@@ -118,13 +155,16 @@ def sobel_magnitude(x: Tensor) -> Tensor:
 
     g smooths with (1, 2, 1)/4 across and takes the difference of the pixels on both sides.
     """
-    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    across = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
-    down = (x[:, :, :, :-2] + 2 * x[:, :, :, 1:-1] + x[:, :, :, 2:]) / 4
-    horizontal = across[:, :, :, 2:] - across[:, :, :, :-2]
-    vertical = down[:, :, 2:] - down[:, :, :-2]
+    horizontal, vertical = _gradients(F.pad(x, (1, 1, 1, 1), mode="replicate"))
     # 1e-12: the gradient of the root at a flat pixel must be 0, not NaN.
     return ((horizontal.square() + vertical.square()) / 2 + 1e-12).sqrt()
+
+
+def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal and vertical Sobel responses, by (1, 2, 1)/4 and (-1, 0, 1), without the outermost pixels of x."""
+    across = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+    down = (x[:, :, :, :-2] + 2 * x[:, :, :, 1:-1] + x[:, :, :, 2:]) / 4
+    return across[:, :, :, 2:] - across[:, :, :, :-2], down[:, :, 2:] - down[:, :, :-2]
 
 
 def _learned_weights(channels: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor]]:

@@ -13,7 +13,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ import yaml
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
-from aeic_lightning.losses.objective import describe_objective, objective_weights, rate_target
+from aeic_lightning.losses.objective import describe_objective, objective_settings, objective_weights, rate_target
 from aeic_lightning.models.encoders.labels import encoder_labels
 from aeic_lightning.output import finite_or_null
 
@@ -201,8 +201,15 @@ def _loss_label(settings: dict[str, Any]) -> dict[str, Label]:
     """The other terms of the loss: stages that learn from different terms are different curves."""
     labelled = ("rate", "L_enc", "L_dec")  # lambda, beta1, beta2
     weights = {name: weight for name, weight in objective_weights(settings).items() if name not in labelled}
-    words = [f"{name} {weight:g}" for name, weight in weights.items() if weight]
+    words = [f"{name} {weight:g}{_form(settings, name)}" for name, weight in weights.items() if weight]
     return {"loss": ", ".join(words)} if words else {}
+
+
+def _form(settings: dict[str, Any], name: str) -> str:
+    """Which form of a term it is, where the config says so: terms of two forms are two losses."""
+    term = objective_settings(settings).get(name)
+    form = ({**(term.get("init_args") or {}), **term}).get("form") if isinstance(term, Mapping) else None
+    return f" ({form})" if form else ""
 
 
 def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, dict[str, Any]]:

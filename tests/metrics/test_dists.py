@@ -7,10 +7,20 @@ import torchmetrics.functional.image.dists as torchmetrics_dists
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import correlate
 from skimage import filters
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.dists import DISTS, EdgeAwareDISTS, luma, patch_starts, sobel_magnitude
+from aeic_lightning.losses import Objective
+from aeic_lightning.losses.edge_dists import EdgeAwareDISTSTerm
+from aeic_lightning.metrics.dists import (
+    DISTS,
+    EdgeAwareDISTS,
+    ReleasedEdgeAwareDISTS,
+    luma,
+    patch_starts,
+    sobel_magnitude,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +31,11 @@ def lite0():
 @pytest.fixture(scope="module")
 def edge_aware():
     return EdgeAwareDISTS()
+
+
+@pytest.fixture(scope="module")
+def released():
+    return ReleasedEdgeAwareDISTS()
 
 
 def photo_and_noise(height=64, width=64):
@@ -72,7 +87,7 @@ def test_lite0_formula(lite0):
     assert lite0.name == "dists_lite0"
 
 
-@pytest.mark.parametrize("metric", ["lite0", "edge_aware"])
+@pytest.mark.parametrize("metric", ["lite0", "edge_aware", "released"])
 def test_zero_for_equal_images_and_grows_with_noise(metric, request):
     metric = request.getfixturevalue(metric)
     x, noise = photo_and_noise()
@@ -82,7 +97,7 @@ def test_zero_for_equal_images_and_grows_with_noise(metric, request):
     assert (distances.diff(dim=0) > 0).all()
 
 
-@pytest.mark.parametrize("metric", ["lite0", "edge_aware"])
+@pytest.mark.parametrize("metric", ["lite0", "edge_aware", "released"])
 def test_gradients_reach_the_reconstruction_alone_and_are_finite_on_flat_images(metric, request):
     metric = request.getfixturevalue(metric)
     x, _ = photo_and_noise()
@@ -105,6 +120,54 @@ def test_edge_aware_is_the_weighted_sum_over_patches(lite0, edge_aware):
         expected += 0.5 / 3 * lite0(as_image[0][..., window], as_image[1][..., window])
     torch.testing.assert_close(edge_aware(x_hat, x), expected, rtol=1e-5, atol=1e-6)
     assert edge_aware.name == "edge_dists_lite0"
+
+
+@pytest.mark.parametrize(("side", "starts"), [(512, (0, 144, 288)), (448, (0, 224))])
+def test_the_released_form_is_that_of_the_published_code(lite0, side, starts):
+    """A plain re-computation: each number is a literal, edges are SciPy's correlation, and DISTS is fed by hand."""
+    x, noise = photo_and_noise(side, side)
+    x, x_hat = x[:1], (x + 0.2 * noise)[:1].clamp(-1, 1)
+    kernel = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+
+    def edges(image):
+        grey = 0.299 * image[0, 0] + 0.587 * image[0, 1] + 0.114 * image[0, 2]  # in [-1, 1]
+        gx, gy = (correlate(grey.double().numpy(), k, mode="constant", cval=0.0) for k in (kernel, kernel.T))
+        return torch.tensor(np.sqrt(gx**2 + gy**2 + 1e-6)).float().expand(1, 3, -1, -1)
+
+    def plain_dists(a, b):
+        """DISTS of values that it takes for [0, 1], without a change of range."""
+        return lite0(2 * a - 1, 2 * b - 1)
+
+    windows = [np.s_[..., top : top + 224, left : left + 224] for top in starts for left in starts]
+    expected = np.mean([1.5 * plain_dists(x_hat[w], x[w]) + 0.5 * plain_dists(edges(x_hat)[w], edges(x)[w])
+                        for w in windows])  # fmt: skip
+    found = ReleasedEdgeAwareDISTS()(x_hat, x)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+    assert EdgeAwareDISTS()(x_hat, x).item() != pytest.approx(expected, rel=1e-3), "the two forms are told apart"
+    flat = ReleasedEdgeAwareDISTS().compared(torch.zeros(1, 3, 8, 8))[1]
+    torch.testing.assert_close((flat + 1) / 2, torch.full((1, 3, 8, 8), 1e-3), rtol=1e-4, atol=0)
+
+
+def test_patches_of_the_released_form():
+    """Those of a crop of stage 3, of an odd side, and of one that is smaller than a patch."""
+    assert ReleasedEdgeAwareDISTS.starts(1024) == [0, 200, 400, 600, 800]
+    assert ReleasedEdgeAwareDISTS.starts(501) == [0, 139, 277]
+    assert ReleasedEdgeAwareDISTS.starts(100) == ReleasedEdgeAwareDISTS.starts(224) == [0]
+    sees = EdgeAwareDISTSTerm.describe(form="released").sees
+    assert sees(3, 448, 512) == (2 * 3 * 2 * 3, 224, 224)
+    assert EdgeAwareDISTSTerm.describe().sees(3, 448, 512) == (2 * 3 * 3 * 3, 224, 224)
+
+
+def test_each_form_has_a_name_of_its_own():
+    images = torch.zeros(1, 3, 64, 64)
+    terms = Objective({"edge_dists": {"form": "released"}})(
+        {"image": images}, SimpleNamespace(x_hat=images + 0.1)
+    ).terms
+    assert list(terms) == ["released_edge_dists"]
+    assert terms["released_edge_dists"] == ReleasedEdgeAwareDISTS()(images + 0.1, images)
+    assert ReleasedEdgeAwareDISTS().name == "released_edge_dists_lite0"
+    with pytest.raises(UserError, match="form is ours or released, not 'theirs'"):
+        EdgeAwareDISTSTerm(form="theirs")
 
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.data())

@@ -69,6 +69,12 @@ def test_the_terms_of_the_loss_are_a_label(settings):
     assert labels["loss"] == "mse 1, lpips 0.5"
 
 
+def test_terms_of_another_form_are_another_loss():
+    terms = {"edge_dists": {"weight": 1.0, "form": "released"}, "adversarial": {"init_args": {"form": "released"}}}
+    labels = run_labels({"model": {"class_path": "a.TeacherSystem", "init_args": {"objective": terms}}}, None)
+    assert labels["loss"] == "edge_dists 1 (released), adversarial 1 (released)"
+
+
 def test_labels_of_the_experimenter_win(make_run):
     run = read_result(make_run(labels={"arm": "L_enc", "depth": "mine"}))
     assert run.labels["arm"] == "L_enc"
