@@ -8,7 +8,7 @@ x ──g_a──> y ──────────────(quantise)──�
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,9 @@ class CodecConfig:
             docs/howto_encoder.md.
         z_only: send z alone, for rates below all others (under 0.005 bpp at AEIC's sizes): no symbol of y is coded, and
             y_hat is the mean that the context model predicts from z_hat, in training, estimate and stream.
+        start: the weights that training begins with. `ours` keeps the variance through the resampling convolutions,
+            starts residual branches at zero and scales near 1, so that short trainings begin to learn at once;
+            `pytorch`, as the release, leaves all convolutions as PyTorch makes them.
     """
 
     widths: list[int] | None = field(default_factory=lambda: [32, 64, 128, 192, 256])
@@ -74,6 +77,7 @@ class CodecConfig:
     rate_levels: list[float] | None = None
     encoder: dict[str, Any] | None = None
     z_only: bool = False
+    start: Literal["ours", "pytorch"] = "ours"
 
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, dict):
@@ -96,6 +100,8 @@ class CodecConfig:
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
+        if self.start not in ("ours", "pytorch"):
+            raise UserError(f"codec: start is ours or pytorch, not {self.start!r}")
         widths, depths = self.widths or [], self.depths or []
         if self.encoder is None and not widths:
             raise UserError("codec: no widths and no encoder; give widths and depths, or encoder")
@@ -201,16 +207,22 @@ class LatentCodec(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
+        # An encoder from elsewhere keeps the weights that it gave itself.
+        star = [self.g_a] if isinstance(self.g_a, StarEncoder) else []
+        if self.config.start == "pytorch":
+            for part in (*star, self.h_a, self.h_s, self.g_s, self.context):
+                for module in part.modules():
+                    if isinstance(module, nn.Conv2d):
+                        module.reset_parameters()
+            return
         # Keep the variance through the resampling convolutions. With PyTorch's default each shrinks it threefold, y
         # starts far below 1/2, rounding turns all of it into zeros and training stands still for a long while.
-        # An encoder from elsewhere keeps the weights that it gave itself.
-        star = isinstance(self.g_a, StarEncoder)
-        for part in (self.g_a, self.h_a, self.h_s, self.g_s)[0 if star else 1 :]:
+        for part in (*star, self.h_a, self.h_s, self.g_s):
             for module in part.modules():
                 if isinstance(module, (Down, Up)):
                     nn.init.normal_(module.conv.weight, std=module.conv.weight[0].numel() ** -0.5)
-        if star:
-            last = [module.conv.weight for module in self.g_a.children() if isinstance(module, Down)][-1]
+        for g_a in star:
+            last = [module.conv.weight for module in g_a.children() if isinstance(module, Down)][-1]
             nn.init.normal_(last, std=2 * last[0].numel() ** -0.5)
 
     def pad(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The codec as a whole: sizes, padding, rates, taps, bad configs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -89,9 +91,45 @@ def test_latents_carry_something_through_rounding_from_the_start(codec_config):
         assert codec(smooth).y.std() > 0.3
 
 
+def test_the_released_start_is_pytorchs(codec_config):
+    """Weights and biases uniform within 1/sqrt(inputs of an output), by measured spread, in every convolution."""
+    torch.manual_seed(0)
+    codec = LatentCodec(replace(codec_config, start="pytorch"))
+    spreads = []
+    for name, module in codec.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            assert max(module.weight.abs().max(), module.bias.abs().max()) <= bound, name
+            assert (module.weight != 0).all(), name
+            spreads += [module.weight.flatten() / bound, module.bias / bound]
+        elif isinstance(module, torch.nn.LayerNorm):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    values = torch.cat(spreads)
+    assert len(values) > 10_000
+    assert values.std().item() == pytest.approx(3**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("start", ["ours", "pytorch"])
+def test_an_encoder_from_elsewhere_keeps_its_own_start(codec_config, start):
+    encoder = {"class_path": f"{__name__}.OfOnes", "init_args": {"channels": 32}}
+    codec = LatentCodec(replace(codec_config, encoder=encoder, start=start))
+    assert all((p == 1).all() for p in codec.g_a.parameters())
+
+
+class OfOnes(torch.nn.Sequential):
+    """An encoder of stride 32 whose weights are all 1."""
+
+    def __init__(self, channels):
+        super().__init__(torch.nn.Conv2d(3, channels, 32, stride=32))
+        for p in self.parameters():
+            torch.nn.init.ones_(p)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"start": "theirs"}, "start is ours or pytorch"),
         ({"depths": [1, 1]}, "one depth for every stage"),
         ({"widths": [8, 8, 16, 16, 30]}, "multiple of 4"),
         ({"widths": [8, 8, 16, 16, 36]}, "multiple of 8"),
