@@ -24,7 +24,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.image_files import find_images, image_names
 from aeic_lightning.images import read_image
-from aeic_lightning.metrics.table import in_order
+from aeic_lightning.metrics.table import Metric, in_order
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.anchors import CODECS, anchors, like_target
 from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint
@@ -32,8 +32,6 @@ from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import Result, write_results
 
 RATES = (0.03, 0.06, 0.12, 0.25)
-SHOWN = ["psnr", "ms_ssim", "lpips_lite0", "lpips_lite2", "dists_lite0", "dists_lite2"]
-METRICS = {metric.name: metric for metric in in_order(SHOWN)}
 TIMES = ("encode_seconds", "decode_seconds")
 CROP = 192
 """Pixels a side of a crop in the picture."""
@@ -107,7 +105,8 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
     """Both tables as Markdown. The first `models` results of each rate are of models, the others of anchors."""
     first = next(iter(by_rate.values()))[0]
     notes = dict.fromkeys(note for found in by_rate.values() for result in found for note in result.notes)
-    info = {name: part for name in METRICS if (part := first.metric_info.get(name, {}).get("in_training"))}
+    metrics = measured(by_rate)
+    info = {name: part for name in metrics if (part := first.metric_info.get(name, {}).get("in_training"))}
     ours = _called(first)
     lines = [
         f"{len(first.images)} images; means with 95 % intervals (bootstrap over images). bpp is bytes of files over "
@@ -123,15 +122,21 @@ def page(by_rate: dict[float, list[Result]], models: int) -> str:
         "",
         *differences(by_rate, models),
         "",
-        *(f"- {name} ({METRICS[name].full}): {part} of {ours}" for name, part in info.items()),
+        *(f"- {name} ({metrics[name].full}): {part} of {ours}" for name, part in info.items()),
         *(f"- {note}" for note in notes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
+def measured(by_rate: dict[float, list[Result]]) -> dict[str, Metric]:
+    """Every metric of quality that the images of any result have, in the order of tables."""
+    results = (result for found in by_rate.values() for result in found)
+    return {metric.name: metric for metric in in_order([name for result in results for name in result.metrics])}
+
+
 def table(by_rate: dict[float, list[Result]]) -> list[str]:
     """A row per codec and rate: mean and half the width of its interval."""
-    columns = ["bpp", *METRICS, *TIMES]
+    columns = ["bpp", *measured(by_rate), *TIMES]
     lines = ["| at most | codec | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for rate, found in by_rate.items():
         for result in found:
@@ -142,18 +147,19 @@ def table(by_rate: dict[float, list[Result]]) -> list[str]:
 
 def differences(by_rate: dict[float, list[Result]], models: int) -> list[str]:
     """A row per rate and conventional codec: the mean of paired differences to the first model, with its interval."""
-    lines = ["| at most | codec | bytes | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 3) + "|"]
+    metrics = measured(by_rate)
+    lines = ["| at most | codec | bytes | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 3) + "|"]
     for rate, found in by_rate.items():
         ours = found[0]
         for other in found[models:]:
             cells = []
-            for name in METRICS:
+            for name, metric in metrics.items():
                 values = column(other, name) - column(ours, name)
                 if np.isnan(values).any():
                     cells.append("-")
                     continue
                 low, high = interval(values)
-                better = high < 0 if METRICS[name].higher else low > 0
+                better = high < 0 if metric.higher else low > 0
                 text = f"{values.mean():+.{_digits(name)}f} ({low:+.{_digits(name)}f} to {high:+.{_digits(name)}f})"
                 cells.append(f"**{text}**" if better else text)
             ratio = (column(other, "bytes") / column(ours, "bytes")).mean()

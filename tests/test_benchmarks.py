@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from small_release import save_base, small_unet, small_vae
 
+from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
@@ -77,6 +78,11 @@ def test_models_beside_other_codecs(tmp_path, capsys):
             assert all(other["bytes"] <= row["bytes"] or other["over_target"] for other in theirs)
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| 1 | JPEG XL |" in table
+    columns = [set(line.split(" | ")) for line in table.splitlines() if line.startswith("| at most | codec |")]
+    assert len(columns) == 2
+    measured = {name for name in results[0]["images"][0] if find_metric(name)}
+    assert {"psnr", "same_class_lite2"} <= measured
+    assert all(measured <= {name.strip(" |") for name in names} for names in columns), "no table leaves one out"
     assert Image.open(tmp_path / "out" / "crops.png").width == 6 * (shipped.CROP + 4)
 
 
