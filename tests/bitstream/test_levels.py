@@ -1,8 +1,14 @@
 """Streams of a model of many rates: the level is one byte of the file, outside of the exact arithmetic."""
 
+import json
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from aeic_lightning.bitstream import send
 from aeic_lightning.bitstream.container import bytes_within, overhead
 from aeic_lightning.bitstream.export import OnnxReceiver, OnnxSender, export
 from aeic_lightning.bitstream.send import Sender
@@ -111,3 +117,22 @@ def test_exported_halves_take_the_level(model, bitstream, tmp_path):
 def test_bench_times_every_part_of_a_model_of_many_rates(model, bitstream):
     parts = bench.decode(1, model, bitstream, picture())
     assert set(parts) == {"decode latents", "g_s", "denoiser", "VAE decoder"}
+
+
+@pytest.mark.parametrize("level", [None, 0.0, 0.3, 0.55, 1.0, 1.5, 1.999, 3.0])
+def test_send_py_turns_a_level_into_the_position_of_compress(level, tmp_path):
+    """0.3 of 0 to 3 is 25.5 of 255; 1.5, the middle one, 127.5: both are between two positions."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    sender = SimpleNamespace(levels=4, encode=lambda pixels, dial=None: dial)
+    args = SimpleNamespace(bpp=None, bytes=None, level=level)
+    assert send._send(sender, tmp_path / "a.png", args) == dial_position(level, 4)
+
+
+def test_send_py_checks_golden_streams_at_the_middle_position(tmp_path):
+    """128 of 255, as `compress` without a level."""
+    case = {"name": "a", "y_shape": [1, 2, 1, 1], "z_shape": [1, 1, 1, 1], "height": 8, "width": 8}
+    (tmp_path / "golden.json").write_text(json.dumps({"cases": [case]}))
+    np.save(tmp_path / "a.sender.npy", np.zeros(3, np.float32))
+    (tmp_path / "a.aeic").write_bytes(bytes([dial_position(None, 3)]))
+    coded = SimpleNamespace(levels=3, encode_latents=lambda y, z, height, width, dial: bytes([dial]))
+    send.check(coded, tmp_path)

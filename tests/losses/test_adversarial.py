@@ -61,6 +61,20 @@ def test_the_generator_aims_at_the_label_of_real_images(target):
     assert value.item() == pytest.approx((entropy(1.5) + entropy(-0.5)) / 2 + entropy(3.0), rel=1e-5)
 
 
+def test_both_halves_of_the_discriminators_loss_have_the_smoothed_label():
+    """A joint update's loss is the sum of what two separate ones take, written out from the logits."""
+    term = adversarial.Adversarial(real_label=0.8).eval()
+    x_hat, x = images(2, 64, seed=1), images(2, 64, seed=2)
+    with torch.no_grad():
+        fake, real = ([head.double() for head in term.discriminator(x)] for x in (x_hat, x))
+        minus_log = lambda v: -torch.log(torch.sigmoid(v))  # noqa: E731
+        of_real = sum((0.8 * minus_log(v) + 0.2 * minus_log(-v)).mean() for v in real).item()
+        of_fake = sum(minus_log(-v).mean() for v in fake).item()
+        assert term.real_loss(x).item() == pytest.approx(of_real, rel=1e-5)
+        assert term.fake_loss(x_hat).item() == pytest.approx(of_fake, rel=1e-5)
+        assert term.discriminator_loss(x_hat, x).item() == pytest.approx(of_real + of_fake, rel=1e-5)
+
+
 # Discriminator
 
 

@@ -149,6 +149,28 @@ def test_what_is_wrong_is_said_in_words(terms, message):
         Objective(terms).bind(torch.nn.Identity())
 
 
+@pytest.mark.parametrize(
+    ("name", "built", "backbone"),
+    [
+        ("lpips", "lpips.LPIPS", "vgg"),
+        ("semantic", "semantic.SemanticLoss", "clip"),
+        ("adversarial", "adversarial.ProjectedDiscriminator", "dinov3"),
+        ("edge_dists", "edge_dists.FORMS", "vgg"),
+    ],
+)
+def test_terms_are_built_on_the_network_that_the_config_names(monkeypatch, name, built, backbone):
+    asked = []
+
+    def build(backbone, **_):
+        asked.append(backbone)
+        return torch.nn.Identity()
+
+    builder = {"ours": build, "released": build} if built.endswith("FORMS") else build
+    monkeypatch.setattr(f"aeic_lightning.losses.{built}", builder)
+    Objective({name: {"weight": 0.1, "backbone": backbone}})
+    assert asked == [backbone]
+
+
 def test_descriptions_need_no_network(monkeypatch):
     """Of a backbone whose weights are not there, of an older config, and of a term without a description."""
 

@@ -96,6 +96,9 @@ def test_defaults_written_out_are_no_difference():
 def test_the_point_is_the_one_of_the_next_rate():
     assert nearest(result(), "DIV2K").name == "AEIC-ME DIV2K lambda 8"
     assert nearest(result("distillation", 0.0040), "Kodak").name == "AEIC-SE Kodak lambda 32"
+    # By ratio: 0.0077 is 1.37 times the one rate (0.00564) and the other (0.01011) is 1.31 times 0.0077.
+    assert nearest(result(rate=0.0077), "Kodak").name == "AEIC-ME Kodak lambda 16"
+    assert nearest(result(rate=0.0075), "Kodak").name == "AEIC-ME Kodak lambda 32"
     costs = {"encoder_parameters": {"encode": 1000}, "encoder_macs_per_pixel": {"encode": 500.0}}
     text = with_paper([result(costs=costs)], "DIV2K")
     assert "| mine | AEIC-ME DIV2K lambda 8 | 0.0160, 0.0165 | -, 0.1879" in text

@@ -35,6 +35,38 @@ def test_an_average_is_the_weighted_sum_of_all_steps(codec_config, decoder_confi
     assert torch.allclose(next(iter(average.averages.values())).double(), expected, atol=1e-5)
 
 
+def test_a_run_averages_the_weights_of_each_step_under_its_number(codec_config, decoder_config, loader, trainer):
+    """With the share that `optimization.ema` says, and less in the first step."""
+    history = []
+
+    class Watched(TeacherSystem):
+        def step_players(self):
+            history.append(parameters(self))
+            super().step_players()
+
+    system = make(codec_config, decoder_config, ema=0.2)
+    system.__class__ = Watched
+    trainer(3).fit(system, loader(3))
+    history.append(parameters(system))
+    expected = {name: weight.double() for name, weight in history[0].items()}
+    for weights, keep in zip(history[1:], (2 / 11, 0.2, 0.2), strict=True):
+        expected = {name: keep * mean + (1 - keep) * weights[name].double() for name, mean in expected.items()}
+    for name, average in system.average.averages.items():
+        torch.testing.assert_close(average.double(), expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_the_quantiles_of_training_come_back_with_its_weights(codec_config, decoder_config):
+    model = AEIC(codec_config, decoder_config)
+    average = WeightAverage(model, 0.9)
+    with torch.no_grad():
+        model.prior.quantiles.add_(3.0)  # as they were solved for weights that are gone
+    before = model.prior.quantiles.clone()
+    average.swap_in()
+    assert not torch.equal(model.prior.quantiles, before), "solved for the averages"
+    average.swap_out()
+    assert torch.equal(model.prior.quantiles, before)
+
+
 def test_training_is_the_same_with_an_average(codec_config, decoder_config, loader, trainer):
     plain, averaged = make(codec_config, decoder_config, ema=0.0), make(codec_config, decoder_config)
     for system in (plain, averaged):

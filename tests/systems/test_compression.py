@@ -69,12 +69,13 @@ def test_generator_gradients_never_reach_the_discriminator(
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize(("accumulate", "batch_size"), [(1, 3), (3, 1)])
+@pytest.mark.parametrize(("accumulate", "batch_size", "clip"), [(1, 3, 0.05), (3, 1, 1e3)])
 def test_separate_updates_are_real_then_fake(
-    codec_config, decoder_config, loader, trainer, monkeypatch, accumulate, batch_size
+    codec_config, decoder_config, loader, trainer, monkeypatch, accumulate, batch_size, clip
 ):
     """Two steps of the discriminator for one of the generator. Each takes the gradient of its own half of the loss over
-    all batches, times the weight of the term and clipped; the second is of the weights that the first has left."""
+    all batches, times the weight of the term and clipped; the second is of the weights that the first has left. Where
+    the clip binds, the weight does not show: so it does not in one of the two runs."""
     monkeypatch.setattr(adversarial, "diff_augment", lambda x: x)
     pictures, gradients, heads = [], [], []
 
@@ -105,7 +106,6 @@ def test_separate_updates_are_real_then_fake(
             [] if fake is None else discriminator(fake), [] if real is None else discriminator(real), 0.8
         )
 
-    clip = 0.05
     term = {"weight": 0.1, "real_label": 0.8, "updates": "separate", "learning_rate": 1e-2}
     system = make(codec_config, decoder_config, term, accumulate=accumulate, gradient_clip=clip)
     system.objective.eval()  # no power iteration
@@ -214,13 +214,14 @@ def test_precision_that_needs_loss_scaling_is_refused(codec_config, decoder_conf
 
 
 def test_learning_rate_and_lambda_follow_generator_steps(codec_config, decoder_config, loader, trainer):
+    """The rate that the optimizer has, and the share of lambda that is in the total of the loss."""
     seen = []
 
     class Watched(TeacherSystem):
-        def step_players(self):
-            scale = self.objective.entries["rate"].weight_at(self.global_step) / 0.8
-            super().step_players()
-            seen.append((round(self.trainer.optimizers[0].param_groups[0]["lr"], 6), round(scale, 6)))
+        def log_at_step(self, prefix, terms):
+            rest = terms["loss"] - 2 * terms["mse"] - 0.1 * terms["adversarial"]
+            scale = (rest / terms["bpp_estimate"] / 0.8).item()
+            seen.append((round(self.trainer.optimizers[0].param_groups[0]["lr"], 6), round(scale, 3)))
 
     system = make(
         codec_config, decoder_config, 0.1, learning_rates=[(0, 0.01), (3, 0.004)], warmup_steps=2, rate_warmup=4
@@ -228,6 +229,17 @@ def test_learning_rate_and_lambda_follow_generator_steps(codec_config, decoder_c
     system.__class__ = Watched
     trainer(5).fit(system, loader(1))
     assert seen == [(0.005, 0.0), (0.01, 0.25), (0.01, 0.5), (0.004, 0.75), (0.004, 1.0)]
+
+
+def test_optimizers_have_the_settings_of_their_players(codec_config, decoder_config):
+    term = {"weight": 0.1, "learning_rate": 3e-5}
+    system = make(codec_config, decoder_config, term, learning_rates=[(0, 7e-4)], weight_decay=0.03)
+    generator, discriminator = system.configure_optimizers()
+    assert (generator.defaults["lr"], generator.defaults["weight_decay"]) == (7e-4, 0.03)
+    assert discriminator.defaults["lr"] == 3e-5
+    heads = {id(p) for p in system.objective.adversary.discriminator.heads.parameters()}
+    assert {id(p) for p in discriminator.param_groups[0]["params"]} == heads
+    assert {id(p) for p in generator.param_groups[0]["params"]} == {id(p) for p in system.model.parameters()}
 
 
 def test_training_lowers_the_loss(codec_config, decoder_config, loader, trainer):

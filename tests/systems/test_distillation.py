@@ -14,6 +14,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import save
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, StudentSystem, TeacherSystem
+from aeic_lightning.systems.tap_cache import TapCache
 
 LOSS = {"rate": 0.8, "mse": 2.0}
 OPTIMIZATION = OptimizationConfig(learning_rates=[(0, 1e-2)])
@@ -248,7 +249,7 @@ def test_any_module_is_a_tap(student_config, decoder_config, teacher, loader, tr
     seen, passes = {}, []
     system.model.decoder.vae.register_forward_hook(lambda *_: passes.append(1))
     for net, name in ((system.model, "student"), (system.teacher.net, "teacher")):
-        for path in ("codec.g_a.0", "decoder.vae.conv_in"):
+        for path in ("codec.g_a.0", "codec.h_a", "decoder.vae.conv_in"):
             net.get_submodule(path).register_forward_hook(
                 lambda m, i, out, key=(name, path): seen.__setitem__(key, out.detach())
             )
@@ -259,7 +260,8 @@ def test_any_module_is_a_tap(student_config, decoder_config, teacher, loader, tr
         f = system.objective.terms[name].projections[path.replace(".", "-")]
         expected = F.mse_loss(f(seen["student", path]), seen["teacher", path])
         assert torch.allclose(terms[f"distill/{side}/{path}"], expected)
-    assert torch.allclose(terms["distill/encoder/codec.h_a"], terms["distill/encoder/codec.h_a"])
+    z = system.objective.terms["L_enc"].projections["codec-h_a"](seen["student", "codec.h_a"])
+    assert torch.allclose(terms["distill/encoder/codec.h_a"], F.mse_loss(z, seen["teacher", "codec.h_a"]))
     before = {name: p.clone() for name, p in system.objective.named_parameters()}
     fitted = trainer(2)
     fitted.fit(system, loader(2))
@@ -353,3 +355,45 @@ def test_the_teacher_is_asked_at_the_students_rate_levels(student_config, decode
             assert torch.allclose(taps["y"][row], expected[0], atol=1e-5)
     with pytest.raises(UserError, match="rate levels"):
         distill(student_config, decoder_config, path)
+
+
+def test_a_step_asks_the_teacher_at_the_levels_of_its_own_pass(student_config, decoder_config, tmp_path):
+    config = replace(student_config, rate_levels=[4.0, 1.0, 0.25])
+    save(AEIC(config, decoder_config).eval(), tmp_path / "teacher.ckpt")
+    passed, asked = [], []
+
+    class Watched(DistillationSystem):
+        def forward(self, x, level=None):
+            output = super().forward(x, level)
+            passed.append(output.level)
+            return output
+
+        def teacher_taps(self, x, level=None):
+            asked.append(level)
+            return super().teacher_taps(x, level)
+
+        def manual_backward(self, loss, *args, **kwargs):
+            pass
+
+    system = distill(config, decoder_config, tmp_path / "teacher.ckpt", beta2=0.0)
+    system.__class__ = Watched
+    system.train()
+    system.both_passes({"image": torch.rand(4, 3, 64, 64) * 2 - 1})
+    assert torch.equal(asked[0], passed[0])
+    assert len(asked[0].unique()) > 1, "drawn, one an image"
+
+
+def test_taps_are_cached_by_image_and_level(tmp_path):
+    (tmp_path / "teacher.ckpt").write_bytes(b"some weights")
+    cache = TapCache(tmp_path / "taps", tmp_path / "teacher.ckpt", {"y"})
+    asked = []
+
+    def compute(x, level):
+        asked.append(len(x))
+        return {"y": x.mean((1, 2, 3)) + (0 if level is None else 10 * level)}
+
+    x = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    for level, expected in (([0.0, 1.0], [0, 11]), ([1.0, 0.0], [10, 1]), ([1.0, 1.0], [10, 11]), (None, [0, 1])):
+        given = None if level is None else torch.tensor(level)
+        assert cache.taps(x, compute, given)[0]["y"].tolist() == expected
+    assert asked == [2, 2, 2], "the third call found both"

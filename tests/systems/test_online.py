@@ -15,10 +15,10 @@ TERMS = {"rate": 0.8, "mse": 2.0, "L_enc": {"weight": 5.0, "taps": ["y", "y_hat"
 @pytest.fixture
 def make(codec_config, decoder_config):
     """make(online, ...): a system; self-distillation if not online."""
-    narrow = CodecConfig(**vars(codec_config) | {"widths": [8, 8, 8, 16, 16], "context_width": 8})
 
     def build(online=True, terms=TERMS, **kwargs):
         seed_everything(0, verbose=False)
+        narrow = CodecConfig(**vars(codec_config) | {"widths": [8, 8, 8, 16, 16], "context_width": 8})
         kwargs |= {"teacher_codec": codec_config} if online else {}
         return OnlineDistillationSystem(narrow, decoder_config, terms, OptimizationConfig([(0, 1e-2)]), **kwargs)
 
@@ -80,6 +80,46 @@ def test_in_self_distillation_the_teacher_is_the_average(make, loader, trainer):
     for name, p in system.teacher.named_parameters():
         torch.testing.assert_close(p, keep * before[name] + (1 - keep) * after[name], rtol=1e-5, atol=1e-7)
     assert not any(p.requires_grad for p in system.teacher.parameters())
+    for name, buffer in system.teacher.named_buffers():
+        assert torch.equal(buffer, after[name]), "buffers are taken over, not averaged"
+    assert not torch.equal(after["codec.prior.quantiles"], before["codec.prior.quantiles"])
+
+
+def test_the_teachers_loss_has_its_warm_up_and_its_share_of_a_step(make, codec_config, loader, trainer):
+    """Both losses go backwards divided by the batches of a step, and the teacher's lambda rises with the steps."""
+    backward, totals, scales = [], [], []
+
+    class Watched(OnlineDistillationSystem):
+        def manual_backward(self, loss, *args, **kwargs):
+            backward.append(loss.item())
+            super().manual_backward(loss, *args, **kwargs)
+
+        def log_at_step(self, prefix, terms):
+            values = {name.removeprefix("teacher/"): value.item() for name, value in terms.items()}
+            totals.append(values["loss"])
+            if "teacher/loss" in terms:
+                scales.append((values["loss"] - 2 * values["mse"]) / values["bpp_estimate"] / 0.8)
+
+    system = make(terms=TERMS | {"rate": {"weight": 0.8, "warmup_steps": 4}})
+    system.optimization.accumulate = 2
+    system.__class__ = Watched
+    trainer(2).fit(system, loader(4))
+    assert backward == pytest.approx([total / 2 for total in totals], rel=1e-5)
+    assert len(backward) == 8
+    assert scales == pytest.approx([0, 0, 0.25, 0.25], abs=1e-3)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_the_teacher_is_asked_at_the_students_rate_levels(make, codec_config, online, monkeypatch):
+    codec_config.rate_levels = [4.0, 1.0, 0.25]
+    system = make(online, terms=TERMS)
+    monkeypatch.setattr(system, "manual_backward", lambda loss: None)
+    monkeypatch.setattr(system, "log_at_step", lambda prefix, terms: None)
+    x, level = torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([2.0, 0.0])
+    y = system.teacher_taps(x, level)["y"]
+    for row in range(2):
+        expected = system.teacher.codec.g_a(x[row : row + 1]) * system.teacher.codec.gains.gain(level[row : row + 1])
+        torch.testing.assert_close(y[row], expected[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("online", [True, False])
