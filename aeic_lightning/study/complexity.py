@@ -65,7 +65,7 @@ def codec_costs(model: AEIC) -> dict[str, Cost]:
 def paper_encode(codec: CodecConfig) -> tuple[str, int, float] | None:
     """Name, encode parameters and encode MACs per pixel of the paper's model with these sizes, if it is one."""
     for name, (sizes, _) in RELEASED.items():
-        if replace(codec, skip_threshold=sizes.skip_threshold) == sizes:
+        if replace(codec, skip_threshold=sizes.skip_threshold, start=sizes.start) == sizes:
             parameters, macs = PAPER_ENCODE[name]
             return name, int(parameters), macs
     return None
