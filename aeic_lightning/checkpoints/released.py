@@ -24,10 +24,10 @@ from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig, TilingConfig, stable_diffusion
 
 MODERATE = CodecConfig(
-    widths=[64, 128, 192, 256, 320], depths=[2, 2, 2, 2, 2], context_width=960, context_depth=4
+    widths=[64, 128, 192, 256, 320], depths=[2, 2, 2, 2, 2], context_width=960, context_depth=4, start="pytorch"
 )  # fmt: skip
 SHALLOW = CodecConfig(
-    widths=[32, 64, 128, 192, 256], depths=[1, 1, 1, 1, 1], context_width=512, context_depth=3
+    widths=[32, 64, 128, 192, 256], depths=[1, 1, 1, 1, 1], context_width=512, context_depth=3, start="pytorch"
 )  # fmt: skip
 
 # The two models of the paper, with the tiles that each is run with on large images.
