@@ -78,22 +78,34 @@ class TapTerm(Term):
         """Taps (B, C, h, w), C of the two equal if the term projects -> a scalar."""
         raise NotImplementedError
 
-    def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
-        """Check every tap against both models, and build the projections, if any."""
-        if teacher is None:
-            raise UserError("distillation: there is no teacher; train with DistillationSystem, which names one")
+    def find_student_taps(self, student: CompressionModel) -> dict[str, Tap]:
+        """Settle which taps are compared, and return the student's, by name. Raises UserError for one that it lacks."""
         declared = student.taps
         wanted = self.wanted or [TapMatch(tap.name) for tap in declared if self.side in (None, tap.side)]
         self.sides = {}
         self.matches = [named for match in wanted for named in _expand(match, [tap.name for tap in declared])]
-        ours = find_taps(student, declared, self.student_taps, "student")
-        theirs = find_taps(teacher, teacher.taps, self.teacher_taps, "teacher")
+        taps = find_taps(student, declared, self.student_taps, "student")
         for match in self.matches:
-            tap, other = ours[match.tap], theirs[match.teacher_tap or match.tap]
+            tap = taps[match.tap]
             _check_side(match, tap, self.side)
             if match.tap in self.sides:
                 raise UserError(f"distillation: tap {match.tap!r} is listed twice on the {tap.side} side; keep one")
             self.sides[match.tap] = tap.side
+        return taps
+
+    def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
+        """Check every tap against both models, and build the projections, if any."""
+        if teacher is None:
+            raise UserError("distillation: there is no teacher; train with DistillationSystem, which names one")
+        ours = self.find_student_taps(student)
+        theirs = find_taps(teacher, teacher.taps, self.teacher_taps, "teacher")
+        for match in self.matches:
+            tap, other = ours[match.tap], theirs[match.teacher_tap or match.tap]
+            if tap.stride != other.stride:  # a projection changes channels alone
+                raise UserError(
+                    f"distillation: tap {match.tap!r} has a position for {tap.stride} pixels in the student, but "
+                    f"{other.name!r} one for {other.stride} in the teacher; take taps of the same stride"
+                )
             if not self.projects:
                 continue
             projection = nn.Conv2d(tap.channels, other.channels, 1)
@@ -108,16 +120,6 @@ class TapTerm(Term):
     @property
     def teacher_taps(self) -> list[str]:
         return [match.teacher_tap or match.tap for match in self.matches]
-
-    def check_shapes(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
-        """Raise UserError where two taps differ in resolution: a projection changes channels alone."""
-        for match in self.matches:
-            ours, theirs = student[match.tap], teacher[match.teacher_tap or match.tap]
-            if ours.shape[2:] != theirs.shape[2:]:
-                raise UserError(
-                    f"distillation: tap {match.tap!r} is {tuple(ours.shape[2:])} in the student but "
-                    f"{tuple(theirs.shape[2:])} in the teacher; use the same stride or another tap"
-                )
 
     def forward(
         self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None

@@ -21,18 +21,17 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds, model_configs, read_checkpoint
+from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds
 from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.losses.objective import Described, describe_objective, share_of
-from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.backbone_files import require_backbone
-from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import stable_diffusion
+from aeic_lightning.study import binding
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig
 from aeic_lightning.systems.sharded import base_blocks
@@ -109,7 +108,7 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         plan.assumptions.append(f"the base of the decoder spread over {plan.processes} processes, whole in validation")
     x_hat = _model_activations(plan, model, torch.empty(batch, 3, crop, crop, device="meta"), low)
     add_terms(plan, terms, x_hat)
-    _add_teacher(plan, settings, model, terms)
+    _add_teacher(plan, config, model)
     find_missing(plan, config, decoder_config, terms)
     plan.assumptions += [
         f"batches of {batch} crops of {crop} x {crop} on each device; every number 4 bytes"
@@ -289,35 +288,34 @@ def _backbone(name: str) -> nn.Module:
     raise UserError(f"no backbone {name!r}; see the settings of the loss in --print_config")
 
 
-def _add_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, terms: list[Described]) -> None:
+def _add_teacher(plan: Plan, config: dict[str, Any], student: AEIC) -> None:
     """The teacher of a distillation, and the projections."""
+    settings = config["model"]["init_args"]
     if settings.get("teacher_codec"):  # trained beside the student
-        with torch.device("meta"):
-            own = AEIC(from_dict(CodecConfig, settings["teacher_codec"]), student.decoder.config)
-        plan.parts += [part("teacher's codec", own.codec), part("teacher's decoder", own.decoder)]
+        teacher = binding.online_teacher(settings, student)
+        plan.parts += [part("teacher's codec", teacher.codec), part("teacher's decoder", teacher.decoder)]
         plan.assumptions.append("the teacher's activations, about as many as the student's, are not counted")
-    if not settings.get("teacher"):
-        return
-    path = settings["teacher"]
-    if not locate(path).exists():
-        plan.assumptions.append(f"the teacher {path} is not there, and so not counted")
-        return
-    codec, decoder = model_configs(read_checkpoint(path, "teacher"), path)
-    with torch.device("meta"):
-        teacher = AEIC(codec, decoder).requires_grad_(False)
-    shared = settings.get("share_base", True) and decoder.pretrained and student.decoder.config.pretrained
+    elif path := settings.get("teacher"):
+        if locate(path).exists():
+            teacher = binding.teacher_of(path)
+            _count_frozen_teacher(plan, settings, student, teacher)
+        else:
+            teacher = None
+            plan.assumptions.append(f"the teacher {path} is not there, and so not counted")
+    else:
+        teacher = None
+    for name, term in binding.bind(config, student, teacher).items():
+        plan.parts.append(part(f"{name}'s projections", term))
+
+
+def _count_frozen_teacher(plan: Plan, settings: dict[str, Any], student: AEIC, teacher: AEIC) -> None:
+    teacher.requires_grad_(False)
     plan.parts.append(part("teacher's codec", teacher.codec))
-    if shared:
+    if settings.get("share_base", True) and teacher.decoder.config.pretrained and student.decoder.config.pretrained:
         own = sum(t.numel() for name, t in teacher.decoder.state_dict().items() if name.startswith("denoiser."))
         plan.parts.append(Part("teacher's adapter", frozen=own))
     else:
         plan.parts.append(part("teacher's decoder", teacher.decoder))
-    with torch.device("meta"):
-        for term in terms:
-            if issubclass(term.entry.kind, TapTerm):
-                built = term.entry.build()
-                built.bind(student, teacher)
-                plan.parts.append(part(f"{term.entry.name}'s projections", built))
 
 
 # ---------------------------------------------------------------------- what is missing

@@ -44,7 +44,9 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
         for run in sweep.runs:
             print(f"{'done   ' if run.done else 'missing'} {run.name}: {shlex.join(run.command)}")
         print(f"{sum(run.done for run in sweep.runs)} of {len(sweep.runs)} runs done")
+        _check_runs(sweep, settings)
         return 0
+    _check_runs(sweep, settings)
     if sweep.report:  # which is made at the end
         require("the sweep's report", "bjontegaard", "jinja2", "plotly")
     if sweep.cluster != "local":
@@ -64,6 +66,14 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
     print(f"all {len(sweep.runs)} runs done in {time.monotonic() - began:.0f} s")
     print(f"curves: {sys.executable} -m tensorboard.main --logdir {sweep.root}")
     return 0
+
+
+def _check_runs(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError for a run that its `fit` would refuse after hours of the others."""
+    if any((config.get("model") or {}).get("class_path") for config in settings.values()):  # torch takes seconds
+        from aeic_lightning.study.binding import bind_runs
+
+        bind_runs(sweep.runs, settings)
 
 
 def check_unchanged(run: Run, settings: dict[str, Any]) -> None:

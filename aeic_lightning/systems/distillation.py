@@ -1,5 +1,6 @@
 """Dual-side feature distillation: a frozen teacher beside a student."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,6 @@ from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import load_aeic, load_strictly, read_checkpoint, with_prefix
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.objective import Objective
-from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder
@@ -55,15 +54,10 @@ class DistillationSystem(StudentSystem):
         if share_base and ours.config.pretrained and theirs.config.pretrained:
             # After the teacher was frozen as a whole: from now on its base has a part that is trained.
             ours.share_base(theirs, "student")
-        if self.teacher.net.rate_levels != self.model.rate_levels:
-            raise UserError(
-                f"distillation: the teacher {teacher} has {self.teacher.net.rate_levels} rate levels, the student "
-                f"{self.model.rate_levels}; give the student's codec the teacher's rate_levels"
-            )
+        check_levels(self.model, self.teacher.net, teacher)
         self.objective.bind(self.model, self.teacher.net)
         names = self.objective.teacher_taps
-        if not names:
-            raise UserError("distillation: no term reads the teacher; give L_enc or L_dec, or use StudentSystem")
+        check_read(names)
         self.cache = TapCache(teacher_cache, teacher, set(names)) if teacher_cache else None
 
     @property
@@ -95,11 +89,6 @@ class DistillationSystem(StudentSystem):
         """The teacher's taps for images (B, 3, H, W); its denoiser runs only when a tap of the decoder is compared."""
         return self.teacher.net.compute_taps(x, self.objective.teacher_taps, level)
 
-    def on_fit_start(self) -> None:
-        """Begin the average, and compare the shapes of all taps on one small batch before step 0."""
-        super().on_fit_start()
-        compare_shapes(self.objective, self.model, self.teacher.net)
-
     def load_stage(self, path: str | Path) -> None:
         """The model of the stage before, and its projections wherever this stage has the same ones."""
         super().load_stage(path)
@@ -112,15 +101,16 @@ class DistillationSystem(StudentSystem):
                     load_strictly(projection, own, path, "init_from (a projection)")
 
 
-@torch.no_grad()
-def compare_shapes(objective: Objective, student: AEIC, teacher: AEIC) -> None:
-    """Raise UserError where the objective compares taps of different resolutions, by a pass of one small image."""
-    training = student.training, teacher.training
-    side = 8 * student.codec.stride
-    x = torch.zeros(1, 3, side, side, device=next(student.parameters()).device)
-    ours = student.eval().compute_taps(x, objective.student_taps)
-    theirs = teacher.eval().compute_taps(x, objective.teacher_taps)
-    for term in objective.of_kind(TapTerm):
-        term.check_shapes(ours, theirs)
-    student.train(training[0])
-    teacher.train(training[1])
+def check_levels(student: AEIC, teacher: AEIC, path: str) -> None:
+    """Raise UserError where the teacher at `path` has other rate levels than its student."""
+    if teacher.rate_levels != student.rate_levels:
+        raise UserError(
+            f"distillation: the teacher {path} has {teacher.rate_levels} rate levels, the student "
+            f"{student.rate_levels}; give the student's codec the teacher's rate_levels"
+        )
+
+
+def check_read(teacher_taps: Collection[str], otherwise: str = "StudentSystem") -> None:
+    """Raise UserError where no term reads the teacher; `otherwise` is the system for that."""
+    if not teacher_taps:
+        raise UserError(f"distillation: no term reads the teacher; give L_enc or L_dec, or use {otherwise}")

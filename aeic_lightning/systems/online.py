@@ -15,7 +15,7 @@ from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.averaging import average_in
 from aeic_lightning.systems.compression import CompressionSystem
-from aeic_lightning.systems.distillation import compare_shapes
+from aeic_lightning.systems.distillation import check_read
 from aeic_lightning.systems.optimization import QUANTILE_INTERVAL, OptimizationConfig
 
 
@@ -79,13 +79,7 @@ class OnlineDistillationSystem(CompressionSystem):
         if self.teacher.rate_levels != self.model.rate_levels:
             raise UserError("distillation: give the teacher's codec the student's rate_levels")
         self.objective.bind(self.model, self.teacher)
-        if not self.objective.teacher_taps:
-            raise UserError("distillation: no term reads the teacher; give L_enc or L_dec, or use TeacherSystem")
-
-    def on_fit_start(self) -> None:
-        """Begin the average, and compare the shapes of all taps before step 0."""
-        super().on_fit_start()
-        compare_shapes(self.objective, self.model, self.teacher)
+        check_read(self.objective.teacher_taps, "TeacherSystem")
 
     def load_start(self) -> None:
         super().load_start()
