@@ -74,6 +74,17 @@ def test_two_steps_of_the_small_size(root, photos, name, monkeypatch):
     assert json.loads((root / "small" / name / "metrics_val.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["teacher_stage1", "teacher_stage2"])
+def test_two_steps_of_the_next_small_size(root, photos, name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["fit", "--config", f"experiments/long/{name}.yaml", f"--vars.root={root}/long", "--vars.steps=2",
+             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.folder_weights=null",
+             "--data.init_args.val_count=1", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128",
+             "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+    assert main(words) == 0
+    assert json.loads((root / "long" / name / "metrics_val.json").read_text())
+
+
 def test_two_steps_with_the_settings_for_a_gpu(root, photos, monkeypatch):
     """All of them but the GPU itself, and its graph."""
     monkeypatch.chdir(ROOT)
