@@ -1,9 +1,9 @@
-# Two commands from a bare checkout: `make demo` and `make test`. Each sets itself up.
+# Commands from a bare checkout: `make demo`, `make test` and `make test-all`. Each sets itself up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs setup browser constraints clean
+.PHONY: demo test test-all lint docs setup browser constraints clean
 
 setup: $(VENV)/.ready browser
 
@@ -23,8 +23,18 @@ browser:
 demo: $(VENV)/.ready
 	$(BIN)/python -m aeic_lightning sweep --config experiments/sweeps/demo.yaml
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+ALL_GREEN := tests/all_green.txt
+
+# All but the tests marked `slow`, which need minutes or gigabytes; it says when those were last green.
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) -m "not slow"
+	@echo "without the slow tests; make test-all, which has them, was last green: $$(cat $(ALL_GREEN))"
+
+test-all: setup lint
+	$(PYTEST)
+	@echo "$$(date -u +%F) at commit $$(git describe --always --dirty --abbrev=12)" >$(ALL_GREEN)
+	@echo "all green; commit $(ALL_GREEN)"
 
 lint: $(VENV)/.ready docs
 	$(BIN)/ruff check .

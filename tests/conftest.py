@@ -1,5 +1,6 @@
 """Sizes that build in milliseconds, a small data set and a trainer that leaves nothing behind, shared by all tests."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lightning
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
+from tests.forked import Server
 
 torch.set_num_threads(1)
 
@@ -28,8 +30,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
+SERVER = pytest.StashKey[Server]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before the first test starts a thread, or sets what a new process would not have."""
+    if any("fork_server" in item.fixturenames for item in session.items if isinstance(item, pytest.Function)):
+        session.config.stash[SERVER] = Server()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SERVER in config.stash:
+        config.stash[SERVER].end()
+
+
+@pytest.fixture(scope="session")
+def fork_server(pytestconfig) -> Server:
+    """Starts processes that have everything imported; see `tests/forked.py`."""
+    return pytestconfig.stash[SERVER]
+
+
 @pytest.fixture
-def codec_config() -> CodecConfig:
+def forked(fork_server) -> Iterator[Server]:
+    """`fork_server`, and nothing that it has started outlives the test."""
+    yield fork_server
+    fork_server.kill_what_runs()
+
+
+def small_codec() -> CodecConfig:
     """Five stages, M = 32: the paper's shape with other numbers."""
     return CodecConfig(
         widths=[8, 8, 16, 16, 32],
@@ -43,8 +71,7 @@ def codec_config() -> CodecConfig:
     )
 
 
-@pytest.fixture
-def decoder_config() -> DecoderConfig:
+def small_decoder() -> DecoderConfig:
     """Four resolutions each for the U-Net and the VAE decoder."""
     return DecoderConfig(
         unet=UNetConfig(widths=[8, 16, 16, 16], heads=[1, 2, 2, 2], layers=1, groups=4),
@@ -52,9 +79,29 @@ def decoder_config() -> DecoderConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def small_sizes() -> Callable[[], tuple[CodecConfig, DecoderConfig]]:
+    """For fixtures of a wider scope: `codec_config` and `decoder_config`, anew at each call."""
+    return lambda: (small_codec(), small_decoder())
+
+
+@pytest.fixture
+def codec_config() -> CodecConfig:
+    return small_codec()
+
+
+@pytest.fixture
+def decoder_config() -> DecoderConfig:
+    return small_decoder()
+
+
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _own_state() -> Iterator[None]:
+    """What commands that run in this process set for good is undone: a second thread doubles what later tests cost."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
 
 
 class SmoothImages(Dataset):
@@ -72,7 +119,7 @@ class SmoothImages(Dataset):
         return {"image": self.images[index], "name": f"image{index}"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def loader():
     """loader(count, batch_size): batches in a fixed order."""
     return lambda count, batch_size=1: DataLoader(SmoothImages(count), batch_size=batch_size)
@@ -81,19 +128,25 @@ def loader():
 @pytest.fixture
 def trainer(tmp_path):
     """trainer(max_steps, ...): CPU, no logger, no progress bar."""
+    return lambda max_steps, **kwargs: quiet_trainer(tmp_path, max_steps, **kwargs)
 
-    def make(max_steps: int, **kwargs) -> lightning.Trainer:
-        defaults = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": -1,
-            "max_steps": max_steps,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-        }
-        return lightning.Trainer(**defaults | kwargs)
 
-    return make
+@pytest.fixture(scope="module")
+def module_trainer(tmp_path_factory):
+    """`trainer` for fixtures of a module."""
+    return lambda max_steps, **kwargs: quiet_trainer(tmp_path_factory.mktemp("trainer"), max_steps, **kwargs)
+
+
+def quiet_trainer(folder: Path, max_steps: int, **kwargs) -> lightning.Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "max_steps": max_steps,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return lightning.Trainer(**defaults | kwargs)

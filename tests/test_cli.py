@@ -91,26 +91,26 @@ def test_a_run_leaves_its_record_and_refuses_a_restart(tmp_path, capfd):
     assert saved["global_step"] == 3
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(forked, tmp_path):
     callbacks = (
         "[{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {every_n_steps: 100000}},"
         "{class_path: callbacks.progress.PlainProgress, init_args: {every_n_steps: 1}}]"
     )
-    words = [sys.executable, "-m", "aeic_lightning", "fit", "--config", str(TEACHER), f"--vars.root={tmp_path}",
+    words = ["fit", "--config", str(TEACHER), f"--vars.root={tmp_path}",
              "--vars.name=run", "--vars.steps=100000", "--data.init_args.batch_size=1",
              "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
              f"--trainer.callbacks={callbacks}"]  # fmt: skip
-    log = (tmp_path / "log.txt").open("w+")
-    process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    log = tmp_path / "log.txt"
+    process = forked.command(*words, output=log)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
-    while "step 2/" not in Path(log.name).read_text():
-        assert process.poll() is None, Path(log.name).read_text()
+    while not log.exists() or "step 2/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=120)
-    assert "go on with --ckpt_path last" in Path(log.name).read_text()
+    assert process.wait(timeout=120) == 128 + signal.SIGINT
+    assert "go on with --ckpt_path last" in log.read_text()
     step = torch.load(last, weights_only=True)["global_step"]
     assert step >= 2
     assert fit(tmp_path, "--ckpt_path", "last", steps=step + 1) == 0

@@ -1,6 +1,7 @@
 """Parts that the package has never seen, through every command: an encoder, a term of the loss and a tap.
 
 They stand in a user's folder, outside of the package. Each is one file at most and one line of the experiment.
+`export` of such an encoder, which takes long, is in tests/bitstream/test_export.py.
 """
 
 import json
@@ -12,10 +13,8 @@ from PIL import Image
 from skimage.data import chelsea
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from aeic_lightning.bitstream.export import OnnxSender
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
-from aeic_lightning.images import from_uint8
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.complexity import experiment_configs
@@ -43,8 +42,12 @@ class Brightness(Term):
     def forward(self, batch, output, teacher):
         return (output.x_hat - batch["image"]).mean(dim=(1, 2, 3)).square().mean()
 """,
+    "receiver.yaml": """
+model: {init_args: {decoder: {unet: {widths: [16, 16], heads: [1, 1], layers: 1, groups: 8}}}}
+""",
+    "teacher.yaml": "include: [tiny/teacher_stage2.yaml, receiver.yaml]",
     "my_experiment.yaml": """
-include: [tiny/student_enc.yaml]
+include: [tiny/student_enc.yaml, receiver.yaml]
 vars: {name: plain, root: runs, steps: 2, val_every: 2}
 data: {init_args: {batch_size: 1, crop_size: 128, val_max_size: [128, 192]}}
 trainer: {log_every_n_steps: 1}
@@ -82,7 +85,7 @@ def folder(tmp_path_factory):
         torch.manual_seed(0)
         teacher = folder / "runs" / "teacher_stage2" / "checkpoints" / "last.ckpt"
         teacher.parent.mkdir(parents=True)
-        save(AEIC(*experiment_configs(load_config(["tiny/teacher_stage2.yaml"]), "teacher")), teacher)
+        save(AEIC(*experiment_configs(load_config(["teacher.yaml"]), "teacher")), teacher)
         sweep = read_sweep("my_sweep.yaml", [])
         for run in sweep.runs:
             assert main(run.command[3:]) == 0, run.name
@@ -127,12 +130,3 @@ def test_tables_and_page_name_the_encoder(folder):
     assert curves == [f"distillation · {name}" for name in NAMES]
     page = (folder / "report" / "index.html").read_text()
     assert all(name in page for name in NAMES)
-
-
-def test_what_the_exported_sender_writes_is_decoded(folder):
-    """By the checkpoint: every latent is checked on the way."""
-    assert main(["export", *MODEL, "-o", "exported"]) == 0
-    photo = torch.from_numpy(chelsea()[:150, :200].copy()).permute(2, 0, 1)[None]
-    (folder / "sent.aeic").write_bytes(OnnxSender("exported/send").encode(from_uint8(photo)))
-    assert main(["decompress", "sent.aeic", *MODEL, "-o", "received"]) == 0
-    assert Image.open("received/sent.png").size == (200, 150)

@@ -207,26 +207,23 @@ def test_processes_that_the_run_starts_ask_for_no_lock(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- signals
 
 
-def test_sigterm_to_the_whole_group_with_workers_saves_and_leaves_no_process(tmp_path):
+def test_sigterm_to_the_whole_group_with_workers_saves_and_leaves_no_process(forked, tmp_path):
     """As SLURM and a closing terminal send it: every process of the run gets it at once."""
     callbacks = (
         "[{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {every_n_steps: 100000}},"
         "{class_path: callbacks.progress.PlainProgress, init_args: {every_n_steps: 1}}]"
     )
     command = words(tmp_path, "--data.init_args.num_workers=2", f"--trainer.callbacks={callbacks}", steps=100000)
-    log = (tmp_path / "log.txt").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aeic_lightning", *command], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
-        start_new_session=True,
-    )  # fmt: skip
+    log = tmp_path / "log.txt"
+    process = forked.command(*command, output=log, new_session=True)
     deadline = time.monotonic() + 400
-    while "step 2/" not in Path(log.name).read_text():
-        assert process.poll() is None, Path(log.name).read_text()
+    while not log.exists() or "step 2/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=200) == 128 + signal.SIGTERM, Path(log.name).read_text()
-    said = Path(log.name).read_text()
+    assert process.wait(timeout=200) == 128 + signal.SIGTERM, log.read_text()
+    said = log.read_text()
     assert "go on with --ckpt_path last" in said
     assert "killed" not in said
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 2

@@ -75,13 +75,16 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     # The config is handed over resolved; the words of the command line have been read already.
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
+    path = None if print_config is not None else config.pop("ckpt_path", None)
+    # The parser of every other subcommand takes as long to build as the one of this, and reads nothing.
+    only_this = {subcommand: LightningCLI.subcommands()[subcommand]}
+    cli = type("CLI", (_CLI,), {"ckpt_path": path, "subcommands": staticmethod(lambda: only_this)})
     if print_config is not None:
         path = _write_temporary(config)
-        _CLI(args=[subcommand, "--config", path, f"--print_config={print_config}"], **OPTIONS)
+        cli(args=[subcommand, "--config", path, f"--print_config={print_config}"], **OPTIONS)
         return
-    path = config.pop("ckpt_path", None)
     try:
-        type("CLI", (_CLI,), {"ckpt_path": path})(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
+        cli(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
     except ArgumentError as error:
         raise user_error(error) from error
     except MisconfigurationException as error:

@@ -29,6 +29,14 @@ def bitstream(model):
 
 
 @pytest.fixture(scope="session")
+def model_of_levels():
+    """Three rates."""
+    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+    widths = {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1]}
+    return random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes, **widths, rate_levels=[8.0, 2.0, 0.5]))
+
+
+@pytest.fixture(scope="session")
 def se_codec():
     """AEIC-SE's sender."""
     return random_model(CODECS["AEIC-SE"]).codec

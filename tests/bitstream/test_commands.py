@@ -1,8 +1,6 @@
 """compress, decompress and verify from the command line."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from aeic_lightning import timing
 from aeic_lightning.cli import main
 from aeic_lightning.cli.commands import bench
 from aeic_lightning.models.random_model import random_model, save
+from tests.bitstream.forked_worker import fork_workers
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,8 @@ def test_fast_says_what_it_took(checkpoint, photos, tmp_path, capsys, monkeypatc
         assert f"--fast: {word}" in capsys.readouterr().out
 
 
-def test_verify(checkpoint, photos, capsys):
+def test_verify(checkpoint, photos, capsys, forked, monkeypatch):
+    fork_workers(forked, monkeypatch)
     settings = "1 thread,2 threads,oneDNN off"
     assert main(["verify", str(photos), "--checkpoint", checkpoint, "--settings", settings]) == 0
     out = capsys.readouterr().out
@@ -132,14 +132,9 @@ def test_verify(checkpoint, photos, capsys):
     assert "no mismatch" in out
 
 
-def test_verify_notices_drift(checkpoint, photos, tmp_path, capsys, monkeypatch):
+def test_verify_notices_drift(checkpoint, photos, capsys, forked, monkeypatch):
     """Worker processes whose float64 products are off by one unit, as those of another machine might be."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "from aeic_lightning.bitstream import products\n"
-        "right = products.product_float64\n"
-        "products.product_float64 = lambda q, weight, limit: right(q, weight, limit) + 1\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    fork_workers(forked, monkeypatch, drift=1)
     args = [
         "verify",
         str(photos / "one.png"),

@@ -5,7 +5,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,22 +34,9 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(tmp_path):
     assert torch.load(path, weights_only=True) == {"step": 3}
 
 
-def test_a_file_size_limit_in_a_run_is_exit_code_1(tmp_path):
+def test_a_file_size_limit_in_a_run_is_exit_code_1(forked, tmp_path):
     """The first checkpoint fits, the second may not: the run ends in words, and goes on once the limit is gone."""
-    script = (
-        "import resource, signal, sys\n"
-        "from callbacks.checkpoint import LastCheckpoint\n"
-        "save = LastCheckpoint._save\n"
-        "def limited(self, trainer, step):\n"
-        "    save(self, trainer, step)\n"
-        "    half = (self.folder / 'last.ckpt').stat().st_size // 2\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (half, -1))\n"
-        "LastCheckpoint._save = limited\n"
-        "from aeic_lightning.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    words = run_words(tmp_path, steps=4)
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = forked.finish("tests.checkpoints.limited:file_size", run_words(tmp_path, steps=4))
     assert done.returncode == 1, done.stderr
     assert "failed: cannot write the checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
@@ -71,7 +57,7 @@ def run_words(root: Path, steps: int) -> list[str]:
             f"--trainer.callbacks={callbacks}"]  # fmt: skip
 
 
-def test_slurms_signal_saves_and_requeues_and_the_same_command_goes_on(tmp_path):
+def test_slurms_signal_saves_and_requeues_and_the_same_command_goes_on(forked, tmp_path):
     """The job's variables as SLURM sets them, its signal, and an `scontrol` that writes down what it is asked."""
     fake = tmp_path / "bin" / "scontrol"
     fake.parent.mkdir()
@@ -81,25 +67,23 @@ def test_slurms_signal_saves_and_requeues_and_the_same_command_goes_on(tmp_path)
         "PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "study",
         "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
     }  # fmt: skip
-    command = [sys.executable, "-m", "aeic_lightning", *run_words(tmp_path, steps=100_000)]
     log = tmp_path / "log.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment)
-        deadline = time.monotonic() + 240
-        while "step 2/" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        process.send_signal(signal.SIGUSR1)
-        code = process.wait(timeout=120)
+    process = forked.command(*run_words(tmp_path, steps=100_000), output=log, env=environment)
+    deadline = time.monotonic() + 240
+    while not log.exists() or "step 2/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    code = process.wait(timeout=120)
     assert code == 128 + signal.SIGUSR1, log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     assert "job 77 is back in the queue" in log.read_text()
     assert not list(tmp_path.rglob("hpc_ckpt*")), "Lightning's own handler must stay out of it"
     step = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert step >= 2
-    command = [sys.executable, "-m", "aeic_lightning", *run_words(tmp_path, steps=step + 1)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    words = run_words(tmp_path, steps=step + 1)
+    done = forked.finish("aeic_lightning.cli:main", words, env=environment)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["resumed_from"].endswith("last.ckpt")
@@ -133,18 +117,10 @@ def test_a_task_of_an_array_is_requeued_by_itself(monkeypatch, variables, job):
         requeue()
 
 
-def test_memory_that_runs_out_says_what_to_lower(tmp_path):
-    """A real allocation failure: the address space ends a little above what the program itself takes."""
-    script = (
-        "import resource, sys\n"
-        "import aeic_lightning.config.lightning_cli, aeic_lightning.systems, datamodules, callbacks.checkpoint\n"
-        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (taken + 600 * 2**20, -1))\n"
-        "from aeic_lightning.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
+def test_memory_that_runs_out_says_what_to_lower(forked, tmp_path):
+    """A real allocation failure."""
     words = [*run_words(tmp_path, steps=1), "--data.init_args.crop_size=2048", "--data.init_args.batch_size=2"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = forked.finish("tests.checkpoints.limited:memory", words)
     assert done.returncode == 1, done.stderr
     assert "failed: out of memory" in done.stderr
     assert "Lower data.init_args.batch_size" in done.stderr

@@ -1,6 +1,7 @@
 """The one-step decoder is the released one, at full size: recorded numbers of every block on 16 x 24 latents.
 
-Takes about 4.5 GB and a minute.
+Takes about 4.5 GB and a minute, so all but the counts of parameters is slow; tests/models/decoder/test_pretrained.py
+compares a small decoder with diffusers' own U-Net.
 """
 
 import pytest
@@ -10,8 +11,6 @@ from reference_weights import fill, latents
 
 from aeic_lightning.checkpoints.released import denoiser_state
 from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder, PretrainedConfig
-
-pytestmark = pytest.mark.slow
 
 # The base has four channels where the trained decoder has more.
 ENDS = {
@@ -55,24 +54,29 @@ def recorded() -> dict[str, torch.Tensor]:
     return vectors("decoder_16x24.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", range(9))
 def test_hidden_states(ours, recorded, n):
     assert_close(ours[f"h_{n}"][:, ::32, ::2, ::2], recorded[f"h_{n}"], recorded[f"h_{n}_std"].item())
     assert ours[f"h_{n}"].std(correction=0).item() == pytest.approx(recorded[f"h_{n}_std"].item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_denoised_latents(ours, recorded):
     assert_close(ours["l_0"][:, ::16], recorded["l_0"], recorded["l_0_std"].item())
     assert_close(ours["l_sum"][:, ::16], recorded["l_sum"])
 
 
+@pytest.mark.slow
 def test_picture(ours, recorded):
     assert_close(ours["x"][:, :, ::4, ::4], recorded["x"])
     assert ours["x"].mean().item() == pytest.approx(recorded["x_mean"].item(), abs=1e-4 * recorded["x"].std().item())
 
 
-def test_parameters(decoder):
+def test_parameters():
     """818.2 M in the U-Net, of which 28.9 M LoRA; 13.0 M in the VAE decoder (figures of the released model)."""
+    with torch.device("meta"):
+        decoder = OneStepDecoder(320, 256, DecoderConfig(pretrained=PretrainedConfig()))
     trained = {name: p.numel() for name, p in decoder.denoiser.named_parameters() if p.requires_grad}
     lora = sum(count for name, count in trained.items() if ".lora_" in name)
     assert sum(p.numel() for p in decoder.denoiser.parameters()) / 1e6 == pytest.approx(818.2, abs=0.05)

@@ -135,7 +135,7 @@ def streams_table(folder: Path, count: int) -> tuple[list[str], bool]:
 PARTS = ["kills", "seeds", "signals", "inputs", "names", "streams", "processes"]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--stages", type=lambda text: text.split(","), help="of the kills (default: all)")
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=100_000, help="so many streams")
     parser.add_argument("--table", type=Path, help="write the tables there")
     parser.add_argument("--folder", type=Path, help="keep the runs there (default: a temporary folder)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     parts = args.parts or PARTS
     import_everything()
     with tempfile.TemporaryDirectory() as scratch:

@@ -131,16 +131,27 @@ class Equality(NamedTuple):
     files: list[str]  # that the two processes left
 
 
-def trial(folder: Path, accumulate: int) -> Equality:
-    """Run both, and compare."""
+def launch(where: Path, processes: int, accumulate: int) -> None:
+    """`record` in a process of its own, from which Lightning starts the second one."""
+    command = [sys.executable, "-m", "tests.robustness.processes", str(where), str(processes), str(accumulate)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def record(where: Path, processes: int, accumulate: int) -> None:
+    """`run`, and what it returns in a file."""
+    found = run(where, processes, accumulate)
+    torch.save(found, where / f"rank{found['rank']}.pt")
+
+
+def trial(folder: Path, accumulate: int, launch: Callable[[Path, int, int], None] = launch) -> Equality:
+    """Run both, and compare. `launch` is how the processes come about."""
     records = {}
     for processes in (2, 1):
         where = folder / f"{accumulate}-{processes}"
         where.mkdir(parents=True)
-        command = [sys.executable, "-m", "tests.robustness.processes", str(where), str(processes), str(accumulate)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        launch(where, processes, accumulate)
         records[processes] = [torch.load(path, weights_only=True) for path in sorted(where.glob("rank*.pt"))]
     (first, second), (joint,) = records[2], records[1]
     gradients = {
@@ -163,6 +174,4 @@ def trial(folder: Path, accumulate: int) -> Equality:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    record = run(place, int(sys.argv[2]), int(sys.argv[3]))
-    torch.save(record, place / f"rank{record['rank']}.pt")
+    record(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

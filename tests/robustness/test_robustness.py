@@ -1,27 +1,20 @@
 """Small versions of `python -m tests.robustness`: two kills of an adversarial run, bad input, nothing that runs."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
+from tests.ranks import finish_ranks
 from tests.robustness import processes
 from tests.robustness.inputs import CASES, Folder, verdict
 
-ROOT = Path(__file__).parents[2]
 # Each kind of input once, and every command that reads a checkpoint with a malicious one; the script tries them all.
 FEW = [case for i, case in enumerate(CASES) if i % 4 == 0 or "malicious_zip" in case.name or "misspelt" in case.name]
 
 
-def test_an_adversarial_run_killed_twice_ends_as_the_undisturbed_one():
+def test_an_adversarial_run_killed_twice_ends_as_the_undisturbed_one(forked):
     """Between the two players' updates, and in the middle of writing a checkpoint."""
-    words = ["kills", "--stages", "adversary"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.robustness", *words], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = forked.finish("tests.robustness.__main__:main", ["kills", "--stages", "adversary"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| adversary | before_update 3, saving 4 | 2 | yes |" in done.stdout
 
@@ -61,9 +54,13 @@ def test_an_images_name_cannot_lead_out_of_the_folder(name):
         file_name(name)
 
 
-def test_two_processes_have_the_gradients_of_the_joint_batch_for_both_players(tmp_path):
+def test_two_processes_have_the_gradients_of_the_joint_batch_for_both_players(forked, tmp_path):
     """Two accumulated batches a step; the strategy is plain `ddp`."""
-    got = processes.trial(tmp_path, accumulate=2)
+
+    def launch(where, count, accumulate):
+        finish_ranks(forked, where.parent, "tests.robustness.processes:record", where, count, accumulate, count=count)
+
+    got = processes.trial(tmp_path, 2, launch)
     assert max(got.gradients["generator"]) < 1e-4
     assert max(got.gradients["discriminator"]) < 1e-4
     assert got.ranks_agree

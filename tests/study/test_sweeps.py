@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,7 +219,7 @@ def figures(root: Path) -> dict[str, dict]:
     return found
 
 
-def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path):
+def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(forked, tmp_path):
     def command(root: str) -> list[str]:
         small = [
             f"--set.{word}"
@@ -246,19 +244,20 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(tmp_path
             f"- {{name: a, config: {teachers}/teacher_stage1.yaml}}\n"
             f"- {{name: b, config: {teachers}/teacher_stage2.yaml, needs: [a], set: {{vars.stage1: a}}}}\n"
         )
-        return [sys.executable, "-m", "aeic_lightning", "sweep", "--config", str(file), f"--vars.root={root}", *small]
+        return ["sweep", "--config", str(file), f"--vars.root={root}", *small]
 
     words = command(tmp_path / "whole")
-    for run in read_sweep(tmp_path / "sweep.yaml", [word.removeprefix("--") for word in words[6:]]).runs:
+    for run in read_sweep(tmp_path / "sweep.yaml", [word.removeprefix("--") for word in words[3:]]).runs:
         assert main(run.command[3:]) == 0
     folder = tmp_path / "killed" / "b"
-    with subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL) as sweep:
-        # Not what it prints: on a busy machine the first line about a step comes after the last step.
-        while not (folder / "checkpoints" / "last.ckpt").is_file():
-            assert sweep.poll() is None, "the sweep has ended by itself"
-            time.sleep(0.02)
-        sweep.kill()
-    again = subprocess.run(command(tmp_path / "killed"), cwd=ROOT, capture_output=True, text=True, check=True)
+    sweep = forked.call("tests.study.forked_sweep:main", command(tmp_path / "killed"))
+    # Not what it prints: on a busy machine the first line about a step comes after the last step.
+    while not (folder / "checkpoints" / "last.ckpt").is_file():
+        assert sweep.poll() is None, "the sweep has ended by itself"
+        time.sleep(0.02)
+    sweep.kill()
+    again = forked.finish("tests.study.forked_sweep:main", command(tmp_path / "killed"))
+    assert again.returncode == 0, again.stderr
     assert "a: done before" in again.stdout
     assert re.search(r"saved .* at step [123]; go on", (folder / "log.txt").read_text()), "it was stopped in the middle"
     assert "Restored all states" in (folder / "log.txt").read_text()

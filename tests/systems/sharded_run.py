@@ -1,13 +1,12 @@
 """Run by test_sharded.py: a distillation over a frozen base in two processes (gloo, CPU), spread or not.
 
-    python -m tests.systems.sharded_run FOLDER spread|whole
+    main(FOLDER, "spread" or "whole")
 
 FOLDER holds the base, `turbo` and `half.ckpt`, and a teacher over it, `teacher.ckpt`. Three steps with a validation in
 which one process has more images than the other; then, resumed, two steps more. Each process writes what it has at the
 end into `FOLDER/NAME-RANK.pt`.
 """
 
-import sys
 from pathlib import Path
 
 import lightning
@@ -58,8 +57,7 @@ def fit(folder: Path, name: str, steps: int, ckpt_path: str | None) -> tuple[lig
     return trainer, system
 
 
-def main() -> None:
-    folder, name = Path(sys.argv[1]), sys.argv[2]
+def main(folder: Path, name: str) -> None:
     trainer, first = fit(folder, name, 3, None)
     figures = {key: trainer.callback_metrics[f"val/{key}"].item() for key in ("bpp", "psnr")}
     after_three = {key: tensor.clone() for key, tensor in first.state_dict().items()}
@@ -68,7 +66,3 @@ def main() -> None:
     held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in base)
     found = {"first": after_three, "weights": system.state_dict(), "figures": figures, "held": held}
     torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main()

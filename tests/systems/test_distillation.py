@@ -22,15 +22,16 @@ ENCODER = [TapMatch(tap) for tap in ("y", "z", "phi", "y_hat")]
 DECODER = [TapMatch(tap) for tap in ("l_T", "l_res", "l_0", *(f"h_{n}" for n in range(9)))]
 
 
-@pytest.fixture
-def teacher(codec_config, decoder_config, loader, trainer, tmp_path):
+@pytest.fixture(scope="module")
+def teacher(small_sizes, loader, module_trainer, tmp_path_factory):
     """Path of a teacher trained for two steps."""
     seed_everything(3, verbose=False)
-    system = TeacherSystem(codec_config, decoder_config, LOSS, OPTIMIZATION)
-    fitted = trainer(2)
+    system = TeacherSystem(*small_sizes(), LOSS, OPTIMIZATION)
+    fitted = module_trainer(2)
     fitted.fit(system, loader(2))
-    fitted.save_checkpoint(tmp_path / "teacher.ckpt")
-    return str(tmp_path / "teacher.ckpt")
+    path = tmp_path_factory.mktemp("teacher") / "teacher.ckpt"
+    fitted.save_checkpoint(path)
+    return str(path)
 
 
 @pytest.fixture

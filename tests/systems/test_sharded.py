@@ -1,8 +1,5 @@
 """A frozen base that is spread over processes: the same run, with half of the base in each of two."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import save
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig
-from tests.robustness.runs import ROOT
+from tests.ranks import finish_ranks
 from tests.systems.sharded_run import CODEC, HEADS, LOSS, WIDTHS, decoder
 from tests.systems.test_compression import make
 
@@ -26,15 +23,11 @@ def base_and_teacher(folder: Path) -> None:
     save(teacher, folder / "teacher.ckpt")
 
 
-def test_two_processes_with_half_of_the_base_each(tmp_path):
+def test_two_processes_with_half_of_the_base_each(forked, tmp_path):
     base_and_teacher(tmp_path)
     found = {}
     for name in ("whole", "spread"):
-        words = [sys.executable, "-m", "tests.systems.sharded_run", str(tmp_path), name]
-        done = subprocess.run(
-            words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        finish_ranks(forked, tmp_path, "tests.systems.sharded_run:main", tmp_path, name)
         found[name] = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)]
     for runs in found.values():
         assert runs[0]["figures"] == runs[1]["figures"]
