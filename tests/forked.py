@@ -7,6 +7,7 @@ forked when the tests are collected, if one of them asks for the fixture `forked
 
 import contextlib
 import importlib
+import logging
 import multiprocessing
 import os
 import random
@@ -200,6 +201,10 @@ def _fresh_streams(output: str, errors: str) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    for logger in (logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))):
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:  # it has the stream that was there when its library was imported
+                handler.setStream(sys.stderr)
 
 
 def _fresh_state() -> None:

@@ -6,6 +6,7 @@ import torch
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import CODECS, random_model
+from tests.bitstream.small import LEVELS, small
 
 MINIATURE = CodecConfig(
     widths=[8, 8, 16, 16, 32], context_width=32, context_depth=1, synthesis_widths=[16, 16, 16],
@@ -31,9 +32,7 @@ def bitstream(model):
 @pytest.fixture(scope="session")
 def model_of_levels():
     """Three rates."""
-    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
-    widths = {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1]}
-    return random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes, **widths, rate_levels=[8.0, 2.0, 0.5]))
+    return small(LEVELS)
 
 
 @pytest.fixture(scope="session")

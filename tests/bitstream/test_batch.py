@@ -10,7 +10,7 @@ from aeic_lightning.bitstream.stream import Bitstream, in_passes
 from aeic_lightning.cli import main
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.random_model import save
-from tests.bitstream.test_levels import LEVELS, small
+from tests.bitstream.small import LEVELS, small
 
 
 @pytest.fixture(scope="module")

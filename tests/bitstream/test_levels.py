@@ -1,7 +1,6 @@
 """Streams of a model of many rates: the level is one byte of the file, outside of the exact arithmetic."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,7 @@ from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position
 from aeic_lightning.cli.commands import bench
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.random_model import random_model
+from tests.bitstream.small import small
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_files_grow_with_the_level(bitstream):
 
 
 def test_the_level_costs_one_byte_and_a_file_of_one_rate_has_none(model):
-    plain = Bitstream(random_model(replace(model.codec.config, rate_levels=None)))
+    plain = Bitstream(small(None))
     data = plain.encode(picture())
     assert plain.decode(data).level is None
     assert overhead(70, 90, has_level=True) == overhead(70, 90) + 1
