@@ -398,3 +398,24 @@ def test_taps_are_cached_by_image_and_level(tmp_path):
         given = None if level is None else torch.tensor(level)
         assert cache.taps(x, compute, given)[0]["y"].tolist() == expected
     assert asked == [2, 2, 2], "the third call found both"
+
+
+def test_cached_taps_are_those_of_one_teacher_one_choice_of_taps_and_one_precision(tmp_path):
+    asked = []
+
+    def ask(weights=b"some weights", names=("y",), dtype=torch.float32):
+        (tmp_path / "teacher.ckpt").write_bytes(weights)
+        cache = TapCache(tmp_path / "taps", tmp_path / "teacher.ckpt", set(names))
+        before = len(asked)
+        x = torch.ones(1, 3, 4, 4, dtype=dtype)
+        taps, share = cache.taps(x, lambda x, level: asked.append(1) or {name: x.clone() for name in names})
+        assert set(taps) == set(names)
+        assert share == 1 - (len(asked) - before)
+        return len(asked) > before
+
+    assert ask()
+    assert not ask()
+    assert ask(weights=b"other weights")
+    assert ask(names=("y", "z"))
+    assert ask(dtype=torch.float64)
+    assert not ask(), "the first one's are still there"

@@ -7,19 +7,19 @@ from lightning.pytorch import Callback, seed_everything
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.systems import OnlineDistillationSystem, OptimizationConfig
+from aeic_lightning.systems import OnlineDistillationSystem, OptimizationConfig, online
 
 TERMS = {"rate": 0.8, "mse": 2.0, "L_enc": {"weight": 5.0, "taps": ["y", "y_hat"]}, "L_dec": 0.01}
 
 
 @pytest.fixture
 def make(codec_config, decoder_config):
-    """make(online, ...): a system; self-distillation if not online."""
+    """make(learns, ...): a system; self-distillation if its teacher does not learn."""
 
-    def build(online=True, terms=TERMS, **kwargs):
+    def build(learns=True, terms=TERMS, **kwargs):
         seed_everything(0, verbose=False)
         narrow = CodecConfig(**vars(codec_config) | {"widths": [8, 8, 8, 16, 16], "context_width": 8})
-        kwargs |= {"teacher_codec": codec_config} if online else {}
+        kwargs |= {"teacher_codec": codec_config} if learns else {}
         return OnlineDistillationSystem(narrow, decoder_config, terms, OptimizationConfig([(0, 1e-2)]), **kwargs)
 
     return build
@@ -73,7 +73,7 @@ def test_each_is_clipped_for_itself(make, loader, trainer):
 
 
 def test_in_self_distillation_the_teacher_is_the_average(make, loader, trainer):
-    system = make(online=False, teacher_decay=0.5)
+    system = make(learns=False, teacher_decay=0.5)
     before = state(system.model)
     trainer(1).fit(system, loader(1))
     after, keep = state(system.model), 2 / 11
@@ -109,10 +109,21 @@ def test_the_teachers_loss_has_its_warm_up_and_its_share_of_a_step(make, codec_c
     assert scales == pytest.approx([0, 0, 0.25, 0.25], abs=1e-3)
 
 
-@pytest.mark.parametrize("online", [True, False])
-def test_the_teacher_is_asked_at_the_students_rate_levels(make, codec_config, online, monkeypatch):
+def test_the_teachers_quantiles_are_solved_every_so_many_steps_and_after_the_last_one(
+    make, loader, trainer, monkeypatch
+):
+    monkeypatch.setattr(online, "QUANTILE_INTERVAL", 2)
+    system = make()
+    solved = []
+    monkeypatch.setattr(system.teacher.prior, "update_quantiles", lambda: solved.append(system.global_step))
+    trainer(3).fit(system, loader(3))
+    assert solved == [2, 3]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_teacher_is_asked_at_the_students_rate_levels(make, codec_config, learns, monkeypatch):
     codec_config.rate_levels = [4.0, 1.0, 0.25]
-    system = make(online, terms=TERMS)
+    system = make(learns, terms=TERMS)
     monkeypatch.setattr(system, "manual_backward", lambda loss: None)
     monkeypatch.setattr(system, "log_at_step", lambda prefix, terms: None)
     x, level = torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([2.0, 0.0])
@@ -122,15 +133,15 @@ def test_the_teacher_is_asked_at_the_students_rate_levels(make, codec_config, on
         torch.testing.assert_close(y[row], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("online", [True, False])
-def test_a_resumed_run_is_the_uninterrupted_one(make, loader, trainer, tmp_path, online):
-    whole = make(online)
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_resumed_run_is_the_uninterrupted_one(make, loader, trainer, tmp_path, learns):
+    whole = make(learns)
     trainer(4).fit(whole, loader(1))
     first = trainer(4, callbacks=[Half()])
-    first.fit(make(online), loader(1))
+    first.fit(make(learns), loader(1))
     assert first.global_step == 2
     first.save_checkpoint(tmp_path / "a.ckpt")
-    rest = make(online)
+    rest = make(learns)
     trainer(4).fit(rest, loader(1), ckpt_path=tmp_path / "a.ckpt")
     for name, value in state(whole).items():
         assert torch.equal(value, rest.state_dict()[name]), name
@@ -141,6 +152,6 @@ def test_what_cannot_be_is_said(make):
     with pytest.raises(UserError, match="no term reads the teacher"):
         make(terms={"rate": 1.0, "mse": 1.0})
     with pytest.raises(UserError, match="teacher_decay must be"):
-        make(online=False, teacher_decay=1.0)
+        make(learns=False, teacher_decay=1.0)
     with pytest.raises(UserError, match="no objective of its own"):
-        make(online=False, teacher_objective={"mse": 1.0})
+        make(learns=False, teacher_objective={"mse": 1.0})

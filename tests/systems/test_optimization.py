@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch.strategies import FSDPStrategy
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.systems import TeacherSystem
+from aeic_lightning.systems import TeacherSystem, optimization
 from tests.systems.test_compression import make, weights
 
 
@@ -34,6 +34,20 @@ def test_cosine_falls_to_its_final_rate_at_the_last_step(codec_config, decoder_c
         trainer(-1, max_epochs=1).fit(make(codec_config, decoder_config, **rates), loader(1))
     with pytest.raises(UserError, match="cosine falls from one rate"):
         make(codec_config, decoder_config, schedule="cosine", learning_rates=[(0, 1e-3), (5, 1e-4)])
+
+
+def test_quantiles_are_solved_every_so_many_steps_and_after_the_last_one(
+    codec_config, decoder_config, loader, trainer, monkeypatch
+):
+    """And the terms are told of each update under its number."""
+    monkeypatch.setattr(optimization, "QUANTILE_INTERVAL", 2)
+    system = make(codec_config, decoder_config)
+    solved, told = [], []
+    monkeypatch.setattr(system.model.codec.prior, "update_quantiles", lambda: solved.append(system.global_step))
+    monkeypatch.setattr(system.objective, "updated", told.append)
+    trainer(5).fit(system, loader(5))
+    assert solved == [2, 4, 5]
+    assert told == [1, 2, 3, 4, 5]
 
 
 def test_a_run_of_one_level_leaves_the_gains_of_the_others(codec_config, decoder_config, loader, trainer):
