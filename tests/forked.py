@@ -128,7 +128,7 @@ class Server:
     def end(self) -> None:
         """End the server."""
         self.kill_what_runs()
-        self._connection.close()
+        self._connection.send(("end",))  # not by closing it alone: a process forked from this one may have it open too
         os.waitpid(self.pid, 0)
 
 
@@ -139,6 +139,8 @@ def _serve(connection: Connection) -> None:
     with contextlib.suppress(EOFError):
         while True:
             kind, *question = connection.recv()
+            if kind == "end":
+                break
             if kind == "reap":
                 connection.send(reap(*question))
                 continue
