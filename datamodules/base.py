@@ -62,10 +62,10 @@ class ImageDataModule(LightningDataModule):
     batch_size x processes stays the same.
 
     **Resuming.** `train_dataloader` starts at sample (batches trained so far) x batch_size x processes. Lightning
-    restores that count (`fit_loop.epoch_loop.batch_progress.total.processed`) before it asks for the loader, in the
-    middle and at the end of an epoch. A resumed run sees the samples that the uninterrupted one would have seen; the
-    system needs to do nothing. A changed seed, crop, batch or number of images is warned about. Outside a Trainer set
-    `loader.next_sample`.
+    restores that count (`fit_loop.epoch_loop.batch_progress.total.processed`) before it asks for the first batch, in
+    the middle and at the end of an epoch. A resumed run sees the samples that the uninterrupted one would have seen;
+    the system needs to do nothing. A changed seed, crop, batch or number of images is warned about. Outside a Trainer
+    set `loader.next_sample`.
 
     **Several processes.** The samplers know their rank, and Lightning leaves them in place. Validation images are dealt
     out without padding, so that none counts twice. Ranks may therefore differ by one image: average with torchmetrics,
@@ -260,8 +260,11 @@ class ImageDataModule(LightningDataModule):
 
     def _crop_loader(self, crops: Cropping, sampler: CropSampler) -> CropLoader:
         """The loader that goes on behind the batches that the trainer has counted."""
-        batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
-        first = batches * sampler.global_batch_size
+
+        def first() -> int:
+            batches = 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
+            return batches * sampler.global_batch_size
+
         return CropLoader(crops, sampler, first, batch_size=self.batch_size, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:

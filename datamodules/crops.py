@@ -10,7 +10,7 @@ is merely the next stretch of the stream, and a resumed run goes on with the nex
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -279,15 +279,30 @@ class CropLoader(ImageLoader):
 
     `next_sample` is the first sample, over all processes, that has not been handed out. It starts at `first_sample` and
     grows by the global batch with each batch; batches that workers have prepared in advance do not count.
+    `first_sample` may be a function, which is asked when the first pass begins: a loader may be built before a resumed
+    run has read how far it was.
     """
 
-    def __init__(self, dataset: Cropping, sampler: CropSampler, first_sample: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: Cropping, sampler: CropSampler, first_sample: int | Callable[[], int] = 0, **kwargs: Any
+    ) -> None:
         super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
         self._crops, self._order = dataset, sampler
-        self.next_sample = first_sample
+        self._first_sample = first_sample
+        self._next_sample: int | None = None
+
+    @property
+    def next_sample(self) -> int:
+        if self._next_sample is not None:
+            return self._next_sample
+        return self._first_sample() if callable(self._first_sample) else self._first_sample
+
+    @next_sample.setter
+    def next_sample(self, sample: int) -> None:
+        self._next_sample = sample
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._order.start = self.next_sample
+        self._order.start = self.next_sample = self.next_sample
         for batch in super().__iter__():
             self.next_sample += self._order.global_batch_size
             yield batch

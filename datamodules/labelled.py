@@ -5,21 +5,33 @@ validation too, since a classifier is trained for one size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.random_state import own_random_states
 from datamodules.base import Z_STRIDE, ImageDataModule
-from datamodules.crops import CropDataset, CropSampler, ImageLoader, ImageSource, centre_crop, to_tensor
+from datamodules.crops import (
+    CropDataset,
+    CropSampler,
+    ImageLoader,
+    ImageSource,
+    centre_crop,
+    numbered_rng,
+    to_tensor,
+)
 from datamodules.image_folder import ImageFolder
 
 PATCH = 16
 """Crops are a multiple of it, the stride of the compress-and-classify encoder."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of images in [0, 1]: what timm's transforms normalise with."""
 
 
 class LabelledData(ImageDataModule):
@@ -31,6 +43,10 @@ class LabelledData(ImageDataModule):
     Args:
         crop_size: side of all images in pixels, a multiple of 16.
         crop_scale: [least, most] share of an image's area that a training crop shows.
+        augment: arguments of timm's `create_transform`, which then makes the training images, such as `{auto_augment:
+            rand-m9-mstd0.5-inc1, re_prob: 0.25, re_mode: pixel, interpolation: bicubic}`. Its crops and flips follow
+            `crop_size`, `crop_scale`, `horizontal_flip` and `vertical_flip`; what it draws follows from (seed, sample)
+            alone. Pixels that it erases are noise, which may leave [-1, 1]. null: crops and flips of this package.
         resize: shorter side that a validation or test image is resized to before its centre is cropped; null keeps its
             proportion to the crop at ImageNet's 256 : 224.
         eval_batch_size: validation and test images a step and process.
@@ -41,6 +57,7 @@ class LabelledData(ImageDataModule):
         self,
         crop_size: int = 224,
         crop_scale: list[float] = [0.08, 1.0],  # noqa: B006 (never changed; LightningCLI shows it in --help)
+        augment: dict[str, Any] | None = None,
         resize: int | None = None,
         eval_batch_size: int = 32,
         **kwargs: Any,
@@ -63,6 +80,10 @@ class LabelledData(ImageDataModule):
             )
         self.crop_size = crop_size
         self.crop_scale = crop_scale
+        self.augment = augment
+        if augment is not None and self.shuffle_channels:
+            raise UserError("data.shuffle_channels does nothing beside data.augment; drop one")
+        self._transform()  # refuses arguments that timm does not know before anything is read
         self.resize = resize
         self.eval_batch_size = eval_batch_size
         self.class_names: list[str] = []
@@ -73,7 +94,12 @@ class LabelledData(ImageDataModule):
         images = self._require(self.train_images, "training")
         rank, world_size = self._rank()
         self._crops = LabelledCrops(
-            self.labels["train"], self.crop_scale, images=images, cache=self.cache, **self._cropping()
+            self.labels["train"],
+            self.crop_scale,
+            self._transform(),
+            images=images,
+            cache=self.cache,
+            **self._cropping(),
         )
         sampler = CropSampler(
             num_images=len(images.names),
@@ -91,11 +117,47 @@ class LabelledData(ImageDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._evaluation(self._require(self.test_images, "test"), self.labels["test"])
 
+    def _transform(self) -> Callable[[Image.Image], torch.Tensor] | None:
+        """timm's transform of training images, whose result is normalised with ImageNet's mean and deviation."""
+        if self.augment is None:
+            return None
+        from timm.data import create_transform  # takes seconds to import
+
+        own = {
+            "input_size": self.crop_size,
+            "is_training": True,
+            "scale": self.crop_scale,
+            "hflip": 0.5 * self.horizontal_flip,
+            "vflip": 0.5 * self.vertical_flip,
+        }
+        fixed = next((name for name in self.augment if name in {*own, "mean", "std", "separate"}), None)
+        if fixed:
+            raise UserError(f"data.augment.{fixed} follows from the other settings of data; drop it")
+        try:
+            return _with_posterize(create_transform(**own, **self.augment))
+        except (TypeError, ValueError, KeyError, AssertionError) as error:
+            raise UserError(
+                f"data.augment {self.augment}: timm's create_transform does not take it: {error or 'see its arguments'}"
+            ) from error
+
     def _evaluation(self, images: ImageSource, labels: dict[str, int]) -> DataLoader:
         rank, world_size = self._rank()
         dataset = LabelledImages(images, labels, self.resize, self.crop_size)
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
         return ImageLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
+
+
+def _with_posterize(transform: Any) -> Any:
+    """timm's transform, whose strongest posterization keeps 0 bits: black, which Pillow no longer makes."""
+    for part in transform.transforms:
+        for op in getattr(part, "ops", []):
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 class LabelledCrops(CropDataset):
@@ -104,18 +166,34 @@ class LabelledCrops(CropDataset):
     Args:
         labels: class by image name.
         scale: least and most share of the area.
+        transform: makes a training image of a whole one in their place, normalised with ImageNet's mean and deviation.
         **crops: see `CropDataset`.
     """
 
-    def __init__(self, labels: dict[str, int], scale: Sequence[float], **crops: Any) -> None:
+    def __init__(
+        self,
+        labels: dict[str, int],
+        scale: Sequence[float],
+        transform: Callable[[Image.Image], torch.Tensor] | None = None,
+        **crops: Any,
+    ) -> None:
         super().__init__(**crops)
         self.labels = labels
         self.scale = scale
+        self.transform = transform
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         item = super().__getitem__(key)
         # By name: a broken image may have been replaced by another one.
         return item | {"label": self.labels[item["name"]]}
+
+    def cut(self, image: np.ndarray, sample: int) -> torch.Tensor:
+        if self.transform is None:
+            return super().cut(image, sample)
+        with own_random_states(int(numbered_rng(self.seed, 1, sample).integers(2**63))):
+            normalised = self.transform(Image.fromarray(image))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return 2 * (normalised * std + mean) - 1
 
     def _random_crop(self, image: np.ndarray, rng: np.random.Generator, zoom: float = 1.0) -> np.ndarray:
         # `zoom` is always 1: the share of the area does its work.

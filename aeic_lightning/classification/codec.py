@@ -68,17 +68,23 @@ class MeanScaleCodec(nn.Module):
         scale, mean = self.h_s(z_hat)[..., :height, :width].chunk(2, dim=1)
         return mean, scale
 
-    def forward(self, x: Tensor, quantise: bool = True) -> CodedLatents:
+    def forward(self, x: Tensor, quantise: bool = True, noisy: bool = False) -> CodedLatents:
         """Normalised images (B, 3, H, W), sides multiples of 16 -> latents and bits.
 
         In training mode the rate is that of y + U(-1/2, 1/2), while y_hat is rounded with a straight-through gradient;
-        in evaluation mode both are of the rounded values. With `quantise=False` y_hat is y, and its bits are those of
-        32-bit floating point, which is what sending y as it is would take.
+        in evaluation mode both are of the rounded values. With `noisy`, as the released training has it, y_hat and
+        z_hat too carry the noise of the rate in training mode. With `quantise=False` y_hat is y, and its bits are those
+        of 32-bit floating point, which is what sending y as it is would take.
         """
         y = self.g_a(x)
         if not quantise:
             return CodedLatents(y, y, torch.full(y.shape[:1], 32.0 * y[0].numel(), device=y.device))
         z = self.h_a(y)
+        if self.training and noisy:
+            y_noisy, z_noisy = add_noise(y), add_noise(z)
+            mean, scale = self.hyper_decode(z_noisy, *y.shape[2:])
+            bits_y = bits(self.conditional.likelihood(y_noisy, mean, scale))
+            return CodedLatents(y, y_noisy, bits_y + bits(self.prior.likelihood(z_noisy)))
         z_hat = self.prior.quantise(z)
         mean, scale = self.hyper_decode(z_hat, *y.shape[2:])
         residual = round_ste(y - mean)

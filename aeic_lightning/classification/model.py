@@ -8,7 +8,7 @@ receiver   stream -> y_hat -> embed -> blocks 1 2 3 4 ... 12 -> logits       (cl
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class ClassificationConfig:
         decoder_widths: channels of g_s after its first three stages; the fourth gives the picture.
         aggregate: transformer blocks, counted from 1, whose outputs the decoder gets beside the embedded y_hat.
         transformer: sizes of the transformer.
+        start: the weights that training begins with. `ours` keeps the variance through the encoder and starts scales
+            near 1, so that short trainings begin to learn at once. `released`: convolutions as PyTorch makes them,
+            every linear layer normal with deviation 0.02, cut at 2, and without bias.
     """
 
     encoder_widths: list[int] = field(default_factory=lambda: [128, 128, 128, 192])
@@ -42,9 +45,12 @@ class ClassificationConfig:
     decoder_widths: list[int] = field(default_factory=lambda: [128, 128, 128])
     aggregate: list[int] = field(default_factory=lambda: [1, 2, 3])
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    start: Literal["ours", "released"] = "ours"
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
+        if self.start not in ("ours", "released"):
+            raise UserError(f"sizes: start is ours or released, not {self.start!r}")
         if len(self.encoder_widths) != 4 or len(self.decoder_widths) != 3:
             raise UserError(
                 f"sizes: {len(self.encoder_widths)} encoder_widths and {len(self.decoder_widths)} decoder_widths; "
@@ -101,6 +107,8 @@ class ClassificationModel(CompressionModel):
         self.transformer = LatentTransformer(config.encoder_widths[-1], config.transformer)
         self.aggregation = FeatureAggregation(config.transformer.width, config.aggregate)
         self.g_s = decoder(config.transformer.width, config.decoder_widths)
+        if config.start == "released":
+            self.apply(_start_as_released)
 
     @property
     def config(self) -> dict:
@@ -124,20 +132,28 @@ class ClassificationModel(CompressionModel):
         """
         return self._synthesise(self.transformer.features(y_hat, self.aggregation.depth), y_hat)
 
-    def forward(self, x: Tensor, quantise: bool = True) -> ClassificationOutput:
-        """Images (B, 3, H, W) in [-1, 1] of any size -> logits, picture and bits. For `quantise`, see the codec.
+    def forward(self, x: Tensor, quantise: bool = True, noisy: bool = False) -> ClassificationOutput:
+        """Images (B, 3, H, W) in [-1, 1], any size -> logits, picture, bits. For `quantise`, `noisy`: see the codec.
 
         Under autocast only the transformer and the decoder compute in low precision: rounding to integers and
         differences of cumulatives need the codec's float32.
         """
         with full_precision(x):
-            latents = self.codec(self.prepare(x.float()), quantise)
+            latents = self.codec(self.prepare(x.float()), quantise, noisy)
         features = self.transformer.features(latents.y_hat)
         x_hat = self._synthesise(features, latents.y_hat)[..., : x.shape[2], : x.shape[3]]
         return ClassificationOutput(self.transformer.logits(features[-1]).float(), x_hat.float(), latents.bits, latents)
 
     def _synthesise(self, features: list[Tensor], y_hat: Tensor) -> Tensor:
         return self.normalisation.undo(self.g_s(self.aggregation(features, *y_hat.shape[2:])))
+
+
+def _start_as_released(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        module.reset_parameters()
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
 
 
 class PictureClassifier(nn.Module):

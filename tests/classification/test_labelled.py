@@ -1,17 +1,19 @@
 """Data with classes."""
 
+import random
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision import transforms
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.systems.guards import seed_batch
 from datamodules.crops import to_tensor
 from datamodules.labelled import LabelledFolder, SampleDigits
 from datamodules.labelled_hf import LabelledHuggingFace
@@ -126,6 +128,93 @@ def test_crops_show_between_the_least_and_the_most_area(tmp_path):
         assert 0.7 < width / height < 1.4
     assert 0.18 < min(shares) < 0.25
     assert 0.42 < max(shares) < 0.51
+
+
+def noise_folder(tmp_path, side=64):
+    (tmp_path / "a").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a" / "x.png")
+    return noise
+
+
+def test_timms_transforms_end_in_the_range_of_this_package(tmp_path):
+    """Those that leave an image as it is give its bytes back."""
+    noise = noise_folder(tmp_path)
+    augment = {"color_jitter": None, "interpolation": "bicubic", "ratio": [1.0, 1.0]}
+    data = LabelledFolder(
+        train_dir=str(tmp_path), crop_size=64, crop_scale=[1.0, 1.0], batch_size=1, horizontal_flip=False,
+        augment=augment,
+    )  # fmt: skip
+    (batch,) = batches(data, "train_dataloader")
+    torch.testing.assert_close(batch["image"][0], to_tensor(noise), atol=1e-5, rtol=0)
+    data = LabelledFolder(
+        train_dir=str(tmp_path), crop_size=64, crop_scale=[1.0, 1.0], batch_size=1, samples_per_epoch=12,
+        vertical_flip=True, augment=augment,
+    )  # fmt: skip
+    flipped = [to_tensor(part) for part in (noise, noise[:, ::-1], noise[::-1], noise[::-1, ::-1])]
+    found = {
+        next(i for i, one in enumerate(flipped) if torch.allclose(batch["image"][0], one, atol=1e-5))
+        for batch in batches(data, "train_dataloader")
+    }
+    assert found == {0, 1, 2, 3}
+
+
+def test_erased_pixels_are_noise_of_the_normalised_image(tmp_path):
+    noise_folder(tmp_path)
+    arguments = {"train_dir": str(tmp_path), "crop_size": 64, "batch_size": 1, "samples_per_epoch": 80}
+    augment = {"color_jitter": None, "re_prob": 0.25, "re_mode": "pixel"}
+    plain = batches(LabelledFolder(**arguments, augment=augment | {"re_prob": 0.0}), "train_dataloader")
+    erased = batches(LabelledFolder(**arguments, augment=augment), "train_dataloader")
+    assert max(batch["image"].abs().max().item() for batch in plain) <= 1 + 1e-5
+    beyond = [batch["image"] for batch in erased if batch["image"].abs().max() > 1 + 1e-5]
+    assert 10 <= len(beyond) <= 32  # a quarter of 80
+
+
+def test_what_timm_draws_follows_from_seed_and_sample_alone(tmp_path):
+    """Whichever random state the process is in, whichever sample came before; and that state goes on unmoved."""
+    noise = noise_folder(tmp_path)
+    augment = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "re_mode": "pixel"}
+    data = LabelledFolder(train_dir=str(tmp_path), crop_size=32, batch_size=1, augment=augment)
+    data.setup("fit")
+    data.train_dataloader()
+    first = [data._crops.cut(noise, sample) for sample in range(6)]
+    assert len({image.sum().item() for image in first}) == 6
+
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    seed_batch(123, 0, 0)
+    before = states()
+    assert all(torch.equal(data._crops.cut(noise, sample), first[sample]) for sample in (5, 2, 0))
+    assert states() == before
+    other = LabelledFolder(train_dir=str(tmp_path), crop_size=32, batch_size=1, augment=augment, seed=1)
+    other.setup("fit")
+    other.train_dataloader()
+    assert not torch.equal(other._crops.cut(noise, 0), first[0])
+
+
+def test_the_strongest_posterization_is_black(tmp_path):
+    """A magnitude of 10 keeps no bit; all others are Pillow's."""
+    noise = Image.fromarray(noise_folder(tmp_path))
+    data = LabelledFolder(train_dir=str(tmp_path), augment={"auto_augment": "rand-m10-inc1"})
+    (augment,) = (part for part in data._transform().transforms if hasattr(part, "ops"))
+    (op,) = (op for op in augment.ops if op.name == "PosterizeIncreasing")
+    op.prob = 1.0
+    assert not np.asarray(op(noise)).any()
+    op.magnitude = 5
+    assert np.array_equal(op(noise), ImageOps.posterize(noise, 2))
+
+
+def test_augmentations_that_cannot_be(tmp_path):
+    for augment, message in (
+        ({"colour_jitter": 0.4}, "create_transform does not take it.*colour_jitter"),
+        ({"auto_augment": 3}, "create_transform does not take it"),
+        ({"hflip": 0.5}, "data.augment.hflip follows from"),
+    ):
+        with pytest.raises(UserError, match=message):
+            LabelledFolder(train_dir=str(tmp_path), augment=augment)
+    with pytest.raises(UserError, match="shuffle_channels"):
+        LabelledFolder(train_dir=str(tmp_path), augment={}, shuffle_channels=True)
 
 
 def test_the_class_follows_the_image_that_takes_a_broken_ones_place(folder):

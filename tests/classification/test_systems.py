@@ -1,6 +1,7 @@
 """The two steps of compress-and-classify."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import lightning
@@ -13,7 +14,12 @@ from sklearn.metrics import top_k_accuracy_score
 from timm.data import resolve_model_data_config
 
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.classification import ClassificationConfig, CrossEntropy, TransformerConfig
+from aeic_lightning.classification import (
+    ClassificationConfig,
+    ClassificationModel,
+    CrossEntropy,
+    TransformerConfig,
+)
 from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.losses import logits_distance
 from aeic_lightning.classification.system import ClassificationOptimization, ClassificationSystem, TeacherConfig
@@ -23,6 +29,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective
 from aeic_lightning.systems.guards import seed_batch
 from callbacks.accuracy import AccuracyMetrics
+from datamodules.labelled import SampleDigits
 from tests.classification.trained import train
 
 SIZES = ClassificationConfig(
@@ -121,10 +128,19 @@ def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
     assert rates == pytest.approx(expected)
 
 
-def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path):
+@pytest.mark.parametrize("schedule", ["steps", "epochs"])
+def test_resumed_training_equals_the_uninterrupted_one(trainer, tmp_path, schedule):
+    """From the middle of its second epoch, with all that is drawn in training."""
+    augment = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "re_mode": "pixel"}
+    digits = SampleDigits(batch_size=8, samples_per_epoch=16, augment=augment)
+    warmup: dict = {"warmup_steps": 1}
+    if schedule == "epochs":
+        warmup = {"warmup_epochs": 1, "warmup_learning_rate": 1e-3}
+    optimization = ClassificationOptimization(learning_rate=2e-3, schedule=schedule, **warmup)
+
     def fresh() -> ClassificationSystem:
         torch.manual_seed(1)
-        return classification_system(mixup=0.8)
+        return classification_system(mixup=0.8, cutmix=1.0, optimization=optimization)
 
     class Half(lightning.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -132,11 +148,95 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, digits, tmp_path
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
 
     whole = fresh()
-    train(trainer, whole, digits, 6, tmp_path, "whole", callbacks=[Half()])
-    resumed = fresh()
-    trainer(6, limit_val_batches=0).fit(resumed, digits, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    train(trainer, whole, digits, 6, tmp_path, "whole", callbacks=[Half()], max_epochs=3)
+    resumed, half = fresh(), tmp_path / "half.ckpt"
+    trainer(6, limit_val_batches=0, max_epochs=3).fit(resumed, digits, ckpt_path=half, weights_only=True)
+    assert not torch.equal(fresh().model.g_s[0].weight, whole.model.g_s[0].weight)
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], tensor, msg=name)
+
+
+def test_a_learning_rate_for_a_batch_is_scaled_with_it():
+    """Images of all processes and of accumulated batches count; the end of the cosine stays."""
+    config = ClassificationOptimization(learning_rate=1e-3, learning_rate_batch=512, final_learning_rate=1e-5)
+    system = classification_system(optimization=config)
+    system.trainer = SimpleNamespace(
+        estimated_stepping_batches=10, world_size=4, accumulate_grad_batches=2,
+        datamodule=SimpleNamespace(batch_size=32),
+    )  # fmt: skip
+    found = system.configure_optimizers()
+    assert {group["initial_lr"] for group in found["optimizer"].param_groups} == {1e-3 * 256 / 512}
+    (factor, *_) = found["lr_scheduler"]["scheduler"].lr_lambdas
+    assert 5e-4 * factor(10) == pytest.approx(1e-5)
+
+
+def test_schedules_and_their_warm_ups():
+    for settings, message in (
+        ({"schedule": "epochs", "warmup_steps": 3}, "set warmup_epochs"),
+        ({"warmup_epochs": 3}, "set warmup_steps"),
+        ({"warmup_learning_rate": 1e-6}, "set warmup_steps"),
+        ({"schedule": "days"}, "steps or epochs"),
+        ({"learning_rate_batch": 0}, "at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            classification_system(optimization=ClassificationOptimization(**settings))
+    system = classification_system(optimization=ClassificationOptimization(schedule="epochs"))
+    system.trainer = SimpleNamespace(max_epochs=-1)
+    with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
+        system.configure_optimizers()
+
+
+def test_noisy_latents_are_what_the_rate_is_of():
+    """In training y_hat and z_hat carry noise within half a step, and the bits are of the same values."""
+    codec = classification_system(STEP2).model.codec
+    x, seen = torch.randn(2, 3, 64, 64), {}
+    codec.h_s.register_forward_pre_hook(lambda _, inputs: seen.update(z_hat=inputs[0]))
+    z = codec.h_a(codec.g_a(x))
+    latents = codec.train()(x, True, noisy=True)
+    noise, z_noise = latents.y_hat - latents.y, seen["z_hat"] - z
+    for drawn in (noise, z_noise):
+        assert drawn.abs().max() <= 0.5 + 1e-5
+        assert drawn.std() > 0.2
+    mean, scale = codec.hyper_decode(seen["z_hat"], *latents.y.shape[2:])
+    scale = scale.clamp(min=0.11)
+    upper, lower = ((torch.distributions.Normal(mean, scale).cdf(latents.y_hat + side)) for side in (0.5, -0.5))
+    expected = -(upper - lower).clamp(min=1e-9).log2().sum((1, 2, 3))
+    expected = expected - codec.prior.likelihood(seen["z_hat"]).log2().sum((1, 2, 3))
+    torch.testing.assert_close(latents.bits, expected, rtol=1e-4, atol=1e-2)
+    rounded = codec.eval()(x, True, noisy=True)
+    torch.testing.assert_close(rounded.y_hat, codec(x).y_hat)
+    with pytest.raises(UserError, match="rounded or noisy"):
+        classification_system(STEP2, latents="loud")
+
+
+def test_step_2_trains_on_the_latents_that_it_names():
+    for latents, noisy in (("rounded", False), ("noisy", True)):
+        system = classification_system(STEP2, latents=latents)
+        given = []
+        system.model.codec.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs[1:]))
+        system.trainer = SimpleNamespace(global_step=0, is_global_zero=True)
+        system.log_dict = lambda values: None
+        system.training_step({"image": torch.zeros(2, 3, 64, 64), "label": torch.tensor([0, 1]), "name": ["a", "b"]}, 0)
+        assert given == [(True, noisy)]
+
+
+def test_the_released_start_is_pytorchs_for_convolutions_and_timms_for_linear_layers():
+    model = ClassificationModel(dataclasses.replace(SIZES, start="released"))
+    bounds, normals = [], []
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+            bound = module.weight[0].numel() ** -0.5  # of PyTorch, which takes dimension 1 for a transposed kernel too
+            assert max(module.weight.abs().max(), module.bias.abs().max()) <= bound
+            bounds += [module.weight.flatten() / bound, module.bias / bound]
+        elif isinstance(module, torch.nn.Linear):
+            assert not module.bias.any()
+            normals.append(module.weight.flatten())
+    assert torch.cat(bounds).std().item() == pytest.approx(3**-0.5, rel=0.02)
+    assert torch.cat(normals).std().item() == pytest.approx(0.02, rel=0.02)
+    for weight in (model.transformer.embed.weight, model.aggregation.merge.weight, model.transformer.head.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.15)
+    with pytest.raises(UserError, match="start is ours or released"):
+        ClassificationModel(dataclasses.replace(SIZES, start="warm"))
 
 
 def test_the_weight_of_the_rate_rises_over_its_warm_up(trainer, digits, tmp_path):
@@ -199,6 +299,38 @@ def test_targets_are_smoothed_and_mixed():
     assert 0 < share < 1
     torch.testing.assert_close(mixed, share * x + (1 - share) * x.flip(0))
     torch.testing.assert_close(target, share * torch.eye(5)[label] + (1 - share) * torch.eye(5)[label.flip(0)])
+
+
+def test_cutmix_gives_each_class_the_share_of_its_pixels():
+    x, label = torch.zeros(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+    x += label.view(-1, 1, 1, 1)  # a pixel says whose it is
+    shares = []
+    for seed in range(20):
+        seed_batch(seed, 0, 0)
+        mixed = Mixup(5, 0.0, cutmix=1.0)({"image": x, "label": label})
+        assert set(mixed["image"][0].unique().tolist()) <= {1.0, 4.0}
+        own = (mixed["image"][0, 0] == 1.0).float().mean()
+        expected = own * torch.eye(5)[1] + (1 - own) * torch.eye(5)[4]
+        torch.testing.assert_close(mixed["label"][0], expected)
+        shares.append(own.item())
+    assert min(shares) < 0.5 < max(shares)
+
+
+@pytest.mark.parametrize(("switch", "least", "most"), [(0.0, 0, 0), (0.5, 10, 30), (1.0, 40, 40)])
+def test_a_batch_has_mixup_or_cutmix(switch, least, most):
+    """CutMix leaves every pixel as one of the two images had it."""
+    targets, x = Mixup(4, 0.8, 1.0, switch), torch.rand(2, 3, 16, 16)
+    cut = 0
+    for seed in range(40):
+        seed_batch(seed, 0, 0)
+        mixed = targets({"image": x, "label": torch.tensor([0, 1])})["image"][0]
+        cut += bool(((mixed == x[0]) | (mixed == x[1])).all())
+    assert least <= cut <= most
+    for bad, message in (((-1.0, 0.0), "mixup must be"), ((0.0, -1.0), "cutmix must be")):
+        with pytest.raises(UserError, match=message):
+            Mixup(4, *bad)
+    with pytest.raises(UserError, match="cutmix_switch is a probability"):
+        Mixup(4, 0.8, 1.0, 1.5)
 
 
 def test_mixing_follows_the_seed_of_the_batch_alone():
