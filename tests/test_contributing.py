@@ -21,6 +21,7 @@ from aeic_lightning.study.complexity import experiment_configs
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 PARTS = {
     "Encoder": "my_encoder.py",
+    "Entropy model": "my_context.py",
     "Term of the loss": "my_term.py",
     "Tap": None,
     "Data set": "my_data.py",
@@ -89,6 +90,7 @@ def test_all_parts_train_together(tmp_path, monkeypatch):
     run = Path("runs/tiny/student_enc")
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert state["model.codec.g_a.0.weight"].shape == (16, 3, 5, 5)
+    assert {name.split(".")[4] for name in state if "context.adapter_in." in name} == {"0", "1"}, "two steps"
     events = EventAccumulator(str(run)).Reload()
     assert events.Scalars("train/brightness")[-1].value > 0
     assert events.Scalars("train/distill/decoder/decoder.denoiser.trunk.mid_block")[-1].value > 0

@@ -18,9 +18,9 @@ Layout: float32 (B, h, w, C), channels last, on the CPU. What each image becomes
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, partial, singledispatch
 from typing import Any, cast
 
 import torch
@@ -29,13 +29,23 @@ from torch import Tensor, nn
 
 from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, product
 from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
-from aeic_lightning.models.codec.context import QUADTREE, QuadtreeContext
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.codec.context import (
+    ContextModel,
+    GridContext,
+    NoContext,
+    Pattern,
+    Position,
+    code_in_steps,
+)
 from aeic_lightning.models.layers import (
     Adapter,
     ChannelNorm,
+    ContextLayer,
     GatedCNN,
     InceptionDepthwise,
     InceptionNeXt,
+    Pointwise,
     StarBlock,
     Up,
 )
@@ -289,8 +299,8 @@ class AdapterLayer(nn.Module):
         sums, one = self.depthwise.sums(self._hidden(x))
         return by_rows(partial(self._after, one, None), x, *sums)[0]
 
-    def coded(self, x: Tensor, step: int) -> Tensor:
-        """(B, 2M, h, w): what `forward` gives where `step` codes, else 0. Each half of 2M has four quarters."""
+    def coded(self, x: Tensor, positions: Sequence[Sequence[Position]]) -> Tensor:
+        """(B, 2M, h, w): what `forward` gives at these positions of each quarter, else 0. Each half of 2M has four."""
         sums, one = self.depthwise.sums(self._hidden(x))
         count, h, w, _ = x.shape
         out = x.new_zeros(count, 2, 4, len(self.last.bias) // 8, h, w)
@@ -301,7 +311,7 @@ class AdapterLayer(nn.Module):
             values = values.view(count, h // 2, w // 2, 2, -1).permute(0, 3, 4, 1, 2)
             out[:, :, quarter, :, row::2, column::2] = values
 
-        in_parallel(fill, range(4), *zip(*QUADTREE[step], strict=True))
+        in_parallel(fill, *zip(*((q, *at) for q, here in enumerate(positions) for at in here), strict=True))
         return out.view(count, -1, h, w)
 
     def _hidden(self, x: Tensor) -> Tensor:
@@ -341,26 +351,148 @@ class GatedNeXt(nn.Module):
         return (self.fc2(self.conv.finish(one, *sums).mul_(gate)).add_(x),)
 
 
-class HyperSynthesis(nn.Module):
-    """h_s: z_hat (B, M/2, h/4, w/4) -> phi (B, M, h, w)."""
+class Convolution(nn.Module):
+    """A convolution of stride 1 or a transposed one of stride 2: (B, h, w, K) -> (B, h, w, O) or (B, 2h, 2w, O)."""
 
-    def __init__(self, h_s: nn.Sequential) -> None:
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(Upsample(m) if isinstance(m, Up) else Star(cast(StarBlock, m)) for m in h_s))
+        self.kernel = conv.kernel_size[0]
+        self.upsamples = isinstance(conv, nn.ConvTranspose2d)
+        fits = conv.kernel_size == (self.kernel, self.kernel) and self.kernel % 2 and conv.groups == 1
+        fits &= conv.padding == (self.kernel // 2,) * 2 and conv.dilation == (1, 1) and conv.bias is not None
+        if isinstance(conv, nn.ConvTranspose2d):
+            fits &= conv.stride == (2, 2) and conv.output_padding == (1, 1)
+            # It is the convolution, by the mirrored kernel, of its input with zeros between the values.
+            matrix = _with_weight(conv.weight.detach().transpose(0, 1).flip(2, 3), cast(Tensor, conv.bias))
+        else:
+            fits &= conv.stride == (1, 1) and conv.padding_mode == "zeros"
+            matrix = conv
+        if not fits:
+            raise UserError(
+                f"{conv} has no exact form; h_s and the context take convolutions of an odd square kernel, padded by "
+                "half of it with zeros, of stride 1 (transposed ones: of stride 2, with output_padding 1), with a bias"
+            )
+        self.conv = Linear(matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.upsamples:
+            wide = x.new_zeros(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3])
+            wide[:, ::2, ::2] = x
+            x = wide
+        (out,) = by_rows(lambda rows: (self.conv(rows),), patches(x, self.kernel) if self.kernel > 1 else x)
+        return out
+
+
+def _with_weight(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2])
+    conv.weight, conv.bias = nn.Parameter(weight.contiguous()), nn.Parameter(bias.detach())
+    return conv
+
+
+class LeakyReLU(nn.Module):
+    """One multiplication: the same everywhere. A ReLU has the slope 0."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, x * self.slope)
+
+
+class PlainGelu(Gelu):
+    """GELU of values that are in no units."""
+
+    def forward(self, v: Tensor) -> Tensor:
+        return super().forward(v * GELU_STEPS)  # a power of two, so exact
+
+
+def exact_form(module: nn.Module) -> nn.Module:
+    """The exact form of h_s or a part of it, from tokens (B, h, w, C) to tokens (`exact_layer`).
+
+    Raises UserError for a layer that has none, such as one that is derived from a known one and computes another thing.
+    """
+    kind = next((kind for kind in type(module).__mro__ if kind in exact_layer.registry), object)
+    if kind is object or type(module).forward is kind.forward:  # pyright: ignore[reportAttributeAccessIssue]
+        return exact_layer(module)
+    raise UserError(
+        f"{type(module).__name__} has a forward of its own, other than {kind.__name__}'s, and no exact form; register "
+        "one with aeic_lightning.bitstream.exact.exact_layer"
+    )
+
+
+@singledispatch
+def exact_layer(module: nn.Module) -> nn.Module:
+    """The exact form of a layer of h_s, from tokens (B, h, w, C) to tokens.
+
+    A package with a layer of its own registers a function for its class here; its sums must be of integers, and
+    everything else one elementwise operation at a time (see the top of this file).
+
+    Raises UserError for a layer that has none.
+    """
+    raise UserError(
+        f"{type(module).__name__} has no exact form, without which a stream decodes on the sender's machine alone; h_s "
+        "takes sequences of Up, StarBlock, Adapter, ContextLayer, Conv2d, ConvTranspose2d, ReLU, LeakyReLU and GELU"
+    )
+
+
+exact_layer.register(StarBlock, Star)
+exact_layer.register(Up, Upsample)
+exact_layer.register(Adapter, AdapterLayer)
+exact_layer.register(ContextLayer, lambda layer: GatedNeXt(*layer))
+exact_layer.register(nn.Conv2d, Convolution)
+exact_layer.register(Pointwise, Convolution)
+exact_layer.register(nn.ConvTranspose2d, Convolution)
+exact_layer.register(nn.LeakyReLU, lambda layer: LeakyReLU(layer.negative_slope))
+exact_layer.register(nn.ReLU, lambda layer: LeakyReLU(0.0))
+exact_layer.register(nn.Identity, lambda layer: nn.Identity())
+
+
+@exact_layer.register
+def _gelu(module: nn.GELU) -> nn.Module:
+    if module.approximate != "none":
+        raise UserError(f"{module} has no exact form; take the plain GELU")
+    return PlainGelu()
+
+
+@exact_layer.register
+def _sequence(module: nn.Sequential) -> nn.Module:
+    return nn.Sequential(*map(exact_form, module))
+
+
+class HyperSynthesis(nn.Module):
+    """h_s: z_hat (B, N, h/4, w/4) -> phi (B, K, h, w)."""
+
+    def __init__(self, h_s: nn.Module) -> None:
+        super().__init__()
+        self.layers = exact_form(h_s)
 
     def forward(self, z_hat: Tensor) -> Tensor:
         with in_pieces():
             return from_tokens(self.layers(to_tokens(z_hat)))
 
 
-class Context(nn.Module):
-    """`QuadtreeContext`: the same loop around exact parameters. Means are multiples of 1/256."""
+class ExactContext(nn.Module):
+    """The loop of a context model around exact parameters. Means are multiples of 1/256."""
 
-    steps = QuadtreeContext.steps
-    forward = QuadtreeContext.forward
-
-    def __init__(self, context: QuadtreeContext) -> None:
+    def __init__(self, pattern: Pattern) -> None:
         super().__init__()
+        self.pattern = pattern
+
+    def forward(self, phi: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """As `ContextModel.forward`."""
+        return code_in_steps(self.pattern, self.params, phi, code)
+
+    def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale, each (B, M, h, w), where the step codes."""
+        raise NotImplementedError
+
+
+class Context(ExactContext):
+    """`GridContext`."""
+
+    def __init__(self, context: GridContext) -> None:
+        super().__init__(context.pattern)
         self.adapter_in = nn.ModuleList(AdapterLayer(cast(Adapter, a)) for a in context.adapter_in)
         self.g_c = nn.Sequential(*(GatedNeXt(*cast(tuple[InceptionNeXt, GatedCNN], layer)) for layer in context.g_c))
         self.adapter_out = nn.ModuleList(AdapterLayer(cast(Adapter, a)) for a in context.adapter_out)
@@ -369,12 +501,45 @@ class Context(nn.Module):
         """Mean and raw scale, each (B, M, h, w); zero where the step codes nothing."""
         with in_pieces():
             adapter_out = cast(AdapterLayer, self.adapter_out[step])
-            return self.params_by(base, self.adapter_in[step], partial(adapter_out.coded, step=step))
+            return self.params_by(base, self.adapter_in[step], partial(adapter_out.coded, positions=self.pattern[step]))
 
     def params_by(self, base: Tensor, adapter_in: Layer, adapter_out: Layer) -> tuple[Tensor, Tensor]:
         """Mean and raw scale, each (B, M, h, w), by one step's adapters: tokens to tokens, and to (B, 2M, h, w)."""
         mean, scale = adapter_out(self.g_c(adapter_in(to_tokens(base)))).chunk(2, dim=1)
-        return (mean * MEAN_STEPS).round_().clamp_(-MEAN_LIMIT, MEAN_LIMIT).div_(MEAN_STEPS), scale
+        return on_mean_grid(mean), scale
+
+
+class PhiContext(ExactContext):
+    """`NoContext`."""
+
+    def __init__(self, context: NoContext) -> None:
+        super().__init__(context.pattern)
+        self.split = context.params
+
+    def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        mean, scale = self.split(base, step)
+        return on_mean_grid(mean), scale
+
+
+@singledispatch
+def exact_context(context: ContextModel) -> ExactContext:
+    """The exact form of a context model; a package with one of its own registers a function for its class here.
+
+    Raises UserError for one that has none.
+    """
+    raise UserError(
+        f"codec.context: {type(context).__name__} has no exact form, without which a stream decodes on the sender's "
+        "machine alone; derive it from GridContext, or register one with aeic_lightning.bitstream.exact.exact_context"
+    )
+
+
+exact_context.register(GridContext, Context)
+exact_context.register(NoContext, PhiContext)
+
+
+def on_mean_grid(mean: Tensor) -> Tensor:
+    """Means rounded to multiples of 1/256."""
+    return (mean * MEAN_STEPS).round_().clamp_(-MEAN_LIMIT, MEAN_LIMIT).div_(MEAN_STEPS)
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
     send/     analysis.onnx         x (1, 3, H, W), padded          -> y, z                  float32
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
+                                    (without a context: phi (1, 2M, h, w) alone)
               tables.json, manifest.json, send.py, which needs neither PyTorch nor this package
     receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
@@ -33,7 +34,7 @@ from torch.export import Dim
 
 from aeic_lightning import __version__
 from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.exact import Context, from_tokens
+from aeic_lightning.bitstream.exact import Context, ExactContext, from_tokens
 from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver, OnnxSender, sha256
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, dial_position, reconstruct
 from aeic_lightning.errors import UserError
@@ -83,6 +84,17 @@ class ContextStep(nn.Module):
 
         adapter_out = adapter("adapter_out")
         return self.context.params_by(base, adapter("adapter_in"), lambda x: from_tokens(adapter_out(x)))
+
+
+class OnlyStep(nn.Module):
+    """The parameters of a context model of one step."""
+
+    def __init__(self, context: ExactContext) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        return self.context.params(base, 0)
 
 
 class Synthesis(nn.Module):
@@ -156,15 +168,13 @@ def export(model: AEIC, folder: Path) -> None:
             f"{type(codec.g_a).__name__} cannot be exported to ONNX for images of any size: {reason}; use operations "
             "that torch.export takes"
         ) from error
-    hyper_synthesis, context = cast(tuple[nn.Module, Context], (bitstream.hyper_synthesis, bitstream.context))
+    hyper_synthesis, context = cast(tuple[nn.Module, ExactContext], (bitstream.hyper_synthesis, bitstream.context))
+    most = limit // codec.z_stride
     _export(
-        hyper_synthesis, (torch.zeros(1, channels // 2, 3, 5),), send / "hyper_synthesis.onnx",
-        {"z_hat": {2: Dim("rows", min=1, max=limit // 4), 3: Dim("columns", min=1, max=limit // 4)}}, ["phi"],
+        hyper_synthesis, (torch.zeros(1, codec.prior.channels, 3, 5),), send / "hyper_synthesis.onnx",
+        {"z_hat": {2: Dim("rows", min=1, max=most), 3: Dim("columns", min=1, max=most)}}, ["phi"],
     )  # fmt: skip
-    _export(
-        ContextStep(context), (torch.zeros(1, channels, 6, 10), torch.tensor([1])), send / "context.onnx",
-        {"base": {2: 2 * rows, 3: 2 * columns}, "step": None}, ["mean", "scale"],
-    )  # fmt: skip
+    _export_context(context, codec.context.phi_channels, {2: 2 * rows, 3: 2 * columns}, send / "context.onnx")
     tiling = model.decoder.config.tiling
     y_hat = (torch.zeros(1, channels, 6, 10), *level)
     y_size = {"y_hat": {2: 2 * rows, 3: 2 * columns}} | level_size
@@ -181,6 +191,20 @@ def export(model: AEIC, folder: Path) -> None:
     write_golden(bitstream, folder / "golden", tiling)
     _write_pictures(model, bitstream, folder / "golden")
     check_golden(folder)
+
+
+def _export_context(context: ExactContext, phi_channels: int, size: dict, path: Path) -> None:
+    base = torch.zeros(1, phi_channels, 6, 10)
+    if len(context.pattern) == 1:
+        _export(OnlyStep(context), (base,), path, {"base": size}, ["mean", "scale"])
+    elif isinstance(context, Context):
+        step = ContextStep(context)
+        _export(step, (base, torch.tensor([1])), path, {"base": size, "step": None}, ["mean", "scale"])
+    else:
+        raise UserError(
+            f"{type(context).__name__} cannot be exported: a context model of several steps is one of the adapters and "
+            "the g_c of GridContext"
+        )
 
 
 def _export_parts(model: AEIC, y_hat: tuple[Tensor, ...], y_size: dict, receive: Path) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream.exact import ExactContext
 from aeic_lightning.bitstream.stream import Decoded, LatentCoder, dial_level, dial_position
 from aeic_lightning.bitstream.tables import Tables
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
 from aeic_lightning.models.codec import reflect_pad
-from aeic_lightning.models.codec.context import QuadtreeContext
+from aeic_lightning.models.codec.context import Pattern
 from aeic_lightning.models.decoder.tiling import TilingConfig, blend_tiles
 
 
@@ -26,17 +27,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _OnnxContext:
-    """The context loop around an ONNX graph."""
+class _OnnxContext(ExactContext):
+    """A context model in an ONNX graph, which takes the step where there are several."""
 
-    steps = QuadtreeContext.steps
-    __call__ = QuadtreeContext.forward
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, pattern: Pattern) -> None:
+        super().__init__(pattern)
         self.session = session
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        inputs = {"base": base.contiguous().numpy(), "step": np.array([step])}
+        inputs = {"base": base.contiguous().numpy()} | ({"step": np.array([step])} if len(self.pattern) > 1 else {})
         mean, scale = self.session.run(None, inputs)
         return torch.from_numpy(mean), torch.from_numpy(scale)
 
@@ -62,10 +61,11 @@ class _Half:
             )
         hyper_synthesis = self.session("hyper_synthesis.onnx")
         self.manifest = manifest
+        shared = Tables.from_dict(json.loads((self.folder / "tables.json").read_text()))
         self.coder = LatentCoder(
             lambda z_hat: torch.from_numpy(hyper_synthesis.run(None, {"z_hat": z_hat.numpy()})[0]),
-            _OnnxContext(self.session("context.onnx")),
-            Tables.from_dict(json.loads((self.folder / "tables.json").read_text())),
+            _OnnxContext(self.session("context.onnx"), shared.pattern),
+            shared,
             bytes.fromhex(manifest["fingerprint"]),
             manifest["levels"],
         )

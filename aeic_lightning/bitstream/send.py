@@ -25,8 +25,6 @@ DIAL = 255  # highest position of the rate dial
 LARGEST = 2**15  # magnitude of a symbol
 MEDIAN_STEPS, MEAN_STEPS = 64, 256  # z_hat is a multiple of 1/64, y_hat one of 1/256
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-_A, _B, _C, _D = (0, 0), (0, 1), (1, 0), (1, 1)
-QUADTREE = ((_A, _B, _C, _D), (_D, _C, _B, _A), (_C, _D, _A, _B), (_B, _A, _D, _C))
 Uniform = coding.model.Uniform
 
 
@@ -155,6 +153,7 @@ class Sender:
             raise SendError(f"{folder} is the {manifest['half']} half, version {manifest['stream_version']}")
         self.fingerprint, self.levels = bytes.fromhex(manifest["fingerprint"]), manifest["levels"]
         self.multiple, self.threshold = tables["multiple"], tables["skip_threshold"]
+        self.pattern = tables["pattern"]  # of each step and quarter of the channels: positions in 2x2 cells of y
         self.medians = np.array(tables["medians_times_64"], np.float32).reshape(1, -1, 1, 1) / np.float32(MEDIAN_STEPS)
         self.bounds = (np.array(tables["level_bounds_times_2_to_20"], np.float64) / 2**20).astype(np.float32)
         self.z_tables = [Table(t["low"], t["counts"]) for t in tables["z"]]
@@ -188,15 +187,19 @@ class Sender:
         z_hat = symbols + self.medians
         (phi,) = self.run["hyper_synthesis"](None, {"z_hat": z_hat})
         base = phi[..., : y.shape[2], : y.shape[3]]
-        for step, quarters in enumerate(QUADTREE):
+        for step, quarters in enumerate(self.pattern):
             mask = np.zeros(y.shape, bool)
-            for quarter, (row, column) in zip(np.array_split(mask, 4, axis=1), quarters, strict=True):
-                quarter[..., row::2, column::2] = True
-            mean, scale = self.run["context"](None, {"base": np.ascontiguousarray(base), "step": np.array([step])})
+            for quarter, positions in zip(np.array_split(mask, 4, axis=1), quarters, strict=True):
+                for row, column in positions:
+                    quarter[..., row::2, column::2] = True
+            inputs = {"base": np.ascontiguousarray(base)}
+            if len(self.pattern) > 1:
+                inputs["step"] = np.array([step])
+            mean, scale = self.run["context"](None, inputs)
             coded = mask if self.threshold is None else mask & (scale >= np.float32(self.threshold))
             residual = np.where(coded, np.rint(y - mean), np.float32(0)).clip(-LARGEST, LARGEST)
             writer.write(residual[coded], np.searchsorted(self.bounds, scale[coded], side="right"), self.y_tables)
-            base = np.where(mask, residual + mean, base)
+            base = np.where(mask, residual + mean, base) if len(self.pattern) > 1 else residual + mean
         latents = (z_hat * MEDIAN_STEPS).astype("<i4").tobytes() + (base * MEAN_STEPS).astype("<i4").tobytes()
         front = bytes([0xAE + VERSION]) + varint(height - 1) + varint(width - 1) + self.fingerprint[:2]
         back = (

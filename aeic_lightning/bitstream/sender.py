@@ -39,7 +39,9 @@ class Sender:
         self.dtype = torch.bfloat16 if fast and self.is_quick and bfloat16_is_quicker() else torch.float32
         plain = copy.deepcopy(codec.g_a).float().eval()
         self.g_a = _quick(_sequence(plain), self.dtype) if self.is_quick else [plain]
-        self.h_a = _quick(codec.h_a, torch.float32)
+        self.h_a = (
+            _quick(codec.h_a, torch.float32) if _is_quick(codec.h_a) else [copy.deepcopy(codec.h_a).float().eval()]
+        )
 
     @cached_property
     def halo(self) -> int | None:
@@ -98,11 +100,11 @@ def _sequence(encoder: nn.Module) -> nn.Sequential:
     return encoder
 
 
-def _is_quick(g_a: nn.Module) -> bool:
-    """Whether g_a is a plain sequence of Downs and StarBlocks, and of nothing derived from them."""
-    if not isinstance(g_a, nn.Sequential) or type(g_a).forward is not nn.Sequential.forward:
+def _is_quick(part: nn.Module) -> bool:
+    """Whether g_a or h_a is a plain sequence of Downs and StarBlocks, and of nothing derived from them."""
+    if not isinstance(part, nn.Sequential) or type(part).forward is not nn.Sequential.forward:
         return False
-    return all(type(module) in (Down, StarBlock) for module in g_a)
+    return all(type(module) in (Down, StarBlock) for module in part)
 
 
 def _reach(layers: nn.Sequential) -> int:
@@ -114,9 +116,9 @@ def _reach(layers: nn.Sequential) -> int:
     return reach
 
 
-def _quick(layers: nn.Sequential, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+def _quick(layers: nn.Module, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
     """Copies of Downs and StarBlocks, in a form for one image, channels last."""
-    copies = copy.deepcopy(layers).to(dtype).to(memory_format=torch.channels_last).eval()
+    copies = copy.deepcopy(_sequence(layers)).to(dtype).to(memory_format=torch.channels_last).eval()
     return [_Star(module) if isinstance(module, StarBlock) else _down(cast(Down, module)) for module in copies]
 
 

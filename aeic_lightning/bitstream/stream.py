@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.exact import MEAN_STEPS, Context, HyperSynthesis, exact_mode
+from aeic_lightning.bitstream.exact import MEAN_STEPS, HyperSynthesis, exact_context, exact_mode
 from aeic_lightning.bitstream.range_coder import LARGEST, SymbolReader, SymbolWriter
 from aeic_lightning.bitstream.sender import Sender
 from aeic_lightning.bitstream.tables import MEDIAN_STEPS, Tables
@@ -62,7 +62,7 @@ class LatentCoder:
     Args:
         hyper_synthesis: z_hat (B, N, h/s, w/s) -> phi (B, K, h, w), exact; s is the grid's `z_stride`, 4 for AEIC.
             B is 1 outside of the forms for a batch.
-        context: (phi, code) -> y_hat, as `QuadtreeContext.forward`, exact.
+        context: (phi, code) -> y_hat, as `ContextModel.forward`, exact.
         shared: tables and settings.
         fingerprint: SHA-256 of the model.
         levels: rate levels of the model, which its files then name; 0 for a single rate.
@@ -237,8 +237,8 @@ def coding(model: CompressionModel, fast: bool) -> Coding:
 @coding.register
 def _aeic_coding(model: AEIC, fast: bool) -> Coding:
     codec = model.codec
-    shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior)
-    return Coding(HyperSynthesis(codec.h_s), Context(codec.context), shared, Sender(codec, fast))
+    shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior, codec.context.pattern)
+    return Coding(HyperSynthesis(codec.h_s), exact_context(codec.context), shared, Sender(codec, fast))
 
 
 class Bitstream(LatentCoder):

@@ -18,6 +18,7 @@ from constriction import stream as coding  # pyright: ignore[reportAttributeAcce
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentGrid
+from aeic_lightning.models.codec.context import QUADTREE, Pattern
 from aeic_lightning.models.codec.entropy import SCALE_FLOOR, FactorizedPrior, GaussianConditional
 
 PRECISION = 24  # bits of a probability, that of constriction's default range coder
@@ -130,10 +131,17 @@ class Tables:
     bounds: torch.Tensor  # float32 (63,), between the scale levels
     z_tables: list[Table]
     y_tables: list[Table]
+    pattern: Pattern = QUADTREE
 
     @classmethod
-    def of(cls, grid: LatentGrid, skip_threshold: float | None, prior: FactorizedPrior) -> "Tables":
-        """The tables of a codec whose prior's quantiles are up to date."""
+    def of(
+        cls,
+        grid: LatentGrid,
+        skip_threshold: float | None,
+        prior: FactorizedPrior,
+        pattern: Pattern = QUADTREE,
+    ) -> "Tables":
+        """The tables of a codec whose prior's quantiles are up to date; `pattern` is its context model's."""
         return cls(
             grid,
             skip_threshold,
@@ -141,6 +149,7 @@ class Tables:
             level_bounds(),
             prior_tables(prior),
             gaussian_tables(),
+            pattern,
         )
 
     @property
@@ -164,11 +173,12 @@ class Tables:
             "level_bounds_times_2_to_20": (self.bounds.double() * 2**20).long().tolist(),
             "z": [{"low": t.low, "counts": t.counts.tolist()} for t in self.z_tables],
             "y": [{"low": t.low, "counts": t.counts.tolist()} for t in self.y_tables],
+            "pattern": self.pattern,
         }
 
     @classmethod
     def from_dict(cls, values: dict) -> "Tables":
-        """What `to_dict` gave; tables of before there were other grids than AEIC's lack `multiple` and `z_stride`."""
+        """What `to_dict` gave; older tables are of AEIC's grid and pattern, and do not name them."""
         stride = values["stride"]
         return cls(
             LatentGrid(stride, values.get("multiple", 2 * stride), values.get("z_stride", 4)),
@@ -177,11 +187,19 @@ class Tables:
             (torch.tensor(values["level_bounds_times_2_to_20"]).double() / 2**20).float(),
             [Table(t["low"], np.array(t["counts"], np.int64)) for t in values["z"]],
             [Table(t["low"], np.array(t["counts"], np.int64)) for t in values["y"]],
+            _as_pattern(values.get("pattern", QUADTREE)),
         )
 
     def to_bytes(self) -> bytes:
-        """For the fingerprint, which was made before `multiple` and `z_stride` were numbers of their own."""
+        """For the fingerprint, which is older than `multiple`, `z_stride` and `pattern`."""
         values = self.to_dict()
         values["stride"] = values.pop("multiple") // 2
         del values["z_stride"]
+        if self.pattern == QUADTREE:
+            del values["pattern"]
         return json.dumps(values, sort_keys=True).encode()
+
+
+def _as_pattern(values: Any) -> Pattern:
+    """Nested lists, as JSON has them, as a pattern."""
+    return tuple(tuple(tuple((row, column) for row, column in here) for here in step) for step in values)

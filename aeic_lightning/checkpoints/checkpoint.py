@@ -27,7 +27,6 @@ from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
-from aeic_lightning.models.encoders.build import encoder_class
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,11 +89,10 @@ def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecCo
         raise UserError(
             f"{path} has sizes that this version does not know ({error}); use the version that wrote it"
         ) from error
-    if codec.encoder:
-        try:
-            encoder_class(codec.encoder)
-        except UserError as error:
-            raise UserError(f"{path} was trained with an encoder that is not here; {error}") from error
+    try:
+        codec.find_parts()
+    except UserError as error:
+        raise UserError(f"{path} was trained with a part that is not here; {error}") from error
     return codec, decoder
 
 

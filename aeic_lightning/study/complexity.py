@@ -36,7 +36,7 @@ class Cost:
 
 
 def codec_costs(model: AEIC) -> dict[str, Cost]:
-    """Costs by module, and of `encode`: all that the sender runs (g_a, h_a, h_s, the four context steps, the prior).
+    """Costs by module, and of `encode`: all that the sender runs (g_a, h_a, h_s, all context steps, the prior).
 
     The model may be on the meta device; nothing is computed.
     """
@@ -47,8 +47,8 @@ def codec_costs(model: AEIC) -> dict[str, Cost]:
     inputs = {
         "g_a": (codec.g_a, (3, SIZE, SIZE)),
         "h_a": (codec.h_a, (channels, side, side)),
-        "h_s": (codec.h_s, (channels // 2, side // 4, side // 4)),
-        "context": (_FourSteps(codec.context), (channels, side, side)),
+        "h_s": (codec.h_s, (codec.prior.channels, side // codec.z_stride, side // codec.z_stride)),
+        "context": (_AllSteps(codec.context), (codec.context.phi_channels, side, side)),
         "g_s": (codec.g_s, (channels, side, side)),
         "denoiser": (model.decoder.denoiser, (config.l_T_channels, SIZE // 8, SIZE // 8)),
         "vae": (model.decoder.vae, (config.l_res_channels, SIZE // 8, SIZE // 8)),
@@ -82,7 +82,7 @@ def experiment_configs(config: dict[str, Any], file: Any) -> tuple[CodecConfig, 
         raise UserError(f"{file}: {error}; --print_config lists the settings") from error
 
 
-class _FourSteps(nn.Module):
+class _AllSteps(nn.Module):
     """The context model as the sender runs it."""
 
     def __init__(self, context: nn.Module) -> None:

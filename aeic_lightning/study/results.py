@@ -247,15 +247,13 @@ def _costs(config: str) -> dict[str, dict[str, float]] | None:
     import torch
 
     from aeic_lightning.models.aeic import AEIC
-    from aeic_lightning.models.encoders.build import encoder_class
     from aeic_lightning.study.complexity import codec_costs, experiment_configs
 
     codec, decoder = experiment_configs(json.loads(config), "config.yaml")
-    if codec.encoder:
-        try:
-            encoder_class(codec.encoder)
-        except UserError:
-            return None
+    try:
+        codec.find_parts()
+    except UserError:
+        return None
     with torch.device("meta"):
         costs = codec_costs(AEIC(codec, decoder))
     return {

@@ -6,7 +6,7 @@ import torch
 from aeic_lightning.bitstream import exact
 from aeic_lightning.bitstream.exact import Context, Depthwise, Gelu, HyperSynthesis, Linear, Norm, exact_mode
 from aeic_lightning.bitstream.rows import by_rows
-from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.codec.context import QUADTREE, grid_mask
 from aeic_lightning.models.layers import ChannelNorm
 
 
@@ -83,7 +83,7 @@ def test_close_to_the_float_networks(model, se_codec, which):
         assert (phi - expected).std() < 0.03 * expected.std()
         context = Context(codec.context)
         for step in range(4):
-            coded = quadtree_mask(step, *expected.shape[1:])
+            coded = grid_mask(QUADTREE[step], *expected.shape[1:])
             for ours, theirs in zip(context.params(expected, step), codec.context.params(expected, step), strict=True):
                 assert (ours - theirs)[coded].std() < 0.04 * theirs[coded].std()
                 assert (ours[~coded] == 0).all()

@@ -36,7 +36,7 @@ from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.codec.context import QUADTREE, grid_mask
 from aeic_lightning.models.decoder import UNetConfig
 from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import random_model, save
@@ -133,7 +133,7 @@ def test_graphs_give_every_value_to_the_last_bit(bitstream, folder, optimised):
             phi = bitstream.hyper_synthesis(z_hat).contiguous()
             assert np.array_equal(h_s.run(None, {"z_hat": z_hat.numpy()})[0], phi.numpy())
             for step in range(4):
-                coded = quadtree_mask(step, *phi.shape[1:])
+                coded = grid_mask(QUADTREE[step], *phi.shape[1:])
                 theirs = context.run(None, {"base": phi.numpy(), "step": np.array([step])})
                 for ours, value in zip(bitstream.context.params(phi, step), theirs, strict=True):
                     assert torch.equal(ours[coded], torch.from_numpy(value)[coded])

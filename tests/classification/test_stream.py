@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from aeic_lightning.bitstream import worker
-from aeic_lightning.bitstream.exact import exact_mode, from_tokens, to_tokens
+from aeic_lightning.bitstream.exact import Convolution, HyperSynthesis, exact_mode, from_tokens, to_tokens
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.classification import ClassificationModel
-from aeic_lightning.classification.stream import ExactConv, ExactHyperSynthesis
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 
@@ -41,14 +40,14 @@ def picture(height: int, width: int) -> torch.Tensor:
 def test_exact_convolutions_are_close_to_the_float_ones(conv):
     x = torch.randn(1, 6, 5, 7)
     with exact_mode():
-        found = from_tokens(ExactConv(conv)(to_tokens(x)))
+        found = from_tokens(Convolution(conv)(to_tokens(x)))
     expected = conv(x)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 0.03 * expected.std()  # weights of 8 bits
 
 
 def test_exact_hyper_synthesis_does_not_depend_on_threads_or_layout(model):
-    h_s = ExactHyperSynthesis(model.codec.h_s)
+    h_s = HyperSynthesis(model.codec.h_s)
     z_hat = torch.randn(1, 6, 9, 6).round()
     threads = torch.get_num_threads()
     try:

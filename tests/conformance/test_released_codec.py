@@ -7,7 +7,7 @@ from reference_weights import image
 
 from aeic_lightning.checkpoints.released import codec_state
 from aeic_lightning.models.codec import CodecConfig, LatentCodec
-from aeic_lightning.models.codec.context import quadtree_mask
+from aeic_lightning.models.codec.context import QUADTREE, grid_mask
 from aeic_lightning.models.codec.entropy import bits
 
 PIXELS = 256 * 320
@@ -31,7 +31,7 @@ def steps(codec, recorded):
     y_hat = recorded["y_hat"]
     base = recorded["phi"][..., :8, :10]
     for step in range(4):
-        mask = quadtree_mask(step, *y_hat.shape[1:])
+        mask = grid_mask(QUADTREE[step], *y_hat.shape[1:])
         mean, scale = codec.context.params(base, step)
         yield mean, scale, mask
         base = torch.where(mask, y_hat, base)

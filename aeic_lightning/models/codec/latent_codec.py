@@ -4,7 +4,7 @@ x ──g_a──> y ──────────────(quantise)──�
            │                    ▲                          └──> l_res (added to its output)
           h_a              mean, scale
            ▼                    │
-           z ──(quantise)──h_s──> phi ──four context steps
+           z ──(quantise)──h_s──> phi ──context steps
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.codec.context import QuadtreeContext
+from aeic_lightning.models.codec.context import ContextModel, GridContext, QuadtreeContext
 from aeic_lightning.models.codec.entropy import (
     NOTHING_CODED,
     FactorizedPrior,
@@ -25,11 +25,12 @@ from aeic_lightning.models.codec.entropy import (
     round_ste,
 )
 from aeic_lightning.models.codec.gains import GainUnits
-from aeic_lightning.models.codec.transforms import hyper_analysis, hyper_synthesis, synthesis_transform
+from aeic_lightning.models.codec.transforms import HyperAnalysis, HyperSynthesis, SynthesisTransform
 from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.encoders.labels import STAR, encoder_labels
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.layers import Down, Up
+from aeic_lightning.models.parts import ask, build_part, part_class
 from aeic_lightning.models.taps import Tap
 
 LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
@@ -40,13 +41,15 @@ class CodecConfig:
     """Sizes of the latent codec. The defaults are AEIC-SE's.
 
     The encoder g_a is a StarEncoder, for which `widths` and `depths` are the short spelling, or any module that
-    `encoder` names. All other sizes follow from its channels M and its stride. h_a, h_s and the context cannot be
-    exchanged: sender and receiver run them in exact arithmetic, which knows their layers (`bitstream/exact.py`).
+    `encoder` names. All other sizes follow from its channels M and its stride. The other parts have classes of their
+    own in the same way, given as {class_path, init_args}; the codec gives each the sizes named below before its
+    init_args. h_s and the context run in exact arithmetic on both sides, which knows the layers of `models/layers.py`
+    and PyTorch's convolutions and activations (`bitstream/exact.py`).
 
     Args:
         widths: channels of StarEncoder after each of its stages; each stage halves the resolution, the last is M.
         depths: StarBlocks in each stage of StarEncoder, the encoder depth of a sweep.
-        context_width: channels inside the context network g_c.
+        context_width: channels inside the context network g_c of QuadtreeContext.
         context_depth: layers of g_c.
         synthesis_widths: channels of g_s after its adapter and each Up.
         synthesis_depths: StarBlocks of g_s at each width.
@@ -63,14 +66,21 @@ class CodecConfig:
         start: the weights that training begins with. `ours` keeps the variance through the resampling convolutions,
             starts residual branches at zero and scales near 1, so that short trainings begin to learn at once;
             `pytorch`, as the release, leaves all convolutions as PyTorch makes them.
+        context: another context model than QuadtreeContext, a `ContextModel` (`models/codec/context.py`) of M.
+            `context_width` and `context_depth` then have no meaning and become None.
+        h_a: another module y (B, M, h, w) -> z (B, N, h/r, w/r), r a power of two, of M; by default `HyperAnalysis`.
+        h_s: another module z_hat (B, N, h/r, w/r) -> phi (B, K, h, w), of N and K, where K is what the context model
+            takes; by default `HyperSynthesis`.
+        g_s: another module y_hat (B, M, h, w) -> (B, K, H/8, W/8), of M and K = l_T_channels + l_res_channels.
+            `synthesis_widths` and `synthesis_depths` then have no meaning and become None.
     """
 
     widths: list[int] | None = field(default_factory=lambda: [32, 64, 128, 192, 256])
     depths: list[int] | None = field(default_factory=lambda: [1, 1, 1, 1, 1])
-    context_width: int = 512
-    context_depth: int = 3
-    synthesis_widths: list[int] = field(default_factory=lambda: [1024, 768, 512])
-    synthesis_depths: list[int] = field(default_factory=lambda: [2, 2, 2])
+    context_width: int | None = 512
+    context_depth: int | None = 3
+    synthesis_widths: list[int] | None = field(default_factory=lambda: [1024, 768, 512])
+    synthesis_depths: list[int] | None = field(default_factory=lambda: [2, 2, 2])
     l_T_channels: int = 320
     l_res_channels: int = 256
     skip_threshold: float | None = 0.08
@@ -78,8 +88,16 @@ class CodecConfig:
     encoder: dict[str, Any] | None = None
     z_only: bool = False
     start: Literal["ours", "pytorch"] = "ours"
+    context: dict[str, Any] | None = None
+    h_a: dict[str, Any] | None = None
+    h_s: dict[str, Any] | None = None
+    g_s: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.context, dict):
+            self.context_width = self.context_depth = None
+        if isinstance(self.g_s, dict):
+            self.synthesis_widths = self.synthesis_depths = None
         if not isinstance(self.encoder, dict):
             return
         arguments = self.encoder.get("init_args") or {}
@@ -90,8 +108,19 @@ class CodecConfig:
 
     @property
     def labels(self) -> dict[str, int | str]:
-        """What tells this encoder from others: depth and widths, or its class and arguments."""
+        """What tells this encoder from others: depth and widths, or its class and arguments; other parts likewise."""
         return encoder_labels(vars(self))
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The parts that are given by class path, by their setting."""
+        given = {name: getattr(self, name) for name in ("encoder", "context", "h_a", "h_s", "g_s")}
+        return {name: part for name, part in given.items() if part is not None}
+
+    def find_parts(self) -> None:
+        """Import the classes of all parts. Raises UserError naming the first that is not there."""
+        for name, part in self.parts.items():
+            part_class(part, f"codec.{name}", ContextModel if name == "context" else nn.Module)
 
     @property
     def channels(self) -> int:
@@ -107,9 +136,13 @@ class CodecConfig:
             raise UserError("codec: no widths and no encoder; give widths and depths, or encoder")
         if len(widths) != len(depths):
             raise UserError(f"codec: {len(widths)} widths but {len(depths)} depths; give one depth for every stage")
-        if any(width < 8 or width % 4 for width in [*widths, self.context_width, *self.synthesis_widths]):
+        synthesis_widths, synthesis_depths = self.synthesis_widths or [], self.synthesis_depths or []
+        inside = [] if self.context_width is None else [self.context_width]
+        if any(width < 8 or width % 4 for width in [*widths, *inside, *synthesis_widths]):
             raise UserError("codec: every width must be a multiple of 4 and at least 8; change widths in the config")
-        if len(self.synthesis_widths) != len(self.synthesis_depths):
+        if self.context is None and (self.context_width is None or self.context_depth is None):
+            raise UserError("codec: no context; give context_width and context_depth, or context")
+        if len(synthesis_widths) != len(synthesis_depths):
             raise UserError("codec: synthesis_widths and synthesis_depths differ in length; give one depth a width")
 
     def check_encoder(self, channels: int, stride: int) -> None:
@@ -124,10 +157,10 @@ class CodecConfig:
                 f"codec: the encoder's stride is {stride}, but must be {LATENT_STRIDE} times a power of two, since "
                 f"g_s doubles the resolution of y until stride {LATENT_STRIDE}"
             )
-        needed = (stride // LATENT_STRIDE).bit_length()
-        if len(self.synthesis_widths) != needed:
+        needed, given = (stride // LATENT_STRIDE).bit_length(), len(self.synthesis_widths or [])
+        if self.g_s is None and given != needed:
             raise UserError(
-                f"codec: an encoder of stride {stride} and {len(self.synthesis_widths)} widths of g_s do not end at "
+                f"codec: an encoder of stride {stride} and {given} widths of g_s do not end at "
                 f"stride {LATENT_STRIDE}; g_s needs {needed} widths: change synthesis_widths and synthesis_depths"
             )
 
@@ -139,8 +172,8 @@ class CodecOutput(NamedTuple):
     """
 
     y: Tensor  # (B, M, H/s, W/s), before quantisation
-    z: Tensor  # (B, M/2, H/4s, W/4s), before quantisation
-    phi: Tensor  # (B, M, H/s, W/s)
+    z: Tensor  # (B, N, H/4s, W/4s), before quantisation; N = M/2 unless h_a is another
+    phi: Tensor  # (B, M, H/s, W/s); 2M channels without a context
     y_hat: Tensor  # (B, M, H/s, W/s)
     l_T: Tensor  # (B, l_T_channels, H/8, W/8)
     l_res: Tensor  # (B, l_res_channels, H/8, W/8)
@@ -187,19 +220,20 @@ class LatentCodec(nn.Module):
             self.g_a, channels, stride = build_encoder(config.encoder)
         config.check_encoder(channels, stride)
         self.channels, self.stride = channels, stride  # of y
-        self.h_a = hyper_analysis(channels)
-        self.prior = FactorizedPrior(channels // 2)
-        self.h_s = hyper_synthesis(channels)
-        self.context = QuadtreeContext(channels, config.context_width, config.context_depth)
+        self.h_a, z_channels, self.z_stride = _hyper_analysis(config, channels)
+        self.prior = FactorizedPrior(z_channels)
+        # The context model says what h_s has to give, and is built after it: here only to be asked.
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            phi_channels = _context(config, channels).phi_channels
+        self.h_s = _hyper_synthesis(config, z_channels, phi_channels, self.z_stride)
+        self.context = _context(config, channels)
         self.conditional = GaussianConditional(NOTHING_CODED if config.z_only else config.skip_threshold)
         self.gains = GainUnits(channels, config.rate_levels) if config.rate_levels else None
-        self.g_s = synthesis_transform(
-            channels, config.synthesis_widths, config.synthesis_depths, config.l_T_channels + config.l_res_channels
-        )
+        self.g_s = _synthesis(config, channels, stride)
         self.taps = [
             Tap("y", "encoder", channels, self.stride),
-            Tap("z", "encoder", channels // 2, 4 * self.stride),
-            Tap("phi", "encoder", channels, self.stride),
+            Tap("z", "encoder", z_channels, self.z_stride * self.stride),
+            Tap("phi", "encoder", phi_channels, self.stride),
             Tap("y_hat", "encoder", channels, self.stride),
             Tap("l_T", "decoder", config.l_T_channels, LATENT_STRIDE),
             Tap("l_res", "decoder", config.l_res_channels, LATENT_STRIDE),
@@ -207,22 +241,23 @@ class LatentCodec(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        # An encoder from elsewhere keeps the weights that it gave itself.
-        star = [self.g_a] if isinstance(self.g_a, StarEncoder) else []
+        # A part from elsewhere keeps the weights that it gave itself.
+        ours = (StarEncoder, HyperAnalysis, HyperSynthesis, SynthesisTransform, GridContext)
+        parts = [part for part in (self.g_a, self.h_a, self.h_s, self.g_s, self.context) if isinstance(part, ours)]
         if self.config.start == "pytorch":
-            for part in (*star, self.h_a, self.h_s, self.g_s, self.context):
+            for part in parts:
                 for module in part.modules():
                     if isinstance(module, nn.Conv2d):
                         module.reset_parameters()
             return
         # Keep the variance through the resampling convolutions. With PyTorch's default each shrinks it threefold, y
         # starts far below 1/2, rounding turns all of it into zeros and training stands still for a long while.
-        for part in (*star, self.h_a, self.h_s, self.g_s):
+        for part in parts:
             for module in part.modules():
                 if isinstance(module, (Down, Up)):
                     nn.init.normal_(module.conv.weight, std=module.conv.weight[0].numel() ** -0.5)
-        for g_a in star:
-            last = [module.conv.weight for module in g_a.children() if isinstance(module, Down)][-1]
+        if isinstance(self.g_a, StarEncoder):
+            last = [module.conv.weight for module in self.g_a.children() if isinstance(module, Down)][-1]
             nn.init.normal_(last, std=2 * last[0].numel() ** -0.5)
 
     def pad(self, x: Tensor) -> Tensor:
@@ -232,7 +267,7 @@ class LatentCodec(nn.Module):
     @property
     def grid(self) -> LatentGrid:
         """Where y and z lie on an image."""
-        return LatentGrid(self.stride, 2 * self.stride, 4)
+        return LatentGrid(self.stride, 2 * self.stride, self.z_stride)
 
     def latent_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
@@ -243,9 +278,9 @@ class LatentCodec(nn.Module):
         return self.h_a(self.pad_y(y))
 
     def pad_y(self, y: Tensor) -> Tensor:
-        """What h_a takes: y with zeros at the right and bottom, to multiples of 4."""
+        """What h_a takes: y with zeros at the right and bottom, to multiples of its stride, 4 for the paper's."""
         height, width = y.shape[2:]
-        return F.pad(y, (0, -width % 4, 0, -height % 4))
+        return F.pad(y, (0, -width % self.z_stride, 0, -height % self.z_stride))
 
     def hyper_decode(self, z_hat: Tensor, height: int, width: int) -> Tensor:
         """z_hat -> phi, cropped to the `height` x `width` of y."""
@@ -327,6 +362,64 @@ def reflect_pad(x: Tensor, multiple: int) -> Tensor:
             position = torch.arange(target, device=x.device) % max(2 * (size - 1), 1)
             x = x.index_select(dim, torch.minimum(position, 2 * (size - 1) - position).clamp(min=0))
     return x
+
+
+PROBE = 32
+"""Side of the y that the parts of a config are asked with."""
+
+
+def _hyper_analysis(config: CodecConfig, channels: int) -> tuple[nn.Module, int, int]:
+    """h_a, the channels of z, and the positions of y for each of z, along each side."""
+    if config.h_a is None:
+        return HyperAnalysis(channels), channels // 2, 4
+    module = build_part(config.h_a, "codec.h_a", channels)
+    z = ask(module, "codec.h_a", channels, PROBE, f"y (1, {channels}, {PROBE}, {PROBE})")
+    stride = PROBE // z.shape[2]
+    if z.shape[2] * stride != PROBE:
+        raise UserError(
+            f"codec.h_a: {type(module).__name__} gives z of side {z.shape[2]} for y of side {PROBE}; it must divide "
+            "the sides of y by a power of two"
+        )
+    return module.to(torch.get_default_device()), z.shape[1], stride
+
+
+def _hyper_synthesis(config: CodecConfig, z_channels: int, phi_channels: int, z_stride: int) -> nn.Module:
+    if config.h_s is None:
+        if z_stride != 4:
+            raise UserError(f"codec.h_a: z has {z_stride} positions of y along each side, h_s 4; give an h_s as well")
+        return HyperSynthesis(z_channels, phi_channels)
+    module = build_part(config.h_s, "codec.h_s", z_channels, phi_channels)
+    side = PROBE // z_stride
+    phi = ask(module, "codec.h_s", z_channels, side, f"z (1, {z_channels}, {side}, {side})")
+    if tuple(phi.shape[1:]) != (phi_channels, PROBE, PROBE):
+        raise UserError(
+            f"codec.h_s: {type(module).__name__} gives {tuple(phi.shape)} for z (1, {z_channels}, {side}, {side}); it "
+            f"must give phi (1, {phi_channels}, {PROBE}, {PROBE})"
+        )
+    return module.to(torch.get_default_device())
+
+
+def _context(config: CodecConfig, channels: int) -> ContextModel:
+    if config.context is None:
+        return QuadtreeContext(channels, *cast(tuple[int, int], (config.context_width, config.context_depth)))
+    module = build_part(config.context, "codec.context", channels, base=ContextModel)
+    return cast(ContextModel, module.to(torch.get_default_device()))
+
+
+def _synthesis(config: CodecConfig, channels: int, stride: int) -> nn.Module:
+    out_channels = config.l_T_channels + config.l_res_channels
+    if config.g_s is None:
+        sizes = cast(tuple[list[int], list[int]], (config.synthesis_widths, config.synthesis_depths))
+        return SynthesisTransform(channels, out_channels, *sizes)
+    module = build_part(config.g_s, "codec.g_s", channels, out_channels)
+    features = ask(module, "codec.g_s", channels, 8, f"y (1, {channels}, 8, 8)")
+    side = 8 * stride // LATENT_STRIDE
+    if tuple(features.shape[1:]) != (out_channels, side, side):
+        raise UserError(
+            f"codec.g_s: {type(module).__name__} gives {tuple(features.shape)} for y (1, {channels}, 8, 8); it must "
+            f"give l_T and l_res together, (1, {out_channels}, {side}, {side})"
+        )
+    return module.to(torch.get_default_device())
 
 
 def _given(level: Tensor | None) -> Tensor:
