@@ -67,10 +67,11 @@ def build_part(part: dict[str, Any], where: str, *sizes: int, base: type[nn.Modu
 
 
 @torch.no_grad()
-def ask(module: nn.Module, where: str, channels: int, side: int, what: str) -> Tensor:
-    """What a part on the CPU gives for zeros (1, channels, side, side), `what` in messages: one map (1, C, h, h).
+def ask(module: nn.Module, where: str, channels: int, side: int, what: str, expected: str) -> Tensor:
+    """What a part on the CPU gives for zeros (1, channels, side, side): one map (1, C, h, h).
 
-    Raises UserError where it fails, or gives something else.
+    `what` and `expected` say in messages what it is given and must give. Raises UserError where it fails, or gives
+    something else.
     """
     name = type(module).__name__
     try:
@@ -79,7 +80,7 @@ def ask(module: nn.Module, where: str, channels: int, side: int, what: str) -> T
         raise UserError(f"{where}: {name} fails on {what}: {_line(error)}") from error
     if not isinstance(out, Tensor) or out.dim() != 4 or out.shape[2] != out.shape[3]:
         given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise UserError(f"{where}: {name} gives {given} for (1, {channels}, {side}, {side}); it must give one map")
+        raise UserError(f"{where}: {name} gives {given} for (1, {channels}, {side}, {side}); it must give {expected}")
     return out
 
 

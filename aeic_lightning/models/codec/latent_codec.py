@@ -373,7 +373,7 @@ def _hyper_analysis(config: CodecConfig, channels: int) -> tuple[nn.Module, int,
     if config.h_a is None:
         return HyperAnalysis(channels), channels // 2, 4
     module = build_part(config.h_a, "codec.h_a", channels)
-    z = ask(module, "codec.h_a", channels, PROBE, f"y (1, {channels}, {PROBE}, {PROBE})")
+    z = ask(module, "codec.h_a", channels, PROBE, f"y (1, {channels}, {PROBE}, {PROBE})", "z (1, N, h/r, h/r)")
     stride = PROBE // z.shape[2]
     if z.shape[2] * stride != PROBE:
         raise UserError(
@@ -390,11 +390,11 @@ def _hyper_synthesis(config: CodecConfig, z_channels: int, phi_channels: int, z_
         return HyperSynthesis(z_channels, phi_channels)
     module = build_part(config.h_s, "codec.h_s", z_channels, phi_channels)
     side = PROBE // z_stride
-    phi = ask(module, "codec.h_s", z_channels, side, f"z (1, {z_channels}, {side}, {side})")
+    given, expected = f"z (1, {z_channels}, {side}, {side})", f"phi (1, {phi_channels}, {PROBE}, {PROBE})"
+    phi = ask(module, "codec.h_s", z_channels, side, given, expected)
     if tuple(phi.shape[1:]) != (phi_channels, PROBE, PROBE):
         raise UserError(
-            f"codec.h_s: {type(module).__name__} gives {tuple(phi.shape)} for z (1, {z_channels}, {side}, {side}); it "
-            f"must give phi (1, {phi_channels}, {PROBE}, {PROBE})"
+            f"codec.h_s: {type(module).__name__} gives {tuple(phi.shape)} for {given}; it must give {expected}"
         )
     return module.to(torch.get_default_device())
 
@@ -412,12 +412,12 @@ def _synthesis(config: CodecConfig, channels: int, stride: int) -> nn.Module:
         sizes = cast(tuple[list[int], list[int]], (config.synthesis_widths, config.synthesis_depths))
         return SynthesisTransform(channels, out_channels, *sizes)
     module = build_part(config.g_s, "codec.g_s", channels, out_channels)
-    features = ask(module, "codec.g_s", channels, 8, f"y (1, {channels}, 8, 8)")
     side = 8 * stride // LATENT_STRIDE
+    given, expected = f"y (1, {channels}, 8, 8)", f"l_T and l_res together, (1, {out_channels}, {side}, {side})"
+    features = ask(module, "codec.g_s", channels, 8, given, expected)
     if tuple(features.shape[1:]) != (out_channels, side, side):
         raise UserError(
-            f"codec.g_s: {type(module).__name__} gives {tuple(features.shape)} for y (1, {channels}, 8, 8); it must "
-            f"give l_T and l_res together, (1, {out_channels}, {side}, {side})"
+            f"codec.g_s: {type(module).__name__} gives {tuple(features.shape)} for {given}; it must give {expected}"
         )
     return module.to(torch.get_default_device())
 

@@ -22,11 +22,12 @@ def build_encoder(encoder: dict[str, Any]) -> tuple[nn.Module, int, int]:
     device = torch.get_default_device()
     with torch.device("cpu"):
         module = build_part(encoder, "codec.encoder")
-        y = ask(module, "codec.encoder", 3, PROBE_SIDE, f"an image of {PROBE_SIDE} x {PROBE_SIDE} pixels")
+        expected = "y (1, M, H/s, W/s) with one stride s"
+        y = ask(module, "codec.encoder", 3, PROBE_SIDE, f"an image of {PROBE_SIDE} x {PROBE_SIDE} pixels", expected)
     if PROBE_SIDE % y.shape[2]:
         raise UserError(
             f"codec.encoder: {type(module).__name__} gives {tuple(y.shape)} for (1, 3, {PROBE_SIDE}, {PROBE_SIDE}); "
-            "it must give y (1, M, H/s, W/s) with one stride s"
+            f"it must give {expected}"
         )
     return module.to(device), y.shape[1], PROBE_SIDE // y.shape[2]
 
