@@ -102,7 +102,15 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(commands: list[list[str]], folder: Path) -> tuple[list[tuple[int, str]], set[str]]:
+MADE = ["--checkpoint", "model.ckpt", "-o", "out"]
+SMALL = ["--data.init_args.batch_size=1", "--data.init_args.val_max_size=[64,64]", "--vars.val_every=1"]
+NEEDLESS = [["compress", "photos", *MADE], ["decompress", "out", *MADE], ["python", CODEC], [*TINY, *SMALL]]
+
+
+@pytest.fixture(scope="module")
+def plain(folder) -> tuple[list[tuple[int | None, str]], set[str]]:
+    """Exit codes and errors of all commands, those that need no extra first, and what was imported: of one process."""
+    commands = NEEDLESS + [command for _, _, command in NEEDY]
     given = [list(PACKAGES), [package for package, _ in PACKAGES.values()], commands]
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(given)],
@@ -113,19 +121,16 @@ def run(commands: list[list[str]], folder: Path) -> tuple[list[tuple[int, str]],
     return [(code, said) for code, said in answers], set(loaded)
 
 
-def test_sending_receiving_and_training_need_no_extra(folder):
-    made = ["--checkpoint", "model.ckpt", "-o", "out"]
-    small = ["--data.init_args.batch_size=1", "--data.init_args.val_max_size=[64,64]", "--vars.val_every=1"]
-    commands = [["compress", "photos", *made], ["decompress", "out", *made], ["python", CODEC], [*TINY, *small]]
-    answers, loaded = run(commands, folder)
-    assert [code for code, _ in answers] == [0, 0, None, 0], answers
+def test_sending_receiving_and_training_need_no_extra(plain, folder):
+    answers, loaded = plain
+    assert [code for code, _ in answers[: len(NEEDLESS)]] == [0, 0, None, 0], answers
     assert Image.open(folder / "out" / "photo.png").size == (64, 64)
     assert (folder / "runs/tiny/teacher_stage1/checkpoints/last.ckpt").is_file()
     assert not loaded & set(PACKAGES)
 
 
-def test_a_command_that_lacks_a_package_names_the_command_that_installs_it(folder):
-    answers, _ = run([command for _, _, command in NEEDY], folder)
+def test_a_command_that_lacks_a_package_names_the_command_that_installs_it(plain):
+    answers = plain[0][len(NEEDLESS) :]
     for (extra, words, command), (code, said) in zip(NEEDY, answers, strict=True):
         assert said == f"error: {words}: pip install 'aeic-lightning[{extra}]'\n", command
         assert code == 2, command

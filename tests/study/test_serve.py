@@ -24,6 +24,7 @@ from aeic_lightning.serve import trial
 from aeic_lightning.serve.app import Turns, make_app
 
 PHOTO = Path(skimage.__file__).parent / "data" / "chelsea.png"
+URL = r"(http://127\.0\.0\.1:(\d+))  "
 
 
 @pytest.fixture(scope="module")
@@ -155,25 +156,49 @@ def test_one_at_a_time_and_few_that_wait(monkeypatch):
     assert turns.run() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_listens_on_this_machine_alone_and_ends_on_a_signal(number):
-    """As the last line of a script's background too, where the shell has SIGINT ignored."""
-    command = [sys.executable, "-m", "aeic_lightning", "serve", "--port", "0"]
-    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if number == signal.SIGINT else []
-    process = subprocess.Popen([*ignoring, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    found = re.match(r"(http://127\.0\.0\.1:(\d+))  ", process.stdout.readline())
-    assert found, process.stderr.read()
+def answers(url: str) -> None:
     for _ in range(100):
         try:
-            assert ask(f"{found[1]}/models")[0] == 200
+            assert ask(f"{url}/models")[0] == 200
             break
         except urllib.error.URLError:
             time.sleep(0.1)
+
+
+def test_the_command_listens_on_this_machine_alone_and_ends_on_ctrl_c():
+    """Also in the background of a script, where the shell has SIGINT ignored."""
+    command = [
+        "sh",
+        "-c",
+        "trap '' INT; exec \"$@\"",
+        "sh",
+        sys.executable,
+        "-m",
+        "aeic_lightning",
+        "serve",
+        "--port=0",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    found = re.match(URL, process.stdout.readline())
+    assert found, process.stderr.read()
+    answers(found[1])
     with socket.socket() as other, pytest.raises(OSError):
         other.connect(("127.0.0.2", int(found[2])))
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
     assert process.stderr.read() == "stopped\n"
+
+
+def test_the_command_ends_on_sigterm(forked, tmp_path):
+    said, errors = tmp_path / "said", tmp_path / "errors"
+    process = forked.command("serve", "--port=0", output=said, errors=errors)
+    while not (said.exists() and (found := re.match(URL, said.read_text()))):
+        assert process.poll() is None, errors.read_text()
+        time.sleep(0.05)
+    answers(found[1])
+    process.terminate()
+    assert process.wait(20) == 0
+    assert errors.read_text() == "stopped\n"
 
 
 def test_a_port_that_is_taken_is_an_error_of_one_line(url, capfd):
