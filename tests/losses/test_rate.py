@@ -1,5 +1,6 @@
 """Rate to order: the search for lambda on a plant of known law, and in a run that is resumed."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,19 @@ def test_batches_of_one_update_count_together_and_those_of_a_skipped_one_not_at_
     rate.skipped()
     rate.updated(warm=True)
     assert rate.search[0].item() == pytest.approx(0.3)
+
+
+def test_the_average_of_ten_updates_and_the_integral_of_settle_updates_that_begins_after_the_warm_up():
+    """Written out for the rates 0.3, 0.1, 0.2 and 0.4 with a warm-up of two updates."""
+    objective = Objective({"rate": {"weight": 1.0, "target": 0.2, "settle": 7, "warmup_steps": 2}}).train()
+    averages, integral = [], 0.0
+    for step, bpp in enumerate((0.3, 0.1, 0.2, 0.4)):
+        objective(X, output(bpp), step=step)
+        objective.updated(step + 1)
+        averages.append(0.9 * averages[-1] + 0.1 * bpp if averages else bpp)
+        if step + 1 >= 2:
+            integral += math.log(averages[-1] / 0.2) / 7
+        assert objective.terms["rate"].search.tolist() == pytest.approx([averages[-1], integral], rel=1e-5, abs=1e-9)
 
 
 def test_a_resumed_run_has_the_same_lambda(codec_config, decoder_config, loader, trainer, tmp_path):

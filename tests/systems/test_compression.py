@@ -1,6 +1,7 @@
 """The shared training step: two players, accumulation, clipping, counting, starting points."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -240,6 +241,15 @@ def test_optimizers_have_the_settings_of_their_players(codec_config, decoder_con
     heads = {id(p) for p in system.objective.adversary.discriminator.heads.parameters()}
     assert {id(p) for p in discriminator.param_groups[0]["params"]} == heads
     assert {id(p) for p in generator.param_groups[0]["params"]} == {id(p) for p in system.model.parameters()}
+
+
+def test_the_guard_knows_what_the_discriminators_loss_can_be(codec_config, decoder_config):
+    """Three heads: 2 log 2 each at chance, and at least the entropy of the smoothed label."""
+    guard = make(codec_config, decoder_config, {"weight": 0.1, "real_label": 0.8}).guard
+    assert guard.chance == pytest.approx(6 * math.log(2))
+    assert guard.least == pytest.approx(-3 * (0.8 * math.log(0.8) + 0.2 * math.log(0.2)))
+    guard = make(codec_config, decoder_config).guard
+    assert (guard.chance, guard.least) == (0, 0)
 
 
 def test_training_lowers_the_loss(codec_config, decoder_config, loader, trainer):
