@@ -24,7 +24,7 @@ from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.weights import CONFIG, WEIGHTS, locate, missing, read_config, write_weights
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
-from aeic_lightning.images import from_uint8, to_rgb
+from aeic_lightning.images import from_uint8, pixels_of
 from aeic_lightning.models.base import CompressionModel
 
 ImageLike = Union[Image.Image, np.ndarray, Tensor]  # noqa: UP007 (shown as it is in the documentation)
@@ -179,7 +179,7 @@ class _Card:
 def as_tensor(image: ImageLike) -> Tensor:
     """An image of any of the accepted kinds as float32 (1, 3, H, W) in [-1, 1]. Raises UserError for anything else."""
     if isinstance(image, Image.Image):
-        image = np.array(to_rgb(image))
+        image = pixels_of(image)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         if image.dim() == 4 and len(image) == 1:

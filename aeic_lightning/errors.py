@@ -1,4 +1,4 @@
-"""The two errors that a user reads: one line each."""
+"""The two errors and the warning that a user reads: one line each."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -16,6 +16,18 @@ class RunError(Exception):
 
     The message says what happened, where, what is left, and how to go on.
     """
+
+
+class ImageWarning(UserWarning):
+    """Something of an image file was ignored or left out."""
+
+
+def shown(text: object) -> str:
+    """A name as it may be printed: one line, in which nothing moves a terminal's cursor or changes its colours.
+
+    Control characters, line ends and what reverses the direction of writing become escapes (`\\n`, `\\x1b`).
+    """
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

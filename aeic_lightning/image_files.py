@@ -11,7 +11,7 @@ from aeic_lightning.run_folder import is_first_process
 # What Pillow registers for the formats of `aeic_lightning.images`.
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".pfm",
+    ".pfm", ".gif", ".avif", ".avifs",
 )  # fmt: skip
 
 

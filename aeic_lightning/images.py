@@ -9,47 +9,37 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from aeic_lightning.errors import UserError
+from aeic_lightning import pictures
+from aeic_lightning.errors import ImageWarning, UserError, shown
 from aeic_lightning.files import write_whole
-from aeic_lightning.image_metadata import without_metadata
-
-# A closed list: Pillow would otherwise try every plugin, among them ones that start other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What an EXIF orientation asks for; 1 asks for nothing."""
-
-MAX_PIXELS = 80_000_000
-"""Default limit on the pixels of one image: 8192 x 8192 (67.1 million) and some slack."""
+from aeic_lightning.pictures import MAX_PIXELS
 
 
 def read_image(source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to RGB, (H, W, 3) uint8, C-contiguous and writable.
 
-    The content decides the format, not the suffix: JPEG, PNG, WebP, BMP, TIFF or PPM; the first frame of an animation.
+    The content decides the format, not the suffix: JPEG, PNG, WebP, BMP, TIFF, PPM, GIF or AVIF; of several
+    pictures in one file the first, with a warning.
 
-    - The EXIF orientation is applied, and 1-bit, grey, palette, CMYK and YCbCr images are converted. Colour profiles
-      are not: values are taken as sRGB.
+    - The EXIF orientation is applied, and 1-bit, grey, palette, CMYK and YCbCr images are converted.
+    - Colours of a file with an ICC profile are converted to sRGB, relative colorimetric with black point compensation;
+      a profile that moves no colour by more than two levels changes nothing. Values without one are taken as sRGB.
+      A damaged profile, or one of another kind of pixels, is ignored with a warning.
     - Transparency (an alpha channel, or a transparent colour of a palette, grey or RGB image) is laid over white.
     - 16-bit channels keep their high byte, as in libpng's `png_set_strip_16`. This is exact for 8-bit images that were
       widened (v * 257), and at most one level below the nearest 8-bit value otherwise. 32-bit integers are accepted
       when they hold 16-bit values.
     - Floating point must lie in [0, 1], and is rounded to the nearest of 256 levels.
-    - Damaged metadata (EXIF, colour profile, text) is left out, the orientation too where it cannot be read.
+    - Where damaged metadata keeps the file from being read, all of it is left out but an orientation that can be
+      read, with a warning.
 
     Args:
         source: path of a file, or the file's bytes.
@@ -63,27 +53,35 @@ def read_image(source: Path | str | bytes, name: str | None = None, max_pixels: 
     """
     name = _name(source, name)
     data = _bytes(source, name)
-    try:
-        return _decode(data, name, max_pixels)
-    except UserError:
-        bare, orientation = without_metadata(data)
-        with contextlib.suppress(UserError):
-            return _decode(bare, name, max_pixels, orientation)
-        raise
+    with _in_words():
+        pixels, remarks = pictures.read(data, name, max_pixels)
+    _warn(name, remarks)
+    return pixels
+
+
+def pixels_of(image: Image.Image, name: str = "the image") -> np.ndarray:
+    """As `read_image`, of an image that Pillow has opened: its pixels as the file of it would be read.
+
+    The orientation of an EXIF block that is still there is applied: a picture that was turned by hand is given as
+    `PIL.ImageOps.exif_transpose` gives it. Raises UserError.
+    """
+    with _in_words():
+        pixels, remarks = pictures.pixels_of(image, name)
+    _warn(name, remarks)
+    return pixels
+
+
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """A PIL image of any mode as RGB, its colours and orientation as they are. Raises UserError as `read_image`."""
+    with _in_words():
+        return pictures.to_rgb(image, name)
 
 
 def image_size(source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) in pixels from the header alone, before the EXIF orientation. Raises as `read_image` does."""
     name = _name(source, name)
-    data = _bytes(source, name)
-    try:
-        image = _open(data, name, max_pixels)
-    except UserError:
-        with contextlib.suppress(UserError):
-            bare = _open(without_metadata(data)[0], name, max_pixels)
-            return bare.height, bare.width
-        raise
-    return image.height, image.width
+    with _in_words():
+        return pictures.size(_bytes(source, name), name, max_pixels)
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -128,75 +126,14 @@ def _bytes(source: Path | str | bytes, name: str) -> bytes:
     return source
 
 
-def _decode(data: bytes, name: str, max_pixels: int, orientation: int | None = None) -> np.ndarray:
-    """By the orientation that the file tells, or by this one."""
-    with _open(data, name, max_pixels) as image:
-        try:
-            if orientation is None:
-                upright = ImageOps.exif_transpose(image)
-            else:
-                upright = image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
-            return np.array(to_rgb(upright, name))
-        except UserError:
-            raise
-        except Exception as error:  # Pillow's decoders raise almost any class on malformed data
-            raise UserError(
-                f"cannot decode {name}: the file is cut short or damaged ({_one_line(error)}); replace or remove it"
-            ) from error
-
-
-def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            # The limit below is ours; Pillow's warning at another one would only confuse.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise UserError(f"refused {name}: {_one_line(error)}; make the image smaller") from error
-    except Image.UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise UserError(
-            f"cannot decode {name}: its content is not a known image ({known}, up to 16 bits a colour channel)"
-            "; replace or remove it"
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"cannot decode {name}: the header is damaged ({_one_line(error)}); replace or remove it"
-        ) from error
-    if image.width * image.height > max_pixels:
-        raise UserError(
-            f"refused {name}: {image.width} x {image.height} is more than {max_pixels} pixels"
-            "; make the image smaller or raise max_pixels"
-        )
-    return image
+        yield
+    except pictures.PictureError as error:
+        raise UserError(str(error)) from error
 
 
-def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """A PIL image of any mode as RGB; see `read_image`. Raises UserError for values without a known range."""
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion of these modes to 8 bits clips.
-        image = _to_8_bit_grey(image, name)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bit_grey(image: Image.Image, name: str) -> Image.Image:
-    values = np.asarray(image)
-    upper = 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= upper):  # also refuses NaN
-        raise UserError(
-            f"cannot convert {name} to 8 bits: grey values from {values.min():g} to {values.max():g} "
-            f"are outside [0, {upper}]; rescale the image"
-        )
-    grey = np.rint(values * 255) if image.mode == "F" else values >> 8
-    grey = Image.fromarray(grey.astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if transparent is not None:
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _warn(name: str, remarks: list[str]) -> None:
+    for remark in remarks:
+        warnings.warn(f"{shown(name)}: {remark}", ImageWarning, stacklevel=3)

@@ -4,7 +4,7 @@
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
                                     (without a context: phi (1, 2M, h, w) alone)
-              tables.json, manifest.json, send.py, which needs neither PyTorch nor this package
+              tables.json, manifest.json; send.py and pictures/, which need neither PyTorch nor this package
     receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
               or, of a model that decodes large images in tiles, its three parts, which the runtime calls tile by tile:
@@ -38,7 +38,7 @@ from aeic_lightning.bitstream.exact import Context, ExactContext, from_tokens
 from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver, OnnxSender, sha256
 from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, dial_position, reconstruct
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import write_whole
+from aeic_lightning.files import package_folder, write_whole
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import LatentCodec
 from aeic_lightning.models.decoder.tiling import GRID, TilingConfig
@@ -183,6 +183,8 @@ def export(model: AEIC, folder: Path) -> None:
     else:
         _export_parts(model, y_hat, y_size, receive)
     write_whole(send / "send.py", Path(__file__).with_name("send.py").read_bytes())
+    for path in sorted(package_folder("aeic_lightning.pictures").glob("*.py")):
+        write_whole(send / "pictures" / path.name, path.read_bytes())
     write_whole(send / "tables.json", json.dumps(bitstream.shared.to_dict()))
     for name in ("hyper_synthesis.onnx", "context.onnx", "tables.json"):
         write_whole(receive / name, (send / name).read_bytes())
@@ -238,7 +240,8 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: d
 
 
 def _write_manifest(half: Path, fingerprint: bytes, levels: int, tiling: TilingConfig | None) -> None:
-    files = {path.name: sha256(path) for path in sorted(half.iterdir()) if path.name != "manifest.json"}
+    paths = sorted(path for path in half.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = {path.relative_to(half).as_posix(): sha256(path) for path in paths}
     manifest = {
         "half": half.name,
         "stream_version": container.VERSION,

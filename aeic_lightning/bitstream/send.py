@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
-from PIL import Image, ImageOps
+
+if __package__:
+    from aeic_lightning.pictures import PictureError, read
+else:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from pictures import PictureError, read  # pyright: ignore[reportMissingImports] (the folder beside this file)
 
 VERSION, LARGEST_SIDE = 1, 8192
 DIAL = 255  # highest position of the rate dial
 LARGEST = 2**15  # magnitude of a symbol
 MEDIAN_STEPS, MEAN_STEPS = 64, 256  # z_hat is a multiple of 1/64, y_hat one of 1/256
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 Uniform = coding.model.Uniform
 
 
@@ -36,20 +40,15 @@ class SendError(Exception):
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3): upright, over white where it is transparent. Raises SendError for what is no photograph."""
+    """uint8 (H, W, 3), as `compress` sees it. Raises SendError for what is no photograph."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I") or image.mode == "F":
-                raise SendError("it has more than 8 bits per channel; convert it to 8 bits")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            pixels = np.array(image.convert("RGB"))
-    except SendError:
-        raise
-    except Exception as error:  # Pillow's decoders raise almost any class on malformed data
-        raise SendError(f"it cannot be read: {' '.join(str(error).split())}") from error
+        pixels, remarks = read(path.read_bytes(), "it")
+    except OSError as error:
+        raise SendError(f"it cannot be read: {error.strerror or error}") from error
+    except PictureError as error:
+        raise SendError(str(error)) from error
+    for remark in remarks:
+        print(f"warning: {path}: {remark}", file=sys.stderr)
     if max(pixels.shape[:2]) > LARGEST_SIDE:
         raise SendError(f"it has {pixels.shape[1]}x{pixels.shape[0]} pixels; a side has at most {LARGEST_SIDE}")
     return pixels

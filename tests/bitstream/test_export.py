@@ -108,11 +108,17 @@ def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, p
     cases = json.loads((folder / "golden/golden.json").read_text())["cases"]
     assert done.stdout.count("reproduced") == len(cases)
 
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(tmp_path / "1.png").save(tmp_path / "turned.png", exif=exif)
+    turned = torch.from_numpy(np.rot90(np.asarray(Image.open(tmp_path / "1.png")), -1).copy())
     (tmp_path / "notes.png").write_text("no image")
+    done = subprocess.run([*command, words[0], "turned.png"], cwd=tmp_path, capture_output=True)
+    assert (tmp_path / "turned.aeic").read_bytes() == bitstream.encode(from_uint8(turned.permute(2, 0, 1)[None]))
     done = subprocess.run([*command, words[0], "notes.png", "0.png", "--bytes", "3"], cwd=tmp_path, capture_output=True)
     lines = done.stderr.decode().splitlines()
     assert done.returncode == 2
-    assert lines[0].startswith("error: notes.png: it cannot be read")
+    assert lines[0].startswith("error: notes.png: cannot decode it: its content is not a known image")
     assert lines[1].startswith("error: 0.png: 3 bytes are too few")
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         print(f"{output}  {size / 2**20:.1f} MiB")
         return
     for half in ("send", "receive"):
-        size = sum(path.stat().st_size for path in (output / half).iterdir())
+        size = sum(path.stat().st_size for path in (output / half).rglob("*") if path.is_file())
         print(f"{output / half}  {size / 2**20:.1f} MiB")
     print(f"{output / 'golden'}  reproduced by both halves in onnxruntime")
 
