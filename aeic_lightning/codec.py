@@ -7,7 +7,7 @@
 >>> codec.decompress(data).save("photo.png")
 """
 
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -22,6 +22,7 @@ from aeic_lightning import __version__
 from aeic_lightning.bitstream.stream import Bitstream, in_passes, reconstruct, reconstruct_batch
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.weights import CONFIG, WEIGHTS, locate, missing, read_config, write_weights
+from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8, pixels_of
@@ -59,29 +60,51 @@ class Codec(
         self.bitstream = Bitstream(model, fast)
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (what a codec needs, beside **hub)
-        cls, name: str | Path, *, device: str = "cpu", fast: bool = False, revision: str | None = None, **hub: Any
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (what a codec needs, beside **options)
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        fast: bool = False,
+        hub: bool = False,
+        revision: str | None = None,
+        **options: Any,
     ) -> "Codec":
         """Load a model.
 
         Args:
             name: the name of a shipped model (`aeic_lightning.zoo`), a folder that `save_pretrained` wrote, a
-                checkpoint of `fit`, or a repository on the Hugging Face Hub, OWNER/NAME. Only the last is ever fetched.
+                checkpoint of `fit`, or `hf:OWNER/NAME`, a repository on the Hugging Face Hub. Only the last is ever
+                fetched: a mistyped path cannot become somebody else's weights.
             device: where the decoder computes. What both sides share is computed on the CPU in any case.
             fast: see `Codec`.
+            hub: take `name` as OWNER/NAME on the Hub, without the `hf:`.
             revision: branch, tag or commit of a repository.
-            **hub: `token`, `cache_dir`, `local_files_only`, `force_download` of `huggingface_hub`.
+            **options: `token`, `cache_dir`, `local_files_only`, `force_download` of `huggingface_hub`.
 
-        Raises UserError when there is no such model or it is damaged.
+        Raises UserError when there is no such model or device, the model cannot be fetched, or it is damaged.
         """
-        path = locate(name)
-        if not path.exists():
-            if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-                raise UserError(missing(name))
-            path = Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS], **hub))
+        check_device(device)
+        if hub or str(name).startswith(HUB):
+            path = fetch(str(name).removeprefix(HUB), revision, options)
+        else:
+            given = [*options, *(["revision"] if revision else [])]
+            if given:
+                raise UserError(f"{given[0]} is for repositories of the Hugging Face Hub; name one as {HUB}OWNER/NAME")
+            path = locate(name)
+            if not path.exists():
+                raise UserError(f"{missing(name)}; a repository of the Hugging Face Hub is {HUB}OWNER/NAME")
         known = read_config(path) if path.is_dir() else {}
-        model = load_model(path, "model").for_decoding().to(device)
+        model = load_model(path, "model", sender=False).for_decoding().to(device)
         return cls(model, fast, known.get("card"), known.get("objective"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: all but the exact form, which `__setstate__` makes anew."""
+        return {name: value for name, value in vars(self).items() if name != "bitstream"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.bitstream = Bitstream(self.model, self.fast)
 
     @property
     def fingerprint(self) -> str:
@@ -116,12 +139,15 @@ class Codec(
         return self.bitstream.encode_at(as_tensor(image), bpp=bpp, max_bytes=max_bytes, level=level).data
 
     def decompress(self, data: bytes) -> Image.Image:
-        """The picture of a stream, RGB. Raises UserError for a damaged stream, or one of another model."""
+        """The picture of a stream (bytes, bytearray or memoryview), RGB.
+
+        Raises UserError for a damaged stream, one of another model, or what is no stream.
+        """
         return Image.fromarray(self.decompress_array(data))
 
     def decompress_array(self, data: bytes) -> np.ndarray:
         """As `decompress`: uint8 (H, W, 3)."""
-        picture = reconstruct(self.model, self.bitstream.decode(data), self.fast)
+        picture = reconstruct(self.model, self.bitstream.decode(as_bytes(data)), self.fast)
         return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
     def compress_batch(self, images: Sequence[ImageLike], size: int = 8, **rate: Any) -> list[bytes]:
@@ -141,7 +167,7 @@ class Codec(
         `decompress` by one, as between machines.
         """
         pictures: list[Image.Image] = []
-        for group in in_passes(streams, size, self.bitstream.pass_of):
+        for group in in_passes(map(as_bytes, streams), size, self.bitstream.pass_of):
             found = reconstruct_batch(self.model, self.bitstream.decode_batch(group), self.fast)
             pictures += [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in found]
         return pictures
@@ -176,6 +202,30 @@ class _Card:
         """Nothing: `README.md` is there."""
 
 
+HUB = "hf:"
+"""What the name of a repository of the Hugging Face Hub begins with."""
+
+
+def fetch(name: str, revision: str | None, options: dict[str, Any]) -> Path:
+    """The folder of a repository of the Hub, fetched where it is not there yet. Raises UserError where that fails."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS], **options))
+    except Exception as error:  # of the Hub, the network, the disk or an unknown option: many classes
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{HUB}{name} cannot be fetched ({type(error).__name__}: {reason}); check name, revision, token and network"
+        ) from error
+
+
+def as_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """The bytes of a stream. Raises UserError for anything else, such as a path."""
+    if isinstance(data, str | os.PathLike):
+        raise UserError(f"a stream is bytes, not a path: decompress(Path({str(data)!r}).read_bytes())")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UserError(f"a stream is bytes, not {type(data).__name__}")
+    return bytes(data)
+
+
 def as_tensor(image: ImageLike) -> Tensor:
     """An image of any of the accepted kinds as float32 (1, 3, H, W) in [-1, 1]. Raises UserError for anything else."""
     if isinstance(image, Image.Image):
@@ -186,7 +236,12 @@ def as_tensor(image: ImageLike) -> Tensor:
             image = image[0]
         if image.dim() != 3 or image.shape[0] not in (1, 3):
             raise UserError(f"an image tensor is (3, H, W), not {tuple(image.shape)}")
+        image = image.float() if image.is_floating_point() else image  # numpy has no bfloat16
         image = image.permute(1, 2, 0).numpy()
+    if isinstance(image, memoryview):
+        image = np.asarray(image)
+    if isinstance(image, str | os.PathLike):
+        raise UserError(f"an image is a PIL image, an array or a tensor, not a path: PIL.Image.open({str(image)!r})")
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is a PIL image, a numpy array or a torch tensor, not {type(image).__name__}")
     if image.ndim == 2:

@@ -1,6 +1,9 @@
 """The codec as a Python object, and weights as folders."""
 
+import copy
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +83,10 @@ def test_every_kind_of_image_gives_the_same_bytes(codec, photo):
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     for image in (array, tensor, tensor[None], tensor.float() / 255, array.astype(np.float64) / 255):
         assert codec.compress(image, level=1.0) == expected
+    assert codec.compress(memoryview(array), level=1.0) == expected
+    low = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rounded = np.rint(low.float().permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    assert codec.compress(low, level=1.0) == codec.compress(rounded, level=1.0)
     grey = photo.convert("L")
     assert codec.compress(grey, level=1.0) == codec.compress(np.asarray(grey), level=1.0)
     transparent = photo.convert("RGBA")
@@ -90,6 +97,7 @@ def test_every_kind_of_image_gives_the_same_bytes(codec, photo):
     ("image", "message"),
     [
         ("photo.jpg", "PIL image"),
+        (Path("photo.jpg"), "not a path"),
         (np.zeros((3, 8, 8), np.uint8), "H, W, 3"),
         (np.full((8, 8, 3), 2.0), r"\[0, 1\]"),
         (np.full((8, 8, 3), np.nan), r"\[0, 1\]"),
@@ -180,11 +188,59 @@ def test_only_a_repositorys_name_is_ever_fetched(folder, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr("aeic_lightning.codec.snapshot_download", snapshot)
-    Codec.from_pretrained("someone/a-codec", revision="v2")
-    assert asked == [("someone/a-codec", "v2")]
-    with pytest.raises(UserError):
-        Codec.from_pretrained("a-codec")
-    assert len(asked) == 1
+    Codec.from_pretrained("hf:someone/a-codec", revision="v2")
+    Codec.from_pretrained("someone/a-codec", hub=True)
+    assert asked == [("someone/a-codec", "v2"), ("someone/a-codec", None)]
+    for name in ("a-codec", "someone/a-codec", "runs/student", "./a/b", "runs/a.ckpt", "../a"):
+        with pytest.raises(UserError, match="hf:OWNER/NAME"):
+            Codec.from_pretrained(name)
+    with pytest.raises(UserError, match="revision is for repositories"):
+        Codec.from_pretrained(folder, revision="v2")
+    with pytest.raises(UserError, match="token is for repositories"):
+        Codec.from_pretrained(folder, token="secret")
+    assert len(asked) == 2
+
+
+def test_what_the_hub_refuses_is_one_line(monkeypatch):
+    def snapshot(name, **options):
+        raise OSError("no network\nor something")
+
+    monkeypatch.setattr("aeic_lightning.codec.snapshot_download", snapshot)
+    with pytest.raises(UserError, match="hf:someone/a-codec cannot be fetched .*no network or something"):
+        Codec.from_pretrained("hf:someone/a-codec")
+
+
+def test_a_codec_is_copied_and_pickled(codec, photo):
+    expected = codec.compress(photo, level=1.0)
+    for other in (copy.copy(codec), copy.deepcopy(codec), pickle.loads(pickle.dumps(codec))):
+        assert other.fingerprint == codec.fingerprint
+        assert other.compress(photo, level=1.0) == expected
+        assert np.array_equal(other.decompress_array(expected), codec.decompress_array(expected))
+
+
+def test_a_device_that_is_not_there_is_one_line(folder, photo, tmp_path, capsys):
+    photo.save(tmp_path / "a.png")
+    for device in ("cuda:7", "gpu", "meta"):
+        with pytest.raises(UserError, match=f"device {device}"):
+            Codec.from_pretrained(folder, device=device)
+        words = ["--checkpoint", str(folder), "--device", device, "-o", str(tmp_path / "out")]
+        assert main(["compress", str(tmp_path / "a.png"), *words]) == 2
+        assert capsys.readouterr().err.startswith(f"error: device {device}")
+
+
+def test_bytes_are_taken_in_every_form_and_a_path_in_none(codec, photo, tmp_path):
+    data = codec.compress(photo)
+    expected = codec.decompress_array(data)
+    for form in (bytearray(data), memoryview(data)):
+        assert np.array_equal(codec.decompress_array(form), expected)
+        assert np.array_equal(codec.decompress_batch([form])[0], expected)
+    for wrong in ("a.aeic", tmp_path / "a.aeic"):
+        with pytest.raises(UserError, match="read_bytes"):
+            codec.decompress(wrong)
+    with pytest.raises(UserError, match="a stream is bytes, not list"):
+        codec.decompress([1, 2])
+    with pytest.raises(UserError, match="empty"):
+        codec.decompress(b"")
 
 
 def test_push_to_hub_uploads_weights_config_and_card(codec, monkeypatch):

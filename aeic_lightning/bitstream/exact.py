@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from functools import cache, partial, singledispatch
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,7 @@ from aeic_lightning.models.layers import (
     StarBlock,
     Up,
 )
+from aeic_lightning.torch_settings import own_settings
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -65,17 +66,8 @@ TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
 @contextmanager
 def exact_mode():
     """Switch off what could replace float32 by something shorter: autocast, reduced-precision products."""
-    mkldnn: Any = torch.backends.mkldnn  # PyTorch sets these two at run time
-    kinds = mkldnn.conv, mkldnn.matmul
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
-    try:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
+    with torch.inference_mode(), own_settings():
+        yield
 
 
 def to_integers(x: Tensor, limit: int, dim: int | tuple[int, ...] = -1) -> tuple[Tensor, Tensor]:

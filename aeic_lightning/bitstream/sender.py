@@ -1,6 +1,7 @@
 """The sender's own part, g_a and h_a: as quick as it likes, since the receiver never repeats it."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from functools import cached_property
 from typing import cast
@@ -37,7 +38,7 @@ class Sender:
         self.codec = codec
         self.is_quick = _is_quick(codec.g_a)
         self.dtype = torch.bfloat16 if fast and self.is_quick and bfloat16_is_quicker() else torch.float32
-        plain = copy.deepcopy(codec.g_a).float().eval()
+        plain = _laid_out(copy.deepcopy(codec.g_a).float().eval(), torch.contiguous_format)
         self.g_a = _quick(_sequence(plain), self.dtype) if self.is_quick else [plain]
         self.h_a = (
             _quick(codec.h_a, torch.float32) if _is_quick(codec.h_a) else [copy.deepcopy(codec.h_a).float().eval()]
@@ -83,16 +84,33 @@ class Sender:
         return torch.cat(bands, dim=2)
 
     def _analyse(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = laid_out(x.to(self.dtype), torch.channels_last)
         for layer in self.g_a:
             x = layer(x)
         return x.float().contiguous()
 
     def _hyper_analyse(self, y: Tensor) -> Tensor:
-        z = self.codec.pad_y(y).contiguous(memory_format=torch.channels_last)
+        z = laid_out(self.codec.pad_y(y), torch.channels_last)
         for layer in self.h_a:
             z = layer(z)
         return z.contiguous()
+
+
+def laid_out(x: Tensor, form: torch.memory_format) -> Tensor:
+    """A copy of (B, C, H, W) whose strides are those of this form.
+
+    `contiguous` keeps a tensor that may pass for either form, as one image or one channel does, with whatever strides
+    it has. By these libraries choose their kernels, and by the kernel the order of sums.
+    """
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=form).copy_(x)
+
+
+def _laid_out(module: nn.Module, form: torch.memory_format) -> nn.Module:
+    """The same module; what it holds of four dimensions is laid out in this form, all else row by row."""
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.layout == torch.strided:
+            tensor.data = laid_out(tensor.data, form if tensor.dim() == 4 else torch.contiguous_format)
+    return module
 
 
 def _sequence(encoder: nn.Module) -> nn.Sequential:
@@ -118,7 +136,7 @@ def _reach(layers: nn.Sequential) -> int:
 
 def _quick(layers: nn.Module, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
     """Copies of Downs and StarBlocks, in a form for one image, channels last."""
-    copies = copy.deepcopy(_sequence(layers)).to(dtype).to(memory_format=torch.channels_last).eval()
+    copies = _sequence(_laid_out(copy.deepcopy(layers).to(dtype).eval(), torch.channels_last))
     return [_Star(module) if isinstance(module, StarBlock) else _down(cast(Down, module)) for module in copies]
 
 

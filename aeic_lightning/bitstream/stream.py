@@ -21,6 +21,7 @@ from aeic_lightning.images import to_uint8
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.timing import bfloat16_is_quicker
+from aeic_lightning.torch_settings import own_settings
 
 FORMAT = b"aeic arithmetic 2"  # changes whenever the same checkpoint would give other latents
 
@@ -149,7 +150,7 @@ class LatentCoder:
             for i, reader in enumerate(readers):
                 where = _numbers(coded[i])
                 values = torch.from_numpy(reader.read(shared.levels(scale[i].take(where)), shared.y_tables)).float()
-                residual[i].put_(where, values)
+                residual[i].view(-1)[where] = values  # put_ is refused under use_deterministic_algorithms
             return residual + mean
 
         wrong = (
@@ -254,6 +255,7 @@ class Bitstream(LatentCoder):
     Raises UserError for a model whose weights are not finite, or with `fast` for one that has no such form.
     """
 
+    @own_settings()
     def __init__(self, model: CompressionModel, fast: bool = False) -> None:
         for name, tensor in model.state_dict().items():
             if not tensor.isfinite().all():
@@ -288,6 +290,7 @@ class Bitstream(LatentCoder):
         """
         return self.encode_batch(x, bpp=bpp, max_bytes=max_bytes, level=level)[0]
 
+    @own_settings()
     def encode_batch(
         self, x: Tensor, *, bpp: float | None = None, max_bytes: int | None = None, level: float | None = None
     ) -> list[Encoded]:
@@ -365,6 +368,7 @@ def in_passes(items: Iterable[T], size: int, alike: Callable[[T], Any]) -> Itera
 
 
 @torch.inference_mode()
+@own_settings()
 def reconstruct_batch(model: CompressionModel, decoded: Sequence[Decoded], fast: bool = False) -> list[Tensor]:
     """As `reconstruct`, for files whose latents have one size and whose rate level is one (`LatentCoder.pass_of`)."""
     device = next(model.parameters()).device

@@ -25,8 +25,12 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.codec.latent_codec import LATENT_STRIDE
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
+from aeic_lightning.models.encoders.stored import StoredEncoder
+from aeic_lightning.models.parts import part_class
+from aeic_lightning.torch_settings import own_settings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,8 +82,11 @@ def warn_of_untrained_rate(path: str | Path, role: str = "checkpoint") -> None:
         )
 
 
-def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecConfig, DecoderConfig]:
-    """The sizes that an AEIC was trained with. Raises UserError for the checkpoint of another kind of model."""
+def model_configs(
+    checkpoint: dict[str, Any], path: str | Path, sender: bool = True
+) -> tuple[CodecConfig, DecoderConfig]:
+    """The sizes that an AEIC was trained with. Raises UserError for the checkpoint of another kind of model, and for
+    an encoder that cannot be imported unless there is to be no `sender`."""
     config = checkpoint["model_config"]
     if other := other_kind(config):
         raise UserError(f"{path} is a {other.name} model, not an AEIC; compress, decompress and evaluate take it")
@@ -90,10 +97,24 @@ def model_configs(checkpoint: dict[str, Any], path: str | Path) -> tuple[CodecCo
             f"{path} has sizes that this version does not know ({error}); use the version that wrote it"
         ) from error
     try:
-        codec.find_parts()
+        codec.find_parts(sender)
     except UserError as error:
         raise UserError(f"{path} was trained with a part that is not here; {error}") from error
     return codec, decoder
+
+
+def _stand_in(codec: CodecConfig, checkpoint: dict[str, Any], path: str | Path) -> StoredEncoder | None:
+    """What stands for an encoder whose class is not here; None where it is. Raises UserError where nothing can."""
+    try:
+        if codec.encoder:
+            part_class(codec.encoder, "codec.encoder")
+        return None
+    except UserError as error:
+        if codec.h_a or codec.g_s:  # by ours, the channels and the stride of y are known without the encoder
+            raise UserError(f"{path} was trained with a part that is not here; {error}") from error
+        channels = 2 * len(checkpoint["state_dict"]["model.codec.prior.quantiles"])
+        stride = LATENT_STRIDE << (len(codec.synthesis_widths or ()) - 1)
+        return StoredEncoder(with_prefix(checkpoint, "model.codec.g_a."), channels, stride, str(error))
 
 
 Config = TypeVar("Config", bound="DataclassInstance")
@@ -147,18 +168,22 @@ def installed_kinds() -> Iterator[Kind]:
     return (kind for kind in dict.fromkeys(OTHER_KINDS.values()) if kind.is_installed)
 
 
-def load_model(path: str | Path, role: str = "checkpoint", receiver: bool = True) -> CompressionModel:
+@own_settings()
+def load_model(
+    path: str | Path, role: str = "checkpoint", receiver: bool = True, sender: bool = True
+) -> CompressionModel:
     """The trained model of a checkpoint of any kind in evaluation mode, its prior's tails solved anew.
 
     Args:
         path: the checkpoint.
         role: its part in the messages.
         receiver: see `load_aeic`; the other kinds are always whole.
+        sender: whether it is to compress. Without, the class of an encoder of one's own need not be here.
     """
     checkpoint = read_checkpoint(path, role)
     kind = other_kind(checkpoint["model_config"])
     if kind is None:
-        return _load_aeic(checkpoint, path, role, receiver)
+        return _load_aeic(checkpoint, path, role, receiver, sender=sender)
     if not kind.is_installed:
         raise UserError(f"{role}: {path} is a {kind.name} model; {kind.package}, which reads it, is not installed")
     try:
@@ -183,17 +208,24 @@ def load_aeic(
             needs no more.
         base: where the base weights lie, instead of where they lay in training; they must be the same ones.
     """
-    return _load_aeic(read_checkpoint(path, role), path, role, receiver, base)
+    with own_settings():
+        return _load_aeic(read_checkpoint(path, role), path, role, receiver, base)
 
 
 def _load_aeic(
-    checkpoint: dict[str, Any], path: str | Path, role: str, receiver: bool, base: PretrainedConfig | None = None
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    role: str,
+    receiver: bool,
+    base: PretrainedConfig | None = None,
+    sender: bool = True,
 ) -> AEIC:
-    codec, decoder = model_configs(checkpoint, path)
+    codec, decoder = model_configs(checkpoint, path, sender)
+    encoder = None if sender else _stand_in(codec, checkpoint, path)
     if base and decoder.pretrained:
         decoder.pretrained = replace(decoder.pretrained, unet=base.unet, vae=base.vae)
     if receiver:
-        model = AEIC(codec, decoder)
+        model = AEIC(codec, decoder, encoder)
         model.decoder.load_base()
         check_base(model, checkpoint, path, role)
     else:

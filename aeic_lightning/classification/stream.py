@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic_lightning.bitstream.exact import HyperSynthesis, on_mean_grid
+from aeic_lightning.bitstream.sender import laid_out
 from aeic_lightning.bitstream.stream import Coding, coding
 from aeic_lightning.bitstream.tables import Tables
 from aeic_lightning.classification.model import ClassificationModel
@@ -42,7 +43,7 @@ class _Sender:
 
     @torch.inference_mode()
     def analyse(self, x: Tensor) -> Tensor:
-        return self.model.codec.g_a(self.model.prepare(x))
+        return self.model.codec.g_a(laid_out(self.model.prepare(x), torch.contiguous_format))
 
     @torch.inference_mode()
     def at_level(self, y: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:

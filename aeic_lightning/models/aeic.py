@@ -11,6 +11,7 @@ from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
+from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.models.taps import Tap, hooked
 
@@ -36,13 +37,16 @@ class AEIC(CompressionModel):
     Args:
         codec: sizes of the codec.
         decoder: sizes of the decoder, or a `StoredDecoder` in its place: the model then sends, and makes no picture.
+        encoder: what stands in the place of an encoder whose class is not here: the model then only receives.
     """
 
     generative = True
 
-    def __init__(self, codec: CodecConfig, decoder: DecoderConfig | StoredDecoder) -> None:
+    def __init__(
+        self, codec: CodecConfig, decoder: DecoderConfig | StoredDecoder, encoder: StoredEncoder | None = None
+    ) -> None:
         super().__init__()
-        self.codec = LatentCodec(codec)
+        self.codec = LatentCodec(codec, encoder)
         if isinstance(decoder, DecoderConfig):
             # Here, since a sender does without: diffusers takes ten seconds to import.
             from aeic_lightning.models.decoder import OneStepDecoder

@@ -2,7 +2,7 @@
 
 import io
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -42,7 +42,7 @@ def _transform(profile: bytes) -> tuple[str, Any]:
     from PIL import ImageCms
 
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = opened.profile.xcolor_space.strip()
+    space = cast(Any, opened.profile).xcolor_space.strip()
     if space not in MODES:
         raise ValueError(f"a profile of {space}")
     mode = MODES[space]

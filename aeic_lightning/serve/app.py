@@ -4,6 +4,7 @@ It listens on 127.0.0.1 and answers requests for this host alone, and a page of 
 """
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -34,13 +35,16 @@ class Turns:
         self.places = threading.BoundedSemaphore(most)
         self.turn = threading.Lock()
 
-    def run(self, *arguments: Any) -> dict[str, Any]:
-        """`trial`, as soon as it is this one's turn. Raises HTTPException 503 where too many wait."""
+    def run(self, load: Callable[[str], Codec], name: str, *arguments: Any) -> dict[str, Any]:
+        """`trial` with a model, which is loaded and used once it is this one's turn: one at a time.
+
+        Raises HTTPException 503 where too many wait.
+        """
         if not self.places.acquire(blocking=False):
             raise HTTPException(503, "other photographs are being coded; try again in a minute")
         try:
             with self.turn:
-                return trial(*arguments)
+                return trial(load(name), name, *arguments)
         finally:
             self.places.release()
 
@@ -91,7 +95,7 @@ def make_app(models: dict[str, str], device: str = "cpu") -> FastAPI:
             if len(data) > MAX_FILE:
                 raise HTTPException(413, f"the file is too large: at most {MAX_FILE / 1e6:.0f} MB are taken")
         try:
-            return await run_in_threadpool(lambda: turns.run(load(model), model, data, bpp))
+            return await run_in_threadpool(lambda: turns.run(load, model, data, bpp))
         except UserError as error:
             raise HTTPException(422, str(error)) from error
 

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -146,14 +147,36 @@ def test_one_at_a_time_and_few_that_wait(monkeypatch):
 
     monkeypatch.setattr("aeic_lightning.serve.app.trial", slow)
     turns = Turns(1)
-    first = threading.Thread(target=turns.run)
+    first = threading.Thread(target=turns.run, args=(str, "a"))
     first.start()
     entered.wait(10)
     with pytest.raises(HTTPException, match="503"):
-        turns.run()
+        turns.run(str, "a")
     leave.set()
     first.join()
-    assert turns.run() == {}
+    assert turns.run(str, "a") == {}
+
+
+def test_a_model_is_loaded_once_by_one_of_many_that_ask_for_it_at_once(monkeypatch):
+    loads, most = [], []
+
+    def load(name):
+        most.append(1)
+        loads.append(len(most))
+        time.sleep(0.05)
+        most.pop()
+        return object()
+
+    monkeypatch.setattr("aeic_lightning.serve.app.trial", lambda codec, *_: {"codec": id(codec)})
+    turns, cached, answers = Turns(30), lru_cache(load), []
+    threads = [threading.Thread(target=lambda: answers.append(turns.run(cached, "a"))) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loads == [1]
+    assert len(answers) == 30
+    assert all(answer == answers[0] for answer in answers)
 
 
 def answers(url: str) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError
 from aeic_lightning.output import add_json_argument
 
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         name = args.model or DEFAULT
     require(name, "model")
+    check_device(args.device)
     if args.checkpoint:
         from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
 

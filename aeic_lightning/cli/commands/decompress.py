@@ -7,6 +7,7 @@ from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.compress import add_model_arguments
+from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError
 from aeic_lightning.output import add_json_argument
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if name:
         require(name, "model")
 
+    check_device(args.device)
     if args.batch < 1:
         raise UserError(f"--batch is {args.batch}; it is at least 1")
     from aeic_lightning.bitstream.stream import reconstruct_batch
@@ -105,7 +107,7 @@ def _open(name: str, device: str, fast: bool, opened: dict[str, Any]) -> Any:
         from aeic_lightning.bitstream.stream import Bitstream
         from aeic_lightning.checkpoints.checkpoint import load_model
 
-        model = load_model(name, "model").for_decoding()
+        model = load_model(name, "model", sender=False).for_decoding()
         opened[name] = model.to(device), Bitstream(model, fast)
     return opened[name]
 

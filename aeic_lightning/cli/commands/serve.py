@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
+from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 
@@ -57,6 +58,7 @@ def _serve(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port is {args.port}; a port is from 0 to 65535")
     require("serve", "fastapi", "uvicorn")
+    check_device(args.device)
     from aeic_lightning.checkpoints.weights import require as require_model
     from aeic_lightning.checkpoints.weights import shipped_models
 

@@ -29,6 +29,7 @@ from aeic_lightning.models.codec.transforms import HyperAnalysis, HyperSynthesis
 from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.encoders.labels import STAR, encoder_labels
 from aeic_lightning.models.encoders.star import StarEncoder
+from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.layers import Down, Up
 from aeic_lightning.models.parts import ask, build_part, part_class
 from aeic_lightning.models.taps import Tap
@@ -117,10 +118,11 @@ class CodecConfig:
         given = {name: getattr(self, name) for name in ("encoder", "context", "h_a", "h_s", "g_s")}
         return {name: part for name, part in given.items() if part is not None}
 
-    def find_parts(self) -> None:
-        """Import the classes of all parts. Raises UserError naming the first that is not there."""
+    def find_parts(self, encoder: bool = True) -> None:
+        """Import the classes of all parts, of the `encoder` too. Raises UserError naming the first that is missing."""
         for name, part in self.parts.items():
-            part_class(part, f"codec.{name}", ContextModel if name == "context" else nn.Module)
+            if encoder or name != "encoder":
+                part_class(part, f"codec.{name}", ContextModel if name == "context" else nn.Module)
 
     @property
     def channels(self) -> int:
@@ -209,11 +211,13 @@ class LatentCodec(nn.Module):
     evaluation mode both are of the rounded values, which a stream would hold.
     """
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: CodecConfig, encoder: StoredEncoder | None = None) -> None:
         super().__init__()
         config.check()
         self.config = config
-        if config.encoder is None:
+        if encoder is not None:
+            self.g_a, channels, stride = encoder, encoder.channels, encoder.stride
+        elif config.encoder is None:
             self.g_a = StarEncoder(*cast(tuple[list[int], list[int]], (config.widths, config.depths)))
             channels, stride = self.g_a.channels, self.g_a.stride
         else:
