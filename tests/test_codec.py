@@ -206,7 +206,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch):
         raise OSError("no network\nor something")
 
     monkeypatch.setattr("aeic_lightning.codec.snapshot_download", snapshot)
-    with pytest.raises(UserError, match="hf:someone/a-codec cannot be fetched .*no network or something"):
+    with pytest.raises(UserError, match=r"hf:someone/a-codec cannot be fetched .*no network or something"):
         Codec.from_pretrained("hf:someone/a-codec")
 
 

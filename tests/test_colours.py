@@ -130,7 +130,7 @@ def test_an_opened_image_that_is_cut_short_is_one_line(kind):
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = saved(noise, kind)
     image = Image.open(io.BytesIO(data[: len(data) // 2]))
-    with pytest.raises(UserError, match="cannot decode the image.*cut short or damaged") as caught:
+    with pytest.raises(UserError, match=r"cannot decode the image.*cut short or damaged") as caught:
         as_tensor(image)
     assert "\n" not in str(caught.value)
 

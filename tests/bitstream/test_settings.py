@@ -183,6 +183,6 @@ def test_a_receiver_needs_no_class_of_the_senders_encoder(tmp_path, monkeypatch)
     assert receiver.fingerprint == sender.fingerprint
     assert np.array_equal(receiver.decompress_array(data), picture)
     with pytest.raises(
-        UserError, match="decodes here but does not compress.*elsewhere.TheirEncoder cannot be imported"
+        UserError, match=r"decodes here but does not compress.*elsewhere.TheirEncoder cannot be imported"
     ):
         receiver.compress(PIXELS)
