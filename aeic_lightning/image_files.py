@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, shown
 from aeic_lightning.run_folder import is_first_process
 
 # What Pillow registers for the formats of `aeic_lightning.images`.
@@ -47,10 +47,8 @@ def find_images(root: Path) -> list[Path]:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         more = ", ..." if len(others) > 5 else ""
         if is_first_process():
-            print(
-                f"passed over {others.total()} of {len(found) + others.total()} files in {root}: {kinds}{more}",
-                file=sys.stderr,
-            )
+            passed = f"{others.total()} of {len(found) + others.total()} files in {root}: {kinds}{more}"
+            print(shown(f"passed over {passed}"), file=sys.stderr)
     return sorted(found)
 
 

@@ -4,13 +4,82 @@ import argparse
 import contextlib
 import json
 import math
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from aeic_lightning.errors import ImageWarning
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 JSON_HELP = "print one JSON document on standard output; what is read by people goes to standard error"
+
+
+class Output:
+    """Standard output or error as commands write to it: what reads it decides nothing, and no name controls it.
+
+    Where the reader is gone (`| head -1`, a closed terminal) or the disk is full, what is printed is dropped and the
+    work goes on; `lost` then holds the error. Control characters other than line ends and tabs are written as escapes,
+    so that no file's name reaches a terminal as a command; what draws on a terminal takes `terminal` instead.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.terminal = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.terminal.write(CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.terminal.flush)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+    def _try(self, function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except OSError as error:
+            self.lost = self.lost or error
+            with contextlib.suppress(OSError, ValueError):  # what is still in a buffer would fail at the end again
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.terminal.fileno())
+                os.close(nowhere)
+
+
+@contextlib.contextmanager
+def heedless() -> Iterator[Output]:
+    """Within, `sys.stdout` (which it gives) and `sys.stderr` are an `Output`, and warnings of images are one line."""
+    before = sys.stdout, sys.stderr, warnings.formatwarning
+    out = Output(sys.stdout)
+    sys.stdout, sys.stderr = out, Output(sys.stderr)  # pyright: ignore[reportAttributeAccessIssue] (as a text stream)
+    warnings.formatwarning = image_warnings_in_words(warnings.formatwarning)
+    try:
+        yield out
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr, warnings.formatwarning = before
+
+
+def image_warnings_in_words(others: Callable[..., str]) -> Callable[..., str]:
+    """`warnings.formatwarning` that says of an image what is wrong, and not which line of the code found it."""
+
+    def form(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        return (
+            f"warning: {message}\n" if issubclass(category, ImageWarning) else others(message, category, *where, **more)
+        )
+
+    return form
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

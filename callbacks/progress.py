@@ -63,7 +63,7 @@ class PlainProgress(ProgressBar):
         )
         if self.enabled and sys.stderr.isatty():
             columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")
-            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar = Progress(*columns, console=Console(file=getattr(sys.stderr, "terminal", sys.stderr)))
             self._bar.add_task("", total=last, completed=self.first_step, said="")
             self._bar.start()
 

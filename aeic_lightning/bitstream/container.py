@@ -1,6 +1,8 @@
 """The `.aeic` file: 11 to 14 bytes of header, then the range coder's bytes. docs/bitstream.md lists the fields."""
 
 import hashlib
+import math
+from numbers import Real
 from typing import NamedTuple
 
 from aeic_lightning.bitstream.send import varint
@@ -96,8 +98,25 @@ def check_size(height: int, width: int) -> None:
 
 def check_rate(bpp: float) -> None:
     """Raise UserError for bits per pixel that no file has."""
+    check_number("bpp", bpp)
     if not bpp > 0:
         raise UserError(f"{bpp:g} bpp: a rate is above 0")
+
+
+def check_order(**given: float | None) -> None:
+    """Raise UserError for more than one of what a file can be ordered by, or for a value that is no finite number."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if len(chosen) > 1:
+        *others, last = given
+        raise UserError(f"give one of {', '.join(others)} and {last}")
+    for name, value in chosen.items():
+        check_number(name, value)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise UserError unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it is a finite number")
 
 
 def bytes_within(bpp: float, height: int, width: int) -> int:

@@ -275,6 +275,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _send(sender: Sender, path: Path, args: argparse.Namespace) -> bytes:
     pixels = read_photo(path)
+    if args.bpp is not None and not 0 < args.bpp < float("inf"):
+        raise SendError(f"--bpp is {args.bpp}; a rate is a finite number above 0")
     if args.bpp is not None or args.bytes is not None:
         most = args.bytes if args.bpp is None else int(args.bpp * pixels.shape[0] * pixels.shape[1] / 8)
         return sender.within(pixels, most)

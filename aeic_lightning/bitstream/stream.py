@@ -299,8 +299,7 @@ class Bitstream(LatentCoder):
         The exact part takes all images in one pass; g_a, whose last digits would change with the others in its batch,
         takes one after the other.
         """
-        if sum(value is not None for value in (bpp, max_bytes, level)) > 1:
-            raise UserError("give one of bpp, max_bytes and level")
+        container.check_order(bpp=bpp, max_bytes=max_bytes, level=level)
         height, width = x.shape[2:]
         container.check_size(height, width)
         if bpp is not None:
@@ -362,6 +361,8 @@ T = TypeVar("T")
 
 def in_passes(items: Iterable[T], size: int, alike: Callable[[T], Any]) -> Iterator[list[T]]:
     """Items in groups of at most `size` neighbours for which `alike` is equal; the order stays."""
+    if size < 1:
+        raise UserError(f"size is {size}; a pass has at least 1")
     for _, same in itertools.groupby(items, alike):
         while group := list(itertools.islice(same, size)):
             yield group

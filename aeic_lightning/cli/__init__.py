@@ -12,8 +12,9 @@ import sys
 from importlib import import_module
 
 from aeic_lightning import __version__
-from aeic_lightning.errors import RunError, UserError
+from aeic_lightning.errors import RunError, UserError, shown
 from aeic_lightning.extras import hint
+from aeic_lightning.output import heedless
 from aeic_lightning.own_classes import find_own_classes
 from aeic_lightning.parent_process import follow_parent
 
@@ -52,7 +53,16 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name may hold what the terminal's encoding does not
             stream.reconfigure(errors="backslashreplace")
-    argv = sys.argv[1:] if argv is None else argv
+    with heedless() as out:
+        code = _main(sys.argv[1:] if argv is None else argv)
+        out.flush()
+        # A reader that has gone (EPIPE), or a terminal (EIO), misses nothing.
+        if code == 0 and out.lost and out.lost.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+            return _report(f"failed: standard output was lost, all else is done: {out.lost.strerror}", 1)
+        return code
+
+
+def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="aeic_lightning",
         description="Distillation studies of ultra-low-bitrate learned image codecs.",
@@ -128,7 +138,7 @@ SMALLER = {
 
 
 def _report(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(shown(message), file=sys.stderr)  # one line, whatever a file's name holds
     return code
 
 

@@ -36,7 +36,7 @@ def test_folder_in_folder_out(checkpoint, photos, tmp_path, capsys):
     out = capsys.readouterr().out
     sizes = [(streams / name).stat().st_size for name in ("deeper/two.aeic", "one.aeic")]
     assert f"50x40  {sizes[1]} bytes  {8 * sizes[1] / 2000:.5f} bpp" in out
-    assert f"2 files, {sum(sizes)} bytes, {8 * sum(sizes) / 2001:.5f} bpp" in out
+    assert f"2 files, 0 failed, {sum(sizes)} bytes, {8 * sum(sizes) / 2001:.5f} bpp" in out
 
     assert main(["decompress", str(streams), "--checkpoint", checkpoint, "-o", str(pictures)]) == 0
     image = Image.open(pictures / "one.png")

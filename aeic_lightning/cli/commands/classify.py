@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, shown
 from aeic_lightning.memory import peak_memory
 
 EXAMPLE = """
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             logits = classifier.logits(classifier.bitstream.decode(data))
         except (UserError, OSError) as error:
             failed += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
+            print(shown(f"error: {path}: {error}"), file=sys.stderr)
             continue
         best = logits.softmax(0).topk(min(args.top, len(logits)))
         classes = [
@@ -58,11 +58,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             print(json.dumps({"file": str(path), "bytes": len(data), "classes": classes}), flush=True)
         else:
             words = "  ".join(f"{found['class']} {found['probability']:.1%}" for found in classes)
-            print(f"{path}  {len(data)} bytes  {words}", flush=True)
+            print(f"{shown(path)}  {len(data)} bytes  {words}", flush=True)
     seconds = time.monotonic() - began
     done = len(paths) - failed
     peak = 2**10 * peak_memory()
-    print(f"{done} files, {1000 * seconds / max(done, 1):.1f} ms a file, peak memory {peak:.0f} MiB", file=sys.stderr)
+    print(
+        f"{done} files, {failed} failed, {1000 * seconds / max(done, 1):.1f} ms a file, peak memory {peak:.0f} MiB",
+        file=sys.stderr,
+    )
     return 2 if failed else 0
 
 

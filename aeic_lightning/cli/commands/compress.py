@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+import warnings
 from functools import partial
 from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.devices import check_device
-from aeic_lightning.errors import UserError
-from aeic_lightning.output import add_json_argument
+from aeic_lightning.errors import UserError, shown
+from aeic_lightning.output import add_json_argument, image_warnings_in_words
 
 EXAMPLE = """
 examples:
@@ -94,17 +95,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     ):
         if isinstance(result, str):
             failed += 1
-            print(f"error: {conversion.source}: {result}", file=sys.stderr)
+            print(shown(f"error: {conversion.source}: {result}"), file=sys.stderr)
             files.append({"source": str(conversion.source), "error": result})
             continue
         size, height, width = result
         written, pixels = written + size, pixels + height * width
         about = {"width": width, "height": height, "bytes": size, "bpp": 8 * size / (height * width)}
         files.append({"source": str(conversion.source), "file": str(conversion.target)} | about)
-        print(f"[{number}/{len(conversions)}] {conversion.target}  {width}x{height}  {size} bytes  "
+        print(f"[{number}/{len(conversions)}] {shown(conversion.target)}  {width}x{height}  {size} bytes  "
               f"{8 * size / (height * width):.5f} bpp", flush=True)  # fmt: skip
-    if pixels:
-        print(f"{len(conversions) - failed} files, {written} bytes, {8 * written / pixels:.5f} bpp over all pixels")
+    rate = f", {8 * written / pixels:.5f} bpp over all pixels" if pixels else ""
+    print(f"{len(conversions) - failed} files, {failed} failed, {written} bytes{rate}")
     args.give({"files": files, "bytes": written, "bpp": 8 * written / pixels if pixels else None})
     return 2 if failed else 0
 
@@ -145,6 +146,8 @@ def _start(name: str, device: str, fast: bool, bfloat16: bool, rate: dict[str, A
 
     if workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if workers > 1:  # a process of its own
+        warnings.formatwarning = image_warnings_in_words(warnings.formatwarning)
     assume_bfloat16(bfloat16)
     _state["bitstream"] = Bitstream(load_model(name, "model", receiver=False).to(device), fast)
     _state["rate"] = rate

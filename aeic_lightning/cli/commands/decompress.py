@@ -8,7 +8,7 @@ from typing import Any
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.compress import add_model_arguments
 from aeic_lightning.devices import check_device
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, shown
 from aeic_lightning.output import add_json_argument
 
 NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     def fail(conversion: Conversion, error: UserError) -> None:
         nonlocal failed
         failed += 1
-        print(f"error: {conversion.source}: {error}", file=sys.stderr)
+        print(shown(f"error: {conversion.source}: {error}"), file=sys.stderr)
         files.append({"source": str(conversion.source), "error": str(error)})
 
     def draw(entries: list[tuple[int, Conversion, bytes]]) -> None:
@@ -77,7 +77,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         for (number, conversion, _), latents, picture in zip(entries, decoded, pictures, strict=True):
             notice = NOTICE if model.generative else None
             write_png(conversion.target, picture, bitstream.fingerprint.hex()[:16], notice)
-            print(f"[{number}/{len(conversions)}] {conversion.target}  {latents.width}x{latents.height}", flush=True)
+            print(
+                f"[{number}/{len(conversions)}] {shown(conversion.target)}  {latents.width}x{latents.height}",
+                flush=True,
+            )
             files.append({"source": str(conversion.source), "file": str(conversion.target), "width": latents.width,
                           "height": latents.height})  # fmt: skip
 
@@ -97,6 +100,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             waiting, of_pass = [], this_pass
         waiting.append((number, conversion, data))
     draw(waiting)
+    print(f"{len(conversions) - failed} files, {failed} failed")
     args.give({"files": files})
     return 2 if failed else 0
 
