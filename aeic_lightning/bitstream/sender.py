@@ -41,7 +41,9 @@ class Sender:
         plain = _laid_out(copy.deepcopy(codec.g_a).float().eval(), torch.contiguous_format)
         self.g_a = _quick(_sequence(plain), self.dtype) if self.is_quick else [plain]
         self.h_a = (
-            _quick(codec.h_a, torch.float32) if _is_quick(codec.h_a) else [copy.deepcopy(codec.h_a).float().eval()]
+            _quick(codec.h_a, torch.float32)
+            if _is_quick(codec.h_a)
+            else [_laid_out(copy.deepcopy(codec.h_a).float().eval(), torch.contiguous_format)]
         )
 
     @cached_property
