@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aeic_lightning.cli import main
 from aeic_lightning.study.executors import conclude
 
@@ -153,6 +155,7 @@ def no_processes(monkeypatch: Any) -> None:
     monkeypatch.setattr(worker, "assume_bfloat16", lambda quicker: None)
     monkeypatch.setattr(verify, "work", work)
     monkeypatch.setattr(bench, "peak_of", lambda *arguments: 0.5)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # a second thread of small sizes waits, busily
 
 
 def write_nothing(model: Any, folder: Path) -> None:

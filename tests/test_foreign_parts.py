@@ -113,7 +113,7 @@ def test_a_photo_is_coded_and_decoded(folder):
 
 
 def test_its_costs_are_counted_and_measured(folder, capfd):
-    assert main(["bench", *MODEL, "--encode-only", "--sizes", "64x64", "--repeats", "1"]) == 0
+    assert main(["bench", *MODEL, "--encode-only", "--sizes", "64x64", "--repeats", "1", "--threads", "1"]) == 0
     assert "peak memory" in capfd.readouterr().out
     assert main(["complexity", "--config", "my_experiment.yaml"]) == 0
     weights = 25 * (3 * 8 + 3 * 8 * 8 + 8 * 64) + 4 * 8 + 64

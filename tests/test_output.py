@@ -63,6 +63,7 @@ def folder(tmp_path_factory):
 
 MODEL = ["--checkpoint", "model.ckpt"]
 BD = ["paper:AEIC-ME:Kodak", "--test", "paper:AEIC-SE:Kodak", "--resamples", "0"]
+BENCH = ["--sizes", "64x64", "--repeats", "1", "--threads", "1", "--encode-only"]
 MEASURE = ["--images", "photos", "--backbones", "lite0", "--pictures", "pictures", "-o"]
 # In order: decompress reads what compress wrote.
 PRINTING = {
@@ -75,7 +76,7 @@ PRINTING = {
     "complexity": (["--config", "tiny/student_none.yaml"], lambda d: d["modules"]["encode"]["parameters"] > 10_000),
     "plan": (["--config", "tiny/teacher_stage1.yaml"], lambda d: d["missing"] == [] and d["memory_bytes"]["AdamW"] > 0),
     "verify": (["photos", *MODEL, "--settings", "1 thread"], lambda d: d["settings"][0]["same_bytes"] == 2),
-    "bench": ([*MODEL, "--sizes", "64x64", "--repeats", "1", "--encode-only"], lambda d: d["sizes"][0]["width"] == 64),
+    "bench": ([*MODEL, *BENCH], lambda d: d["sizes"][0]["width"] == 64),
 }
 NO_FIGURES = {"predict", "report", "export", "import-released", "serve"}
 OWN_TESTS = {"classify", "accuracy", "fit", "validate", "test", "sweep"}

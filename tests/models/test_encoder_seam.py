@@ -262,5 +262,6 @@ def test_train_and_code_by_the_commands(plain, decoder_config, tmp_path, capsys,
     assert cli.main(["verify", photo, "--checkpoint", checkpoint, "--settings", settings]) == 0
     monkeypatch.setattr(bench, "peak_of", lambda args, half, height, width: bench.peak(args, half, (height, width)))
     words = ["bench", "--checkpoint", checkpoint, "--encode-only", "--sizes", "64x64", "--repeats", "1"]
+    words += ["--threads", "1"]
     assert cli.main(words) == 0
     assert "peak memory" in capsys.readouterr().out
