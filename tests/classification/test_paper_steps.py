@@ -60,6 +60,7 @@ def test_two_steps(folder, name, monkeypatch):
     peak = 5e-4 * 2 / 512 if name == "step1" else 1e-4
     assert {group["initial_lr"] for group in optimizer["param_groups"]} == {peak}
     assert {group["weight_decay"] for group in optimizer["param_groups"]} <= ({0.0, 0.05} if name == "step1" else {0.0})
+    assert {(group["betas"], group["eps"]) for group in optimizer["param_groups"]} == {((0.9, 0.999), 1e-8)}
     assert {"psnr", "top1"} <= set(read_result(folder / "runs" / name).metrics)
 
 
