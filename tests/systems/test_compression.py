@@ -238,6 +238,10 @@ def test_optimizers_have_the_settings_of_their_players(codec_config, decoder_con
     generator, discriminator = system.configure_optimizers()
     assert (generator.defaults["lr"], generator.defaults["weight_decay"]) == (7e-4, 0.03)
     assert discriminator.defaults["lr"] == 3e-5
+    assert all(
+        (player.defaults["betas"], player.defaults["eps"]) == ((0.9, 0.999), 1e-8)
+        for player in (generator, discriminator)
+    )
     heads = {id(p) for p in system.objective.adversary.discriminator.heads.parameters()}
     assert {id(p) for p in discriminator.param_groups[0]["params"]} == heads
     assert {id(p) for p in generator.param_groups[0]["params"]} == {id(p) for p in system.model.parameters()}
