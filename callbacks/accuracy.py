@@ -25,6 +25,10 @@ class AccuracyMetrics(QualityMetrics):
         super().__init__(ms_ssim=ms_ssim, lpips=lpips, dists=dists)
         self._hits: dict[str, dict[str, float]] = {}
 
+    @property
+    def measured(self) -> list[str]:
+        return [*super().measured, "top1", "top5"]
+
     def _see(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, dataloader_idx: int) -> None:
         if not isinstance(outputs, dict) or not {"logits", "label"} <= set(outputs):
             raise UserError(

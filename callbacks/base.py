@@ -33,6 +33,11 @@ class OnEvaluation(Callback):
     Raises UserError if a step's output is not the record that the callbacks need, or a name comes twice.
     """
 
+    @property
+    def measured(self) -> list[str]:
+        """Names of the metrics that it logs, known before the first image: columns of TensorBoard's HParams view."""
+        return []
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = run_folder(trainer)
 

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.patches import Features, PatchDistances, check_options
+from aeic_lightning.metrics.table import STANDARD_BACKBONE
 from callbacks.base import EvaluatedImage, OnEvaluation, gather
 
 
@@ -77,6 +78,11 @@ class PatchFID(OnEvaluation):
     def patches(self) -> PatchDistances:
         """The network, and the features of the originals. Built when a run is set up."""
         return PatchDistances(**self.options, cache_dir=self.cache_dir or self.folder)
+
+    @property
+    def measured(self) -> list[str]:
+        suffix = "" if self.options["backbone"] == STANDARD_BACKBONE["fid"] else f"_{self.options['backbone']}"
+        return [f"fid{suffix}", f"kid{suffix}"]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.due = self.stage == "test" or self.validations % self.every_n_validations == 0

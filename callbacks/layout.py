@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import METRICS
 from aeic_lightning.study.results import run_labels
-from callbacks.base import tensorboard
+from callbacks.base import OnEvaluation, tensorboard
 
 # Category -> chart -> tags, which TensorBoard reads as regular expressions matched from the start of a tag.
 # All curves of a run have one colour, so training and validation of a quantity have charts of their own.
@@ -39,7 +39,11 @@ CHARTS = {
     "losses": {
         "total, training": ["train/loss$"],
         "total": ["val/loss$"],
-        "terms, training": ["train/(?!loss$|bpp|top1$|distill/)"],
+        "terms, training": [r"train/(?!loss$|bpp|top1$|distill/|.*(learning_rate|gradient_norm)$)"],
+    },
+    "optimization": {
+        "learning rate": ["train/(discriminator_)?learning_rate$"],
+        "gradient norm": ["train/(discriminator_)?gradient_norm$"],
     },
     "distillation": {
         "encoder side": ["train/distill/encoder/.*"],
@@ -49,7 +53,6 @@ CHARTS = {
 # TensorBoard sorts the columns by name, shows the first five and hides the others: these come before "setting/...".
 FIRST = ("arm", "depth", "lambda", "role", "seed")
 SHARED = {"arm": "-", "beta1": 0.0, "beta2": 0.0}  # columns of every run, with the values of a run that has none
-METRICS = ("bpp", "bpp_estimate", "psnr", "ms_ssim", "lpips_lite0", "dists_lite0", "fid_lite0", "kid_lite0")
 
 
 class ComparisonLayout(Callback):
@@ -62,11 +65,12 @@ class ComparisonLayout(Callback):
     run that it finds for all, so every run has those of `SHARED`; labels beside them should be given to all runs.
 
     Args:
-        metrics: names of the metric columns; each stands for `val/<name>` and `test/<name>`.
+        metrics: names of the metric columns; each stands for `val/<name>` and `test/<name>`. Default: what the
+            callbacks of the run measure (`OnEvaluation.measured`).
     """
 
-    def __init__(self, metrics: Sequence[str] = METRICS) -> None:
-        self.tags = [f"{stage}/{name}" for stage in ("val", "test") for name in metrics]
+    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+        self.metrics = metrics
         self.written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,7 +87,9 @@ class ComparisonLayout(Callback):
             if not isinstance(value, int | float | str):
                 raise UserError(f"hparam_columns: {name} is {value!r}; give a number, a word or a boolean")
         columns = {name if name in FIRST else f"setting/{name}": value for name, value in columns.items()}
-        experiment, start, self.end = hparams(columns, dict.fromkeys(self.tags))
+        metrics = measured(trainer, pl_module) if self.metrics is None else self.metrics
+        tags = [f"{stage}/{name}" for stage in ("val", "test") for name in metrics]
+        experiment, start, self.end = hparams(columns, dict.fromkeys(tags))
         files = writer._get_file_writer()
         files.add_summary(experiment)
         files.add_summary(start)
@@ -101,6 +107,17 @@ class ComparisonLayout(Callback):
         if writer := tensorboard(trainer):
             writer._get_file_writer().add_summary(self.end)
             writer.flush()
+
+
+def measured(trainer: Trainer, pl_module: LightningModule) -> list[str]:
+    """Names of the metrics that a run's callbacks measure. There is no `bpp` without files, and with the files of some
+    images alone it is `bpp_share`."""
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    names = [name for c in callbacks if isinstance(c, OnEvaluation) for name in c.measured]
+    written = getattr(pl_module, "write_streams", True)
+    if written is not True and "bpp" in names:
+        names = [name for name in names if name != "bpp"] + (["bpp_share", "bpp_estimate_share"] if written else [])
+    return list(dict.fromkeys(names))
 
 
 def _labels(trainer: Trainer, seed: int | None) -> dict[str, int | float | str]:

@@ -67,6 +67,11 @@ class QualityMetrics(OnEvaluation):
         """The networks of the metrics. Built when a run is set up."""
         return ImageQuality(**self.options)
 
+    @property
+    def measured(self) -> list[str]:
+        ms_ssim = ["ms_ssim"] if self.options["ms_ssim"] else []
+        return ["bpp", "bpp_estimate", "psnr", *ms_ssim, *(network.name for network in self.quality.networks)]
+
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows, self.means = [], {}
         self.quality.to(pl_module.device)

@@ -246,6 +246,15 @@ def test_the_depth_study_is_the_whole_grid_with_its_controls():
                 assert Path(path).parent.parent.name in run.needs, run.name
 
 
+@pytest.mark.parametrize("file", [path.name for path in SWEEP.parent.glob("*.yaml")])
+def test_every_run_of_a_shipped_sweep_has_an_arm(file, tmp_path):
+    """By which TensorBoard's HParams view and the tables tell it from the others."""
+    (tmp_path / "a.png").touch()
+    folder = [f"vars.kodak={tmp_path}"] if file.startswith("distillation") else []
+    for run in read_sweep(SWEEP.with_name(file), folder).runs:
+        assert run.settings.get("model.init_args.labels.arm"), run.name
+
+
 def test_the_check_of_a_cluster_is_two_runs_of_the_study():
     """tests/robustness/slurm/one_machine.sh runs it; here it is only read."""
     sweep = read_sweep(SWEEP.with_name("two_runs.yaml"), [])

@@ -129,6 +129,9 @@ def words(folder: Path, stage: str) -> list[str]:
     file.write_text(yaml.safe_dump(small))
     variables = {"root": folder / "runs", "data": folder / "train", "val": folder / "val", "steps": 2, "val_every": 2}
     variables |= {"lambda": LAMBDA} if "stage1" not in stage else {}
+    callbacks = load_config([PAPER / f"{stage}.yaml"])["trainer"]["callbacks"]
+    (place,) = (n for n, callback in enumerate(callbacks) if callback["class_path"] == "callbacks.curves.TapCurves")
+    small["trainer"]["callbacks"] = {place: {"init_args": {"every_n_steps": 1}}}
     return ["--config", str(PAPER / f"{stage}.yaml"), "--config", str(file),
             *(f"--vars.{name}={value}" for name, value in variables.items())]  # fmt: skip
 
@@ -144,6 +147,7 @@ def test_two_steps(folder, stage, capfd):
     assert saved["global_step"] == 2
     assert not [name for name in saved["state_dict"] if "base_layer" in name or ".vae." in name]
     assert {"psnr", "lpips_alex", "dists"} <= set(json.loads((run / "metrics_val.json").read_text())["metrics"])
+    assert (run / "taps.csv").is_file() == stage.startswith("se")
     assert load_model(run / "checkpoints" / "last.ckpt").codec.config.widths == WIDTHS[stage[:2]]
 
 

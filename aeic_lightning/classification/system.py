@@ -212,6 +212,9 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         if not self.guard.allows({"model": list(self.named_parameters())}):
             optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
             self.objective.skipped()
+        else:
+            rate = optimizer.param_groups[0]["lr"]
+            self.log_dict({"train/learning_rate": rate, "train/gradient_norm": self.guard.norms["model"]})
 
     def optimizer_step(
         self,

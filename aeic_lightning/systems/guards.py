@@ -81,6 +81,7 @@ class Guard:
         self.chance, self.least = chance, least
         self.skipped = 0
         self.updates = 0  # that were allowed, since the process began
+        self.norms: dict[str, Tensor] = {}  # of each player's gradient, before it is clipped, in its last update
         self._in_a_row = 0
         self._files: list[str] = []  # of the batches that the next update learns from
         self._bad: dict[str, float] = {}  # their terms that are not finite
@@ -106,6 +107,7 @@ class Guard:
         files, bad = self._files, self._bad
         self._files, self._bad = [], {}
         norms = torch.stack([gradient_norm(p for _, p in named) for named in players.values()])
+        self.norms |= zip(players, norms, strict=True)
         broken = bool(bad) or not norms.isfinite().all().item()
         trainer = self.system.trainer
         if trainer.world_size > 1:  # one process alone must neither stop nor skip: the others would wait for ever

@@ -219,6 +219,7 @@ class TwoPlayerSystem(GuardedSystem):
             return
         for group in generator.param_groups:
             group["lr"] = self.optimization.learning_rate(self.global_step, self.trainer.max_steps)
+        self._log_players({"": generator} | ({"discriminator_": rest[0]} if rest else {}))
         self._clip(generator)
         for discriminator in rest:
             self._step_discriminator(discriminator)
@@ -231,6 +232,16 @@ class TwoPlayerSystem(GuardedSystem):
             self.average.update(self.global_step)
         if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
             self.model.codec.prior.update_quantiles()
+
+    def _log_players(self, players: dict[str, Any]) -> None:
+        """Learning rate, and norm of the gradient before it is clipped, of each player by the prefix of its tags.
+
+        Of a discriminator with two updates a step, those of the first.
+        """
+        values = {f"train/{prefix}learning_rate": player.param_groups[0]["lr"] for prefix, player in players.items()}
+        norms = zip(players, ("generator", "discriminator"), strict=False)
+        values |= {f"train/{prefix}gradient_norm": self.guard.norms[name] for prefix, name in norms}
+        self.log_dict(values)
 
     def _clip(self, player: Any) -> None:
         if self.optimization.gradient_clip:

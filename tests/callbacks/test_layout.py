@@ -10,12 +10,15 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups, plugin_data_pb2
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG
 from tiny_system import TinySystem
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.study.results import run_labels
-from callbacks.layout import CHARTS, FIRST, SHARED, ComparisonLayout
+from callbacks.accuracy import AccuracyMetrics
+from callbacks.distribution import PatchFID
+from callbacks.layout import CHARTS, FIRST, SHARED, ComparisonLayout, measured
 from callbacks.quality import QualityMetrics
 
 QUALITY = {"lpips": [], "dists": []}
@@ -132,6 +135,41 @@ def test_the_layout_finds_the_tags(system, trainer_of, train_loader, val_loader,
     assert shown("bpp") == {"val/bpp", "test/bpp"}
     assert shown("total, training") == {"train/loss"}
     assert shown("terms, training") == set()
+    players = {
+        f"train/{player}{name}" for player in ("", "discriminator_") for name in ("learning_rate", "gradient_norm")
+    }
+    assert not [tag for tag in players for regex in charts["terms, training"] if re.match(regex, tag)]
+    assert {tag for tag in players for regex in charts["learning rate"] if re.match(regex, tag)} == {
+        "train/learning_rate", "train/discriminator_learning_rate"
+    }  # fmt: skip
+    assert re.match(charts["terms, training"][0], "train/discriminator_real")
+
+
+def test_the_metric_columns_are_what_the_run_measures(trainer_of, val_loader, events, system):
+    callbacks = QualityMetrics(ms_ssim=False, lpips=["lite2"], dists=[]), PatchFID(patch_size=32, min_images=3)
+    trainer_of(ComparisonLayout(), *callbacks).validate(system, val_loader, verbose=False)
+    (written,) = [
+        plugin_data_pb2.HParamsPluginData.FromString(content)
+        for tag, content in events().PluginTagToContent("hparams").items()
+        if tag == EXPERIMENT_TAG
+    ]
+    columns = {info.name.tag for info in written.experiment.metric_infos}
+    names = ("bpp", "bpp_estimate", "psnr", "lpips_lite2", "fid_lite0", "kid_lite0")
+    assert columns == {f"{stage}/{name}" for stage in ("val", "test") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("written", "rates"),
+    [
+        (True, {"bpp", "bpp_estimate"}),
+        (False, {"bpp_estimate"}),
+        (8, {"bpp_share", "bpp_estimate", "bpp_estimate_share"}),
+    ],
+)
+def test_the_columns_of_rates_are_those_of_the_files_that_are_written(trainer_of, system, written, rates):
+    system.write_streams = written
+    trainer = trainer_of(AccuracyMetrics())
+    assert set(measured(trainer, system)) == {"psnr", "top1", "top5"} | rates
 
 
 @pytest.mark.parametrize("value", [None, [1, 2]])

@@ -116,16 +116,25 @@ def test_training_lowers_the_loss_on_other_images(trainer, digits, tmp_path):
 
 def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
     config = ClassificationOptimization(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3)
-    rates = []
+    rates, logged, norms = [], [], []
 
     class Watch(AccuracyMetrics):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
+        def on_after_backward(self, trainer, pl_module):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norms.append(sum(float(g.double().square().sum()) for g in gradients) ** 0.5)
+
+        def on_train_batch_end(self, trainer, *_):
+            logged.append([float(trainer.callback_metrics[f"train/{n}"]) for n in ("learning_rate", "gradient_norm")])
+
     train(trainer, classification_system(optimization=config), digits, 11, tmp_path, "a", callbacks=[Watch()])
     expected = [1e-2 * i / 3 for i in (1, 2, 3)]
     expected += [1e-3 + 9e-3 * (1 + np.cos(np.pi * i / 8)) / 2 for i in range(8)]
     assert rates == pytest.approx(expected)
+    assert [rate for rate, _ in logged] == pytest.approx(expected)
+    assert [norm for _, norm in logged] == pytest.approx(norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["steps", "epochs"])

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from aeic_lightning.errors import UserError
@@ -48,6 +49,36 @@ def test_quantiles_are_solved_every_so_many_steps_and_after_the_last_one(
     trainer(5).fit(system, loader(5))
     assert solved == [2, 4, 5]
     assert told == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("updates", ["joint", "separate"])
+def test_rates_and_gradient_norms_of_both_players_are_logged(
+    codec_config, decoder_config, loader, trainer, monkeypatch, updates
+):
+    clipped = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: clipped.append(clip(*given)))
+    adversary = {"weight": 0.1, "learning_rate": 3e-4, "updates": updates}
+    system = make(codec_config, decoder_config, adversary, learning_rates=[(0, 1e-3), (1, 5e-4)], gradient_clip=0.1)
+    fitted = trainer(2)
+    fitted.fit(system, loader(2))
+    logged = {name: value.item() for name, value in fitted.callback_metrics.items()}
+    assert logged["train/learning_rate"] == pytest.approx(5e-4)
+    assert logged["train/discriminator_learning_rate"] == pytest.approx(3e-4)
+    # One clipping of the generator's gradient a step, then one or two of the discriminator's.
+    generator, discriminator, *_ = clipped[len(clipped) // 2 :]
+    assert logged["train/gradient_norm"] == pytest.approx(generator.item(), rel=1e-5)
+    assert logged["train/discriminator_gradient_norm"] == pytest.approx(discriminator.item(), rel=1e-5)
+    assert generator > 0.11, "before it is clipped to 0.1"
+    assert generator.item() != pytest.approx(discriminator.item())
+
+
+def test_without_an_adversary_there_is_one_player_to_log(codec_config, decoder_config, loader, trainer):
+    fitted = trainer(1)
+    fitted.fit(make(codec_config, decoder_config), loader(1))
+    assert {name for name in fitted.callback_metrics if "learning_rate" in name or "norm" in name} == {
+        "train/learning_rate", "train/gradient_norm",
+    }  # fmt: skip
 
 
 def test_a_run_of_one_level_leaves_the_gains_of_the_others(codec_config, decoder_config, loader, trainer):
