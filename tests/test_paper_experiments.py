@@ -6,6 +6,7 @@ counts differ.
 """
 
 import json
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -22,9 +23,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from aeic_lightning.checkpoints.checkpoint import load_model
-from aeic_lightning.cli import main
-from aeic_lightning.config import load_config
+from aeic_lightning.cli import COMMANDS, main
+from aeic_lightning.config import as_override, load_config
+from aeic_lightning.losses.objective import read_objective
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
+from aeic_lightning.study.sweep_file import read_sweep
 from datamodules import ImageFolder
 
 ROOT = Path(__file__).parent.parent
@@ -125,13 +128,13 @@ def words(folder: Path, stage: str) -> list[str]:
         small["model"]["init_args"]["objective"] = {
             "adversarial": {"backbone": "lite0"}
         }  # DINOv3's 86 M once is enough
+    callbacks = load_config([PAPER / f"{stage}.yaml"])["trainer"]["callbacks"]
+    (place,) = (n for n, callback in enumerate(callbacks) if callback["class_path"] == "callbacks.curves.TapCurves")
+    small["trainer"]["callbacks"] = {place: {"init_args": {"every_n_steps": 1}}}
     file = folder / f"small_{stage}.yaml"
     file.write_text(yaml.safe_dump(small))
     variables = {"root": folder / "runs", "data": folder / "train", "val": folder / "val", "steps": 2, "val_every": 2}
     variables |= {"lambda": LAMBDA} if "stage1" not in stage else {}
-    callbacks = load_config([PAPER / f"{stage}.yaml"])["trainer"]["callbacks"]
-    (place,) = (n for n, callback in enumerate(callbacks) if callback["class_path"] == "callbacks.curves.TapCurves")
-    small["trainer"]["callbacks"] = {place: {"init_args": {"every_n_steps": 1}}}
     return ["--config", str(PAPER / f"{stage}.yaml"), "--config", str(file),
             *(f"--vars.{name}={value}" for name, value in variables.items())]  # fmt: skip
 
@@ -149,6 +152,86 @@ def test_two_steps(folder, stage, capfd):
     assert {"psnr", "lpips_alex", "dists"} <= set(json.loads((run / "metrics_val.json").read_text())["metrics"])
     assert (run / "taps.csv").is_file() == stage.startswith("se")
     assert load_model(run / "checkpoints" / "last.ckpt").codec.config.widths == WIDTHS[stage[:2]]
+
+
+SWEEP = ROOT / "experiments" / "sweeps" / "paper.yaml"
+LAST_CHECKPOINT = {"class_path": "callbacks.checkpoint.LastCheckpoint", "init_args": {"every_n_steps": 2}}
+SMALL_LENGTHS = {"widths": {64: 8, 128: 8, 192: 8, 256: 16, 320: 16}, "synthesis_widths": {1024: 32, 768: 24, 512: 16}}
+
+
+def ablations():
+    """The runs of the paper's sweep that its own stages do not have, at one rate."""
+    sweep = read_sweep(SWEEP, [f"vars.lambdas=[{LAMBDA}]"])
+    shipped = {stage if "stage1" in stage else f"{stage}_{LAMBDA}" for stage in ORDER}
+    assert shipped <= {run.name for run in sweep.runs}
+    return [run.name for run in sweep.runs if run.name not in shipped]
+
+
+@pytest.mark.parametrize("name", ablations())
+def test_two_steps_of_the_ablations(folder, name, capfd):
+    """In the order of the sweep, beside the stages above. Losses on EfficientNet-Lite0, and no metrics: those of the
+    paper are measured above."""
+    sweep = read_sweep(SWEEP, [f"vars.lambdas=[{LAMBDA}]", f"vars.root={folder / 'runs'}"])
+    (run,) = (run for run in sweep.runs if run.name == name)
+    settings = {key: value for key, value in run.settings.items() if key != "vars.data"} | {"vars.val": folder / "val"}
+    for key, small in SMALL_LENGTHS.items():
+        if (lengths := settings.get(f"model.init_args.codec.{key}")) is not None:
+            settings[f"model.init_args.codec.{key}"] = [small[length] for length in lengths]
+    cheap = {"adversarial": {"backbone": "lite0"}, "edge_dists": {"backbone": "lite0"}}
+    terms = {"lpips": {"backbone": "lite0"}} if "stage1" in name else cheap
+    small = {"model": {"init_args": {"objective": terms | {"semantic": {"backbone": "lite0"}}}}}
+    small["trainer"] = {"callbacks": [LAST_CHECKPOINT], "limit_val_batches": 0}
+    file = folder / f"cheap_{name}.yaml"
+    file.write_text(yaml.safe_dump(small))
+    stage = run.config.stem
+    overrides = [f"--{as_override(key, value if key != 'vars.val' else str(value))}" for key, value in settings.items()]
+    assert main(["fit", *words(folder, stage), "--config", str(file), *overrides]) == 0
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    model = load_model(run.checkpoint)
+    if "stride" in name:
+        stride = int(name.split("stride")[1].split("_")[0])
+        assert model.codec.stride == stride
+    else:
+        assert config["model"]["class_path"].endswith("StudentSystem")
+        assert not {"L_enc", "L_dec"} & read_objective(config["model"]["init_args"]["objective"]).keys()
+        start = config["model"]["init_args"]["init_from"]
+        starts = {"se_none_stage2": "se_none_stage1", "se_enc_stage2": "se_stage1", "se_none_stage3": "se_none_stage2",
+                  "se_enc_stage3": "se_enc_stage2"}  # fmt: skip
+        assert (start is None) == (name == "se_none_stage1")
+        assert (
+            start is None or Path(start).parts[-3].removesuffix(f"_{LAMBDA}") == starts[name.removesuffix(f"_{LAMBDA}")]
+        )
+
+
+def test_the_table_of_results_names_runs_and_files_that_there_are():
+    """Each row of docs/full_size.md: files are shipped, and runs are those of the sweep that the row names."""
+    page = (ROOT / "docs" / "full_size.md").read_text().split("## Tables and figures")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and "table or figure" not in line]
+    assert len(rows) == 17
+    named = set()
+    for what, commands, needs in rows:
+        assert any(word in needs for word in ("runs here", "released weights", "GPUs")), what
+        quoted = re.findall(r"`([^`]+)`", commands)
+        files = [word for text in quoted for word in text.split() if word.endswith(".yaml")]
+        for file in files:
+            assert (ROOT / "experiments" / file).is_file(), file
+        for text in quoted:
+            command = text.split()[0]
+            assert command in COMMANDS or command.startswith((":", "paper/", "sweeps/", "me_", "se_", "step", "no_")), (
+                text
+            )
+        runs = {text for text in quoted if text.startswith(("me_", "se_", "step", "no_")) and " " not in text}
+        if runs and files:
+            sweep = read_sweep(ROOT / "experiments" / files[0], []) if files[0].startswith("sweeps/") else None
+            known = {re.sub(r"_(2|4|8|16|32)$", "_L", run.name) for run in sweep.runs} if sweep else {"me_stage2_L"}
+            assert runs <= known, what
+            named |= runs
+    arms = [{re.sub(r"_(2|4|8|16|32)$", "_L", run.name) for run in read_sweep(file, []).runs}
+            for file in (SWEEP, SWEEP.with_name("paper_classification.yaml"))]  # fmt: skip
+    # Stage 1 of a stride and the middle of `to` are named by the stages around them.
+    between = {"me_stage1", "me_stride16_stage1", "me_stride64_stage1", "se_none_stage2_L", "step2_q2",
+               "no_aggregation_q2", "no_step1_q2"}  # fmt: skip
+    assert named | between == set.union(*arms)
 
 
 def test_plan_lists_all_that_is_not_there(folder, monkeypatch, capfd):

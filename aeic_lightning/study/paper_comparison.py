@@ -164,11 +164,10 @@ def differences(config: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str
 def _settings_of(config: dict[str, Any]) -> dict[str, str]:
     """All settings that are compared one by one, defaults included, in words."""
     settings, data = config["model"]["init_args"], config.get("data") or {}
-    codec = _complete(CodecConfig, settings.get("codec") or {})
-    if codec["encoder"]:  # which takes their place
-        codec |= {"widths": None, "depths": None}
+    given = settings.get("codec") or {}
+    known = {name: value for name, value in given.items() if name in CodecConfig.__dataclass_fields__}
     parts = {
-        "codec": codec,
+        "codec": dict(given) | asdict(CodecConfig(**known)),  # which knows what a part of one's own stands in place of
         "decoder": _complete(DecoderConfig, settings.get("decoder") or {}),
         "optimization": _complete(OptimizationConfig, settings.get("optimization") or {}),
     }
