@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import MAX_PIXELS, image_size, read_image
 from datamodules.crops import CropDataset, CropLoader, Cropping, CropSampler, ImageLoader, ImageSource, WholeImages
-from datamodules.worker_signals import leave_signals_to_the_main_process
+from datamodules.worker_signals import check_that_workers_can_start, leave_signals_to_the_main_process
 
 Z_STRIDE = 128
 """Crops are a multiple of it, so that no latent holds padding in training."""
@@ -92,6 +92,8 @@ class ImageDataModule(LightningDataModule):
         max_pixels: images with more pixels are refused.
         cache: keep decoded training images in memory (in every worker).
         num_workers: processes that decode and crop; 0 does it in the training process.
+        worker_timeout: seconds in which a batch must come from a worker; without one the run ends and says so. More for
+            images that take longer to fetch.
         pin_memory: put batches in page-locked memory, for faster copies to a GPU.
         seed: of order, crops and flips; non-negative.
 
@@ -115,6 +117,7 @@ class ImageDataModule(LightningDataModule):
         max_pixels: int = MAX_PIXELS,
         cache: bool = False,
         num_workers: int = 0,
+        worker_timeout: int = 60,
         pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
@@ -127,6 +130,8 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.max_zoom_out is {max_zoom_out}; it must be at least 1 (no zoom)")
         if num_workers < 0 or seed < 0:
             raise UserError(f"data.num_workers is {num_workers} and data.seed {seed}; neither may be negative")
+        if worker_timeout < 1:
+            raise UserError(f"data.worker_timeout is {worker_timeout}; it is at least 1 second")
         if on_error not in ("raise", "skip"):
             raise UserError(f'data.on_error is "{on_error}"; it must be "raise" or "skip"')
         if small_images not in ("enlarge", "drop"):
@@ -147,6 +152,7 @@ class ImageDataModule(LightningDataModule):
         self.max_pixels = max_pixels
         self.cache = cache
         self.num_workers = num_workers
+        self.worker_timeout = worker_timeout
         self.pin_memory = pin_memory
         self.seed = seed
 
@@ -268,8 +274,11 @@ class ImageDataModule(LightningDataModule):
         return CropLoader(crops, sampler, first, batch_size=self.batch_size, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
+        if self.num_workers:
+            check_that_workers_can_start()
         return {
             "num_workers": self.num_workers,
+            "timeout": self.worker_timeout if self.num_workers else 0,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": self.pin_memory,
             "worker_init_fn": leave_signals_to_the_main_process if self.num_workers else None,

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import RunError, UserError
 
 
 class ImageSource(Protocol):
@@ -263,7 +263,10 @@ class WholeImages(Dataset):
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader that gives a worker's UserError back as the one line that it was, without the traceback."""
+    """A DataLoader that gives a worker's UserError back as the one line that it was, without the traceback.
+
+    Where a worker has died, or gives nothing for `timeout` seconds, all are ended and RunError says so.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
@@ -272,6 +275,16 @@ class ImageLoader(DataLoader):
             # PyTorch puts the worker's traceback, whose last line is the message, in the text of the error.
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            if not said.startswith("DataLoader"):  # by PyTorch: "timed out after", "worker (pid(s) 1, 2) exited", ...
+                raise
+            for worker in getattr(self._iterator, "_workers", ()):
+                worker.kill()  # one that is stopped or hangs would be waited for at the end
+            raise RunError(
+                f"the workers that read images gave no batch ({said}); num_workers=0 shows what they do, less of them "
+                "take less memory, and a larger worker_timeout waits longer"
+            ) from error
 
 
 class CropLoader(ImageLoader):

@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 
 from aeic_lightning import __version__
+from aeic_lightning.cli.stopping import Stopped, stoppable
 from aeic_lightning.errors import RunError, UserError, shown
 from aeic_lightning.extras import hint
 from aeic_lightning.output import heedless
@@ -48,7 +49,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     follow_parent()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name may hold what the terminal's encoding does not
@@ -86,12 +87,15 @@ def _main(argv: list[str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     run = import_module(f"aeic_lightning.cli.commands.{COMMANDS[args.command][0]}").run
     try:
-        if not getattr(args, "document", False):
-            return run(args, extra) or 0
-        from aeic_lightning.output import json_output
+        with stoppable(args.command):
+            if not getattr(args, "document", False):
+                return run(args, extra) or 0
+            from aeic_lightning.output import json_output
 
-        with json_output(True) as args.give:
-            return run(args, extra) or 0
+            with json_output(True) as args.give:
+                return run(args, extra) or 0
+    except Stopped as stopped:
+        return _report("stopped", 128 + stopped.number)
     except UserError as error:
         return _report(f"error: {error}", 2)
     except RunError as error:

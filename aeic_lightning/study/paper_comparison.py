@@ -30,7 +30,8 @@ _LEFT_OUT = {
     "codec": set(),
     "decoder": {"pretrained.unet", "pretrained.vae", "gradient_checkpointing", "tiling"},
     "optimization": {"accumulate", "cuda_graph", "shard_base"},
-    "data": {"train_dir", "val_dir", "test_dir", "batch_size", "num_workers", "pin_memory", "cache", "seed"},
+    "data": {"train_dir", "val_dir", "test_dir", "batch_size", "num_workers", "worker_timeout", "pin_memory", "cache",
+             "seed"},
 }  # fmt: skip
 _ABSENT = "-"
 

@@ -1,10 +1,11 @@
 """`report`: one page of any runs and result files."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, shown
 from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
 from aeic_lightning.provenance import command_line
@@ -47,7 +48,20 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.study.report.page import write_report
 
     said = write_report(
-        args.results, args.out, args.reference,
+        _results(args.results), args.out, args.reference,
         title=args.title, max_images=args.max_images, resamples=args.resamples, command=command_line(),
     )  # fmt: skip
     print(f"written: {args.out} ({said})")
+
+
+RUN = ("run.json", "config.yaml", "metrics_val.json")
+
+
+def _results(paths: list[Path]) -> list[Path]:
+    """Without folders that are no runs, which `DIR/*/` names as well; each is said. All of them, if none is a run."""
+    others = [path for path in paths if path.is_dir() and not any((path / name).exists() for name in RUN)]
+    if len(others) == len(paths):
+        return paths
+    for path in others:
+        print(shown(f"warning: {path} was skipped: it holds no run"), file=sys.stderr)
+    return [path for path in paths if path not in others]
