@@ -96,13 +96,6 @@ class AEICClassificationSystem(CompressionSystem):
         if not self.imported:
             self.model.codec.prior.update_quantiles()
 
-    def step_players(self) -> None:
-        prior = self.model.codec.prior
-        before = prior.quantiles.clone()
-        super().step_players()
-        if not self.train_codec:
-            prior.quantiles.copy_(before)  # a released prior's medians were not solved for
-
     def train(self, mode: bool = True) -> "AEICClassificationSystem":
         super().train(mode)
         if not self.train_codec:

@@ -73,6 +73,7 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
     # Said for a run that is as intended: manual optimization saves after the step, and data loading is our choice.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # what is frozen is meant to be
     # The config is handed over resolved; the words of the command line have been read already.
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
     path = None if print_config is not None else config.pop("ckpt_path", None)

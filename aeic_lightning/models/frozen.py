@@ -1,5 +1,7 @@
 """Networks that are used but never trained, and the tensors of files: no library of networks is imported here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -25,6 +27,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"cannot read weights from {path}: not a plain state dict")
     return state
+
+
+@contextmanager
+def keeping_modes(*networks: nn.Module) -> Iterator[None]:
+    """Context after which every module of these networks is in the mode, training or evaluation, that it had before."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 Network = TypeVar("Network", bound=nn.Module)

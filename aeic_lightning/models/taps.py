@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.models.frozen import keeping_modes
 
 Side = Literal["encoder", "decoder"]
 
@@ -97,14 +98,10 @@ def _first(output: Any) -> Any:
 def _probe(model: nn.Module, paths: list[str], side: int, role: str) -> dict[str, Tap]:
     outputs: dict[str, list[Any]] = {path: [] for path in paths}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    was_training = model.training
-    try:
-        see = _watched(model, paths, lambda path, output: outputs[path].append(output))
-        with see, torch.no_grad(), torch.random.fork_rng(devices=[]):
-            on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            torch.func.functional_call(model.train(), on_meta, (torch.empty(1, 3, side, side, device="meta"),))
-    finally:
-        model.train(was_training)
+    see = _watched(model, paths, lambda path, output: outputs[path].append(output))
+    with see, keeping_modes(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        torch.func.functional_call(model.train(), on_meta, (torch.empty(1, 3, side, side, device="meta"),))
     for path, found in outputs.items():
         if len(found) != 1:
             raise UserError(f"distillation: {path} of the {role} runs {len(found)} times a pass; a tap runs once")

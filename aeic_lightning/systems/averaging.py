@@ -25,8 +25,17 @@ def average_in(averages: Iterable[Tensor], weights: Iterable[Tensor], decay: flo
     get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(list(averages), list(weights), step)
 
 
+def running_statistics(model: AEIC) -> list[str]:
+    """Buffers that an average covers beside the weights: those of numbers that a checkpoint has, such as BatchNorm's.
+
+    The prior's quantiles are solved for from its weights, not averaged.
+    """
+    kept = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()} - {id(model.prior.quantiles)}
+    return [name for name, buffer in model.named_buffers() if buffer.is_floating_point() and id(buffer) in kept]
+
+
 class WeightAverage:
-    """Averages of a model's trained parameters, on its device.
+    """Averages of a model's trained parameters and of its running statistics, on its device.
 
     Args:
         model: whose parameters are averaged.
@@ -37,42 +46,44 @@ class WeightAverage:
     def __init__(self, model: AEIC, decay: float) -> None:
         self.model = model
         self.decay = decay
-        self.averages = {name: p.detach().clone() for name, p in self._trained()}
+        self.statistics = running_statistics(model)
+        self.averages = {name: tensor.detach().clone() for name, tensor in self._averaged()}
         self._raw: dict[str, Tensor] | None = None  # the model's own state while it holds the averages
 
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+    def _averaged(self) -> list[tuple[str, Tensor]]:
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        return [*trained, *((name, self.model.get_buffer(name)) for name in self.statistics)]
 
     def _state_names(self) -> dict[str, str]:
-        """Parameter -> its name in a checkpoint, where an adapter's is left out."""
+        """Tensor -> its name in a checkpoint, where an adapter's is left out."""
         kept = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
-        return {name: kept[id(p)] for name, p in self._trained()}
+        return {name: kept[id(tensor)] for name, tensor in self._averaged()}
 
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
-        trained = dict(self._trained())
-        average_in((self.averages[name] for name in trained), trained.values(), self.decay, step)
+        own = dict(self._averaged())
+        average_in((self.averages[name] for name in own), own.values(), self.decay, step)
 
     @torch.no_grad()
     def swap_in(self) -> None:
         """Put the averages into the model, for an evaluation; the prior's quantiles are solved for them."""
         if self._raw is None:
             self._raw = self._own_state()
-            for name, p in self._trained():
-                p.copy_(self.averages[name])
+            for name, tensor in self._averaged():
+                tensor.copy_(self.averages[name])
             self.model.prior.update_quantiles()
 
     @torch.no_grad()
     def swap_out(self) -> None:
         """Put the model's own weights back, bit for bit."""
         if self._raw is not None:
-            for name, p in self._trained():
-                p.copy_(self._raw[name])
+            for name, tensor in self._averaged():
+                tensor.copy_(self._raw[name])
             self.model.prior.quantiles.copy_(self._raw["prior.quantiles"])
             self._raw = None
 
     def _own_state(self) -> dict[str, Tensor]:
-        own = {name: p.detach().clone() for name, p in self._trained()}
+        own = {name: tensor.detach().clone() for name, tensor in self._averaged()}
         return own | {"prior.quantiles": self.model.prior.quantiles.clone()}
 
     def save(self, checkpoint: dict, prefix: str = "model.") -> None:
@@ -87,6 +98,6 @@ class WeightAverage:
         quantiles = raw.pop("prior.quantiles")
         for name, kept in self._state_names().items():
             self.averages[name].copy_(state[prefix + kept])
-            state[prefix + kept] = raw[name]
+            state[prefix + kept] = raw.get(name, state[prefix + kept])  # of before statistics were averaged
         own = next(name for name, buffer in self.model.named_buffers() if buffer is self.model.prior.quantiles)
         state[prefix + own] = quantiles

@@ -13,7 +13,7 @@ from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
-from aeic_lightning.systems.averaging import average_in
+from aeic_lightning.systems.averaging import average_in, running_statistics
 from aeic_lightning.systems.compression import CompressionSystem
 from aeic_lightning.systems.distillation import check_read
 from aeic_lightning.systems.optimization import QUANTILE_INTERVAL, OptimizationConfig
@@ -62,6 +62,7 @@ class OnlineDistillationSystem(CompressionSystem):
                 "train the teacher first, and the student with DistillationSystem"
             )
         self.teacher_decay = teacher_decay
+        self.statistics = running_statistics(self.model)
         terms = self.objective.terms
         if teacher_codec is None:
             if teacher_objective:
@@ -127,6 +128,11 @@ class OnlineDistillationSystem(CompressionSystem):
 
     @torch.no_grad()
     def _average(self) -> None:
-        average_in(self.teacher.parameters(), self.model.parameters(), self.teacher_decay, self.global_step)
+        ours, theirs = (
+            [*model.parameters(), *map(model.get_buffer, self.statistics)] for model in (self.model, self.teacher)
+        )
+        average_in(theirs, ours, self.teacher_decay, self.global_step)
+        averaged = {id(tensor) for tensor in theirs}
         for buffer, own in zip(self.teacher.buffers(), self.model.buffers(), strict=True):
-            buffer.copy_(own)
+            if id(buffer) not in averaged:
+                buffer.copy_(own)

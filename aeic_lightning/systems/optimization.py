@@ -1,7 +1,7 @@
 """Manual optimization of two players: the settings, the optimizers, and one update of each."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec import LatentCodec
+from aeic_lightning.models.decoder import OneStepDecoder
 from aeic_lightning.systems.averaging import RAW, WeightAverage
 from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
 
@@ -33,9 +35,11 @@ class OptimizationConfig:
         warmup_steps: the learning rate rises linearly over so many steps.
         weight_decay: of AdamW.
         gradient_clip: largest norm of each player's gradient; 0 for none.
-        ema: share of the weights' moving average that a step keeps, such as 0.999; 0 for no average. Validation, test
-            and every reader of the checkpoint then use the average (`WeightAverage`).
-        freeze: modules of the model whose weights stay as they are, by path: `decoder`, `codec.g_s`.
+        ema: share of the moving average that a step keeps, such as 0.999; 0 for no average. It is one of the trained
+            weights and of running statistics. Validation, test and every reader of the checkpoint then use the average
+            (`WeightAverage`).
+        freeze: modules of the model that stay as they are, by path: `decoder`, `codec.g_s`. Their weights have no
+            gradients, and their layers are in evaluation mode: BatchNorm's statistics do not move, dropout is off.
         level: of a codec with `rate_levels`, the one level to train at: a model of one rate in the form of many, to
             compare with one that trains at all of them. Without it each crop of a batch has a level of its own.
             Validation is at the middle level in either case.
@@ -89,12 +93,25 @@ class OptimizationConfig:
 
 
 def freeze(model: nn.Module, path: str) -> None:
-    """Take the module at a path out of training. Raises UserError where there is none."""
+    """Take the module at a path out of training: no gradients, and evaluation mode (`hold_frozen`).
+
+    Raises UserError where there is none.
+    """
     try:
         model.get_submodule(path).requires_grad_(False)
+        hold_frozen(model, [path])
     except AttributeError as error:
         known = [name for name, _ in model.named_modules()]
         raise UserError(f"optimization: freeze: the model has no module {path!r}{did_you_mean(path, known)}") from error
+
+
+def hold_frozen(model: nn.Module, paths: Iterable[str]) -> None:
+    """Put the modules at these paths into evaluation mode: running statistics stay, dropout is off.
+
+    The codec and the decoder as such follow the step: their mode says whether y is noisy and x_hat unclamped.
+    """
+    for module in (module for path in paths for module in model.get_submodule(path).modules()):
+        module.training = module.training and isinstance(module, LatentCodec | OneStepDecoder)
 
 
 class TwoPlayerSystem(GuardedSystem):
@@ -109,6 +126,7 @@ class TwoPlayerSystem(GuardedSystem):
     optimization: OptimizationConfig
 
     average: WeightAverage | None = None
+    _holds_frozen = False  # whether `optimization.freeze` holds already
     _accumulated = 0  # batches whose gradients the next update has so far
 
     def __init__(self) -> None:
@@ -116,6 +134,13 @@ class TwoPlayerSystem(GuardedSystem):
         # What a discriminator with separate updates still has to see before the step: decoded images, losses on real.
         self._fakes: list[Tensor] = []
         self._real_losses: list[Tensor] = []
+
+    def train(self, mode: bool = True) -> "TwoPlayerSystem":
+        """What is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode and self._holds_frozen:
+            hold_frozen(self.model, self.optimization.freeze)
+        return self
 
     def make_guard(self) -> Guard:
         """The guard of both players."""
@@ -129,6 +154,7 @@ class TwoPlayerSystem(GuardedSystem):
             raise UserError("optimization: schedule: cosine must know where it ends; set trainer.max_steps")
         for path in config.freeze:
             freeze(self.model, path)
+        self._holds_frozen = True
         trained = [p for _, p in self.generator_parameters()]
         if not trained:
             raise UserError("optimization: freeze leaves nothing to train")
@@ -231,7 +257,12 @@ class TwoPlayerSystem(GuardedSystem):
         if self.average is not None:
             self.average.update(self.global_step)
         if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
-            self.model.codec.prior.update_quantiles()
+            self.solve_quantiles()
+
+    def solve_quantiles(self) -> None:
+        """The quantiles of the prior, unless it is frozen."""
+        if any(p.requires_grad for p in self.model.prior.parameters()):
+            self.model.prior.update_quantiles()
 
     def _log_players(self, players: dict[str, Any]) -> None:
         """Learning rate, and norm of the gradient before it is clipped, of each player by the prefix of its tags.

@@ -40,6 +40,17 @@ class PositionedEncoder(PlainEncoder):
         return y + torch.arange(y.shape[2], device=y.device)[:, None] / 8
 
 
+class NormalisedEncoder(PlainEncoder):
+    """BatchNorm and dropout before y: layers that evaluation computes otherwise than training."""
+
+    def __init__(self, width: int, channels: int = 32) -> None:
+        super().__init__(width, channels)
+        self.norm, self.dropout = nn.BatchNorm2d(width), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dropout(self.norm(self.body(x))))
+
+
 class AttentiveEncoder(nn.Module):
     """Patches of 32 pixels through a transformer layer; its constructor computes, as many do."""
 
