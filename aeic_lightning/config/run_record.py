@@ -26,9 +26,10 @@ class RunRecord(SaveConfigCallback):
     """Writes into the run folder, before anything is trained: `config.yaml`, complete and resolved, and `run.json`.
 
     `run.json` holds the command, the versions, the seed, the git state and the machine, so that a result can be traced
-    to what made it. Both are of the beginning of the run: a resume adds an entry to the list `resumed` in `run.json`
-    with the same facts, its step and the settings that differ (`resumed_from` is of the last one). Where any do, it
-    says so, and keeps its own config as `config_step_XXXXXXX.yaml`.
+    to what made it, and how many tensors warm starts took over (`started_from`). Both are of the beginning of the run:
+    a resume adds an entry to the list `resumed` in `run.json` with the same facts, its step and the settings that
+    differ (`resumed_from` is of the last one). Where any do, it says so, and keeps its own config as
+    `config_step_XXXXXXX.yaml`.
 
     `validate`, `test` and `predict` write `config_validate.yaml`, `run_validate.json`, and so on.
     """
@@ -46,6 +47,12 @@ class RunRecord(SaveConfigCallback):
         else:
             self._save_config(folder / "config.yaml")
             _write(folder / "run.json", record)
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Add what warm starts took over, which is known by now."""
+        file = Path(trainer.default_root_dir) / "run.json"
+        if (started := getattr(pl_module, "started_from", None)) and file.is_file():
+            _write(file, json.loads(file.read_text()) | {"started_from": started})
 
     def _resume(self, start: str | Path, folder: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
         step = torch.load(start, map_location="cpu", weights_only=True, mmap=True)["global_step"]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds
+from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.config.lightning_cli import OPTIONS
 from aeic_lightning.config.near_miss import user_error
@@ -340,8 +341,8 @@ def find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described])
     for name in _callback_networks(config):
         need(require_backbone, name)
     for key in ("init_from", "receiver_from", "teacher"):
-        if isinstance(settings.get(key), str):
-            need(_checkpoint_file, key, settings[key])
+        if settings.get(key):
+            need(_checkpoint_file, key, StartFrom.of(settings[key], key).path)
     data = (config.get("data") or {}).get("init_args") or {}
     for key in ("train_dir", "val_dir", "test_dir"):
         if data.get(key) and not Path(data[key]).expanduser().is_dir():

@@ -1,14 +1,14 @@
 """The training step that teachers, students and distillation share."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.start import Counts, StartFrom, announce, take_over
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import Objective, ObjectiveOutput
 from aeic_lightning.losses.rate import Rate
@@ -21,6 +21,9 @@ from aeic_lightning.systems.guards import refuse_loss_scaling
 from aeic_lightning.systems.optimization import OptimizationConfig, TwoPlayerSystem
 from aeic_lightning.systems.sharded import ShardedBase
 
+ENTROPY_MODEL = ("codec.h_a", "codec.prior", "codec.h_s", "codec.context")
+"""Parts whose training a model's count of rate updates tells of."""
+
 
 class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     """Trains one AEIC model on an objective of rate, distortion and perception, with an optional adversary.
@@ -30,7 +33,9 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         decoder: sizes of the one-step decoder.
         objective: the terms of the loss and their weights, by name (`losses/objective.py`).
         optimization: learning rates, clipping, accumulation.
-        init_from: checkpoint of the stage before, of the same sizes; the whole model starts from it.
+        init_from: checkpoint of the stage before, of the same sizes; the whole model starts from it. With
+            `{path: ..., only: [codec.h_a, decoder]}` those modules alone do (`StartFrom`). What was taken over is
+            printed, and is in `run.json`.
         write_streams: whether validation and test write each image's file, whose bytes are `bpp`; entropy coding
             is done on the CPU. Without it there is `bpp_estimate` alone. A number: of so many images, the first ones;
             `bpp_share` and `bpp_estimate_share` are then their rates, `bpp_estimate` that of all images.
@@ -44,7 +49,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         decoder: DecoderConfig,
         objective: dict[str, Any],
         optimization: OptimizationConfig,
-        init_from: str | None = None,
+        init_from: str | StartFrom | None = None,
         write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
@@ -54,7 +59,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         self.model = AEIC(codec, decoder).to(memory_format=torch.channels_last)
         self.objective = Objective(objective)
         self.optimization = optimization
-        self.init_from = init_from
+        self.init_from = None if init_from is None else StartFrom.of(init_from, "init_from")
+        self.started_from = []
         self.write_streams = check_write_streams(write_streams)
         self.automatic_optimization = False  # there may be two players
         self.guard = self.make_guard()
@@ -135,6 +141,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
     # ------------------------------------------------------------------ where a run starts from
 
     sharded_base: ShardedBase | None = None
+    started_from: list[dict[str, Any]]
+    """What warm starts took over (`checkpoints/start.py`); `run.json` has it."""
 
     def setup(self, stage: str) -> None:
         if not isinstance(self.trainer.strategy, DDPStrategy | SingleDeviceStrategy):
@@ -192,12 +200,25 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         if self.init_from:
             self.load_stage(self.init_from)
 
-    def load_stage(self, path: str | Path) -> None:
-        """Start from the model of an earlier stage."""
-        checkpoint = read_checkpoint(path, "init_from")
-        check_base(self.model, checkpoint, path, "init_from")
-        load_strictly(self.model, with_prefix(checkpoint, "model."), path, "init_from")
-        self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
+    def load_stage(self, start: StartFrom) -> None:
+        """Start from the model of an earlier stage, or from parts of it."""
+        checkpoint = read_checkpoint(start.path, "init_from")
+        if not start.only or any(path.startswith("decoder") for path in start.only):
+            check_base(self.model, checkpoint, start.path, "init_from")
+        counts = take_over(self.model, with_prefix(checkpoint, "model."), start, "init_from")
+        self.note_start("init_from", start.path, counts)
+        if all(part in counts and counts[part][0] == counts[part][1] for part in ENTROPY_MODEL):
+            self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
+
+    def note_start(self, role: str, path: str, counts: Counts) -> None:
+        """Print what a warm start took over, and keep it for the run's record."""
+        if self.trainer_is_first:
+            self.started_from.append(announce(role, path, counts))
+
+    @property
+    def trainer_is_first(self) -> bool:
+        """Whether this is the process that prints and records."""
+        return self._trainer is None or self._trainer.is_global_zero
 
     # ------------------------------------------------------------------ evaluation
 

@@ -1,13 +1,13 @@
 """Dual-side feature distillation: a frozen teacher beside a student."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import load_aeic, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
@@ -40,8 +40,8 @@ class DistillationSystem(StudentSystem):
         objective: dict[str, Any],
         optimization: OptimizationConfig,
         teacher: str,
-        init_from: str | None = None,
-        receiver_from: str | None = None,
+        init_from: str | StartFrom | None = None,
+        receiver_from: str | StartFrom | None = None,
         share_base: bool = True,
         teacher_cache: str | None = None,
         write_streams: bool | int = True,
@@ -89,9 +89,12 @@ class DistillationSystem(StudentSystem):
         """The teacher's taps for images (B, 3, H, W); its denoiser runs only when a tap of the decoder is compared."""
         return self.teacher.net.compute_taps(x, self.objective.teacher_taps, level)
 
-    def load_stage(self, path: str | Path) -> None:
+    def load_stage(self, start: StartFrom) -> None:
         """The model of the stage before, and its projections wherever this stage has the same ones."""
-        super().load_stage(path)
+        super().load_stage(start)
+        if start.only:
+            return
+        path, taken = start.path, []
         state = with_prefix(read_checkpoint(path, "init_from"), "objective.terms.")
         for name, term in self.objective.terms.items():
             for key, projection in getattr(term, "projections", {}).items():
@@ -99,6 +102,10 @@ class DistillationSystem(StudentSystem):
                 own = {k: state[prefix + k] for k in projection.state_dict() if prefix + k in state}
                 if own:
                     load_strictly(projection, own, path, "init_from (a projection)")
+                    taken += own
+        if taken:
+            every = [name for name, _ in self.objective.terms.named_parameters() if ".projections." in name]
+            self.note_start("init_from (projections)", path, {"objective": [len(taken), len(every)]})
 
 
 def check_levels(student: AEIC, teacher: AEIC, path: str) -> None:

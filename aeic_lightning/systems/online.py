@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.adversarial import Adversarial
 from aeic_lightning.losses.objective import Objective
@@ -49,7 +50,7 @@ class OnlineDistillationSystem(CompressionSystem):
         teacher_codec: CodecConfig | None = None,
         teacher_objective: dict[str, Any] | None = None,
         teacher_decay: float = 0.99,
-        init_from: str | None = None,
+        init_from: str | StartFrom | None = None,
         write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
