@@ -27,6 +27,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8, pixels_of
 from aeic_lightning.models.base import CompressionModel
+from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
 
 ImageLike = Union[Image.Image, np.ndarray, Tensor]  # noqa: UP007 (shown as it is in the documentation)
 
@@ -176,7 +177,10 @@ class Codec(
         self.write(save_directory, save_directory.name)
 
     def write(self, folder: Path, name: str) -> None:
-        """`save_pretrained` into a folder that is there, with a model card headed `name`."""
+        """`save_pretrained` into a folder that is there, with a model card headed `name`.
+
+        The source of an encoder that is not this package's is copied beside the weights, into `sources/`.
+        """
         config = {
             "model_config": self.model.config,
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -186,6 +190,7 @@ class Codec(
         if self.objective:
             config["objective"] = self.objective
         write_weights(folder, config, self.model.state_dict())
+        copy_sources(own_sources(config["model_config"]), folder / SOURCES)
         # The fingerprint of what was written, whose values are rounded.
         stored = type(self).from_pretrained(folder)
         write_weights(folder, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict())

@@ -6,8 +6,12 @@ one of the working folder. Other modules of the working folder are found after a
 stands in for a library.
 """
 
+import ast
+import hashlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -73,3 +77,100 @@ def find_experiment(file: str | Path, folder: str | Path = "") -> Path:
     if path.is_file() or named.is_absolute():
         return path
     return next((own for own in (HOME / named, HOME / "experiments" / named) if own.is_file()), path)
+
+
+# ---------------------------------------------------------------------- sources
+
+
+LIBRARIES = {
+    *(
+        "torch",
+        "torchvision",
+        "torchmetrics",
+        "lightning",
+        "lightning_fabric",
+        "pytorch_lightning",
+        "diffusers",
+        "timm",
+    ),
+    *("peft", "transformers", "numpy", "scipy", "PIL"),
+}
+"""Packages whose version in the record of a run says enough."""
+SOURCES = "sources"
+"""Folder with copies of a user's own modules, in the folder of a run, or of a stored model."""
+
+
+def own_sources(config: Any) -> dict[str, Path]:
+    """Module -> its file, of the user's own classes that a config names by `class_path`, sorted by name.
+
+    Beside the modules of the classes these are the own ones that they import, of the same package or not installed.
+    What cannot be imported is left out.
+    """
+    found: dict[str, Path] = {}
+    waiting = [path.rpartition(".")[0] for path in _class_paths(config)]
+    while waiting:
+        name = waiting.pop()
+        file = None if name in found else _own_file(name)
+        if file is not None:
+            found[name] = file
+            top = name.partition(".")[0]
+            waiting += [other for other in _imports(name, file) if _same_author(other, top)]
+    return dict(sorted(found.items()))
+
+
+def source_digests(sources: Mapping[str, Path]) -> dict[str, str]:
+    """Module -> SHA-256 of its file."""
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sources.items()}
+
+
+def copy_sources(sources: Mapping[str, Path], folder: Path) -> None:
+    """Copy modules into a folder, as the tree that Python would import them from. None without any."""
+    for name, file in sources.items():
+        parts = name.split(".")
+        target = folder.joinpath(*parts, "__init__.py") if file.name == "__init__.py" else folder.joinpath(*parts)
+        target = target if target.suffix == ".py" else target.with_name(f"{target.name}.py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        if isinstance(config.get("class_path"), str):
+            yield config["class_path"]
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for item in config:
+            yield from _class_paths(item)
+
+
+def _own_file(name: str) -> Path | None:
+    top = name.partition(".")[0]
+    if not name or top in LIBRARIES or top in sys.stdlib_module_names or top == "aeic_lightning":
+        return None
+    try:
+        module = sys.modules.get(name) or import_module(name)
+    except Exception:  # whoever builds the class says what is wrong
+        return None
+    file = Path(getattr(module, "__file__", None) or "")
+    ours = top in PACKAGES and file.is_relative_to(HOME / top)
+    return file if file.suffix == ".py" and file.is_file() and not ours else None
+
+
+def _same_author(name: str, top: str) -> bool:
+    module = sys.modules.get(name)
+    file = str(getattr(module, "__file__", None) or "")
+    return bool(file) and (name.partition(".")[0] == top or "site-packages" not in Path(file).parts)
+
+
+def _imports(name: str, file: Path) -> Iterator[str]:
+    """Modules that a file imports, as far as Python has them."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            base = base if node.level else str(node.module)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from aeic_lightning import __version__
 from aeic_lightning.config.layers import flat
 from aeic_lightning.files import write_whole
+from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources, source_digests
 from aeic_lightning.provenance import command_line, git_state, package_versions, user_repository
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
@@ -31,6 +33,9 @@ class RunRecord(SaveConfigCallback):
     differ (`resumed_from` is of the last one). Where any do, it says so, and keeps its own config as
     `config_step_XXXXXXX.yaml`.
 
+    The user's own classes are copied into `sources/`, and their digests are in `run.json`. Those that a resume finds
+    edited are copied into `sources_step_XXXXXXX/`, and count as a setting that differs.
+
     `validate`, `test` and `predict` write `config_validate.yaml`, `run_validate.json`, and so on.
     """
 
@@ -42,11 +47,12 @@ class RunRecord(SaveConfigCallback):
         if stage != "fit":
             self._save_config(folder / f"config_{stage}.yaml")
             _write(folder / f"run_{stage}.json", record)
-        elif (before := _of_beginning(folder)) and trainer.ckpt_path and _lies_in(trainer.ckpt_path, folder):
+            return
+        if (before := _of_beginning(folder)) and trainer.ckpt_path and _lies_in(trainer.ckpt_path, folder):
             self._resume(trainer.ckpt_path, folder, before, record)
-        else:
-            self._save_config(folder / "config.yaml")
-            _write(folder / "run.json", record)
+            return
+        self._save_config(folder / "config.yaml")
+        _write(folder / "run.json", record | {"sources": _keep_sources(folder / "config.yaml", folder / SOURCES)})
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add what warm starts took over, which is known by now."""
@@ -59,6 +65,13 @@ class RunRecord(SaveConfigCallback):
         own = folder / f"config_step_{step:07d}.yaml"
         self._save_config(own)
         changed = _changes(folder / "config.yaml", own)
+        kept = folder / f"{SOURCES}_step_{step:07d}"
+        sources, earlier = _keep_sources(own, kept), before.get("sources") or {}
+        edited = {name: [earlier[name], now] for name, now in sources.items() if earlier.get(name, now) != now}
+        if not edited:
+            shutil.rmtree(kept, ignore_errors=True)
+        record |= {"sources": sources}
+        changed |= {f"source of {name}": [old[:12], now[:12]] for name, (old, now) in edited.items()}
         if changed:
             settings = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in changed.items())
             print(
@@ -101,6 +114,13 @@ class RunRecord(SaveConfigCallback):
                 "device": str(trainer.strategy.root_device),
             },
         }
+
+
+def _keep_sources(config: Path, target: Path) -> dict[str, str]:
+    """Copy the user's own classes of a config into `target`; returns their digests by module."""
+    sources = own_sources(yaml.safe_load(config.read_text()))
+    copy_sources(sources, target)
+    return source_digests(sources)
 
 
 def _changes(beginning: Path, now: Path) -> Changes:

@@ -27,6 +27,10 @@ from aeic_lightning.study.results import Result
 INTERPOLATORS = ("pchip", "akima", "cubic")
 """`cubic` is one polynomial, fitted to all points; it needs four of them."""
 MIN_OVERLAP = 0.5
+CONTRADICTION, DOUBT = 1.25, 1.05
+"""Ratios of the rates that two interpolators find. Above the first, PCHIP and Akima, which both pass through the points,
+contradict each other and the BD-rate is refused; above the second, it comes with a note. So does a cubic fit, which is
+one polynomial and strays further, above the first."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def bd_rate(
         names: of the curves, for messages.
 
     Raises UserError where there is no BD-rate that means something: other images, missing metrics or points, too few
-    points, or too little overlap.
+    points, too little overlap, or interpolators that contradict each other.
     """
     found = pair(reference, test, metric, rates, names)
     notes = found.notes + [n for points in (found.reference, found.test) if (n := _not_monotone(points, metric))]
@@ -136,6 +140,7 @@ def bd_rate(
         del by_interpolator[kind]
     if "pchip" in senseless:
         raise UserError(f"the curves have no BD-rate in {metric} by pchip: their rates are too far apart or too few")
+    notes += _disagreements(by_interpolator, metric)
     if senseless:
         notes.append(f"{' and '.join(senseless)} left the range of the measured rates and is not shown")
     between, over, note = interval(found, lambda a, b: _bd_rate(a, b, "pchip"), resamples, seed)
@@ -281,6 +286,21 @@ def _not_monotone(points: RatePoints, metric: str) -> str | None:
     if (steps > 0).all() if known and known.higher else (steps < 0).all() if known else len(set(np.sign(steps))) == 1:
         return None
     return f"{points.name} does not get better in {metric} with every step in rate, so the BD-rate depends on its noise"
+
+
+def _disagreements(by_interpolator: dict[str, float], metric: str) -> list[str]:
+    """Notes on interpolators that give another BD-rate. Raises UserError where they contradict each other."""
+    pchip, notes = by_interpolator["pchip"], []
+    for kind, percent in by_interpolator.items():
+        ratio = math.exp(abs(math.log1p(percent / 100) - math.log1p(pchip / 100)))
+        if kind == "akima" and ratio > CONTRADICTION:
+            raise UserError(
+                f"the curves have no BD-rate in {metric}: {pchip:+.1f} % by pchip contradicts {percent:+.1f} % by akima; "
+                "add rate points"
+            )
+        if ratio > (DOUBT if kind == "akima" else CONTRADICTION):
+            notes.append(f"{kind} gives {percent:+.1f} % where pchip gives {pchip:+.1f} %")
+    return notes
 
 
 def _within_reach(percent: float, reference: Arrays, test: Arrays) -> bool:

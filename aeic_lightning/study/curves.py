@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import Metric, in_order
+from aeic_lightning.study.experiment import differing
 from aeic_lightning.study.labels import agree
 from aeic_lightning.study.results import RATE_LABELS, Label, Result
 
@@ -145,10 +146,11 @@ def metrics_of(results: Sequence[Result]) -> list[Metric]:
 
 
 def group(results: Sequence[Result], by: Sequence[str] | None = None) -> list[Curve]:
-    """Curves: results whose labels agree but for the rate setting and the seed.
+    """Curves: results whose labels agree but for the rate setting and the seed, and whose runs had the same settings.
 
-    Where those do not tell two results apart, runs called NAME_q1, NAME_q2 ... make one curve, and all others one each.
-    In the order of tables and plots.
+    Runs of the same labels and other settings (`study.experiment`) are not seeds of one experiment: they become curves
+    of their own, which have what differs among their labels. Where labels and settings do not tell two results apart,
+    runs called NAME_q1, NAME_q2 ... make one curve, and all others one each. In the order of tables and plots.
 
     Args:
         results: any mixture.
@@ -159,28 +161,45 @@ def group(results: Sequence[Result], by: Sequence[str] | None = None) -> list[Cu
 
 def group_apart(sides: Sequence[Sequence[Result]], by: Sequence[str] | None = None) -> list[list[Curve]]:
     """The curves of several sets of results, which are not mixed; all names are unique. See `group`."""
-    parts = [(side, members) for side, results in enumerate(sides) for members in _parts(results, by)]
-    names = _names([members for _, members in parts], by)
-    curves = [(side, _curve(name, members, by)) for (side, members), name in zip(parts, names, strict=True)]
+    parts = [(side, *part) for side, results in enumerate(sides) for part in _parts(results, by)]
+    names = _names([labels for _, _, labels in parts], [members for _, members, _ in parts])
+    curves = [(side, _curve(name, own, labels)) for (side, own, labels), name in zip(parts, names, strict=True)]
     return [sorted((c for of, c in curves if of == side), key=_place) for side in range(len(sides))]
 
 
-def _parts(results: Sequence[Result], by: Sequence[str] | None) -> list[list[Result]]:
+Part = tuple[list[Result], dict[str, Label]]
+"""Results of one curve, and what they share."""
+QUALITY = re.compile(r"_q\d+$")
+
+
+def _parts(results: Sequence[Result], by: Sequence[str] | None) -> list[Part]:
     groups: dict[tuple, list[Result]] = {}
     for result in results:
         kind = result.kind if by is None else ""
         groups.setdefault((kind, tuple(sorted(_fixed(result, by).items()))), []).append(result)
-    parts: list[list[Result]] = []
-    for members in groups.values():
-        if _told_apart(members):
-            parts.append(members)
+    parts: list[Part] = []
+    for alike in groups.values():
+        shared = _fixed(alike[0], by)
+        if not _told_apart(alike) and any(QUALITY.search(r.name) for r in alike):
+            by_name: dict[str, list[Result]] = {}
+            for result in alike:
+                by_name.setdefault(QUALITY.sub("", result.name), []).append(result)
+            for same in by_name.values():
+                once = len({r.name for r in same}) == len(same)
+                parts += [(same, shared)] if once else [([r], shared) for r in same]
             continue
-        by_name: dict[str, list[Result]] = {}
-        for result in members:
-            by_name.setdefault(re.sub(r"_q\d+$", "", result.name), []).append(result)
-        for same in by_name.values():
-            parts += [same] if len({r.name for r in same}) == len(same) else [[r] for r in same]
+        for members, labels in _by_settings(alike):
+            parts += [(own, shared | labels) for own in ([members] if _told_apart(members) else [[r] for r in members])]
     return parts
+
+
+def _by_settings(members: Sequence[Result]) -> list[Part]:
+    """The results of each experiment, with the settings in which it differs from the others."""
+    keys = differing([r.settings for r in members])
+    found: dict[tuple, list[Result]] = {}
+    for result in members:
+        found.setdefault(tuple(result.settings.get(key, "-") for key in keys), []).append(result)
+    return [(own, dict(zip(keys, values, strict=True))) for values, own in found.items()]
 
 
 def _told_apart(members: Sequence[Result]) -> bool:
@@ -209,14 +228,14 @@ def _setting(result: Result) -> tuple:
     return tuple(result.labels.get(k) for k in RATE_LABELS)
 
 
-def _curve(name: str, members: list[Result], by: Sequence[str] | None) -> Curve:
+def _curve(name: str, members: list[Result], labels: dict[str, Label]) -> Curve:
     rate = shared_rate(members)
     settings: dict[tuple, list[Result]] = {}
     told_apart = _told_apart(members)
     for result in members:
         settings.setdefault(_setting(result) if told_apart else (result.name,), []).append(result)
     ordered = sorted(settings.values(), key=lambda s: math.fsum(r.value(rate) or 0 for r in s) / len(s) if rate else 0)
-    return Curve(name, _fixed(members[0], by), ordered, rate)
+    return Curve(name, labels, ordered, rate)
 
 
 # ---------------------------------------------------------------------- names
@@ -227,12 +246,11 @@ def label_text(key: str, item: Label) -> str:
     return str(item) if key in ("role", "arm", "codec", "dataset", "encoder") else f"{key} {item}"
 
 
-def _names(parts: list[list[Result]], by: Sequence[str] | None) -> list[str]:
+def _names(labels: list[dict[str, Label]], parts: list[list[Result]]) -> list[str]:
     """The shortest labels that tell curves apart; the name of the run where labels do not.
 
     An arm of a study says more than the class that trained it, and stands in its place.
     """
-    labels = [_fixed(members[0], by) for members in parts]
     several = len({own.get("dataset") for own in labels}) > 1
     names = []
     for own in labels:

@@ -6,6 +6,7 @@ sources of (original, reconstruction, bytes)            metrics, the same as tho
   anchors: JPEG and others (`evaluation.anchors`)  ─┘
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from aeic_lightning.files import file_name
 from aeic_lightning.image_files import image_names
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.models.frozen import full_precision
+from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample
 from aeic_lightning.study.results import (
     Label,
@@ -98,13 +100,16 @@ class Checkpoint:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Name, labels, costs and step, from the run folder of the checkpoint, else from the checkpoint."""
+        """Name, labels, costs, step and settings, from the run folder of the checkpoint, else from the checkpoint."""
         run = self.path.resolve().parent.parent
         config = None if self.path.is_dir() else run_config(run)
         if config is not None:
             seed = config.get("seed_everything")
             labels = run_labels(config, seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
-            return {"name": run.name, "labels": labels, "costs": encoder_costs(config), "step": self.step}
+            settings = experiment_settings(config, run_record(run))
+            return {"name": run.name, "labels": labels, "costs": encoder_costs(config), "step": self.step} | {
+                "settings": settings
+            }
         bare = {"model": {"class_path": "", "init_args": self.sizes}}
         labels = {name: value for name, value in run_labels(bare, None).items() if name != "role"}
         return {"name": self.path.stem, "labels": labels, "costs": encoder_costs(bare), "step": self.step}
@@ -154,6 +159,15 @@ def run_config(folder: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, KeyError, TypeError):
         return None
     return config if known and "class_path" in config["model"] else None  # another tool's file has neither
+
+
+def run_record(folder: Path) -> dict[str, Any] | None:
+    """`run.json` of a run folder; None where there is none that can be read."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def torch_device(name: str) -> torch.device:

@@ -26,6 +26,7 @@ from aeic_lightning.files import file_name, write_whole
 from aeic_lightning.losses.objective import describe_objective, objective_settings, objective_weights, rate_target
 from aeic_lightning.models.encoders.labels import encoder_labels
 from aeic_lightning.output import finite_or_null
+from aeic_lightning.study.experiment import experiment_settings
 
 FORMAT = "aeic_lightning results 1"
 RATE_LABELS = ("lambda", "quality", "target", "level")
@@ -57,6 +58,7 @@ class Result:
         notes: what a reader of the metrics should know.
         folder: a run's folder.
         pictures: name of an image -> PNG of its reconstruction; see `original`.
+        settings: of a trained model: what tells its experiment from others (`study.experiment`); empty if not known.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None
     pictures: dict[str, Path] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
         """The mean over images, or the value of the whole set; None where it was not measured or is not finite."""
@@ -162,6 +165,7 @@ def _read_run(folder: Path) -> Result:
             step=measured["step"],
             folder=folder,
             pictures=_pictures(folder / "reconstructions", images),
+            settings=experiment_settings(config, record),
         )
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds damaged records ({type(error).__name__}: {error}); train it again") from error

@@ -21,6 +21,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import clock
+from aeic_lightning.own_classes import SOURCES
 from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
 from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep
@@ -40,6 +41,10 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
     settings = {run.name: run.resolved() for run in sweep.runs}
     for run in sweep.runs:
         check_unchanged(run, settings[run.name])
+    if sweep.report.get("claims"):
+        from aeic_lightning.study.sweep_report import check_claims
+
+        check_claims(sweep, settings)
     if dry_run:
         for run in sweep.runs:
             print(f"{'done   ' if run.done else 'missing'} {run.name}: {shlex.join(run.command)}")
@@ -179,7 +184,29 @@ def _loop(
                     print(f"{name}: failed; its log is {run.folder / LOG}\n{error}", flush=True)
                 else:
                     trained += steps_of(settings[name])
+                    _warn_of_edits(sweep, run)
                     print(f"{name}: done{_eta(settings, left, trained, time.monotonic() - began)}", flush=True)
+
+
+def _warn_of_edits(sweep: Sweep, run: Run) -> None:
+    """Say where a class of the user's own was edited between a run that is done and the others that are."""
+    ours = sources_of(run)
+    for module, digest in ours.items():
+        others = [other.name for other in sweep.runs if other.done and sources_of(other).get(module, digest) != digest]
+        if others:
+            _say(
+                f"warning: {module} was edited between the runs {others[0]} and {run.name}, which are now different "
+                f"experiments; both sources are in their folders ({SOURCES}/). Remove a folder to run it again"
+            )
+
+
+def sources_of(run: Run) -> dict[str, str]:
+    """Digests of the user's own modules that a run was begun with, by name."""
+    try:
+        record = json.loads((run.folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record.get("sources") or {}
 
 
 def steps_of(config: dict[str, Any]) -> int:

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.sweep_file import COMPARISONS, Sweep, labelled
 
@@ -22,6 +24,37 @@ def finish(sweep: Sweep) -> None:
             _compare(sweep, names)
     finally:
         torch.set_num_threads(before)
+
+
+def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError for a claim of the report that will match no curve, or several: before anything is trained.
+
+    Claims about runs that are not in this sweep are passed over with `optional_claims`; the page says so.
+
+    Args:
+        sweep: the sweep.
+        settings: the resolved config of each run, by name.
+    """
+    from aeic_lightning.study.claims import read_claims, unanswerable
+    from aeic_lightning.study.curves import group
+    from aeic_lightning.study.experiment import experiment_settings
+    from aeic_lightning.study.results import Result, run_labels
+
+    wanted = sweep.report.get("evaluate") or {}
+    expected = []
+    for run in labelled(sweep.runs, sweep.report.get("select") or {}):
+        config = settings[run.name]
+        labels = run_labels(config, config.get("seed_everything"))
+        expected.append(Result(run.name, "run", labels, {}, settings=experiment_settings(config)))
+    expected += [Result(model, "checkpoint", wanted.get("labels") or {}, {}) for model in wanted.get("models") or []]
+    curves = group(expected)
+    for claim in read_claims(sweep.report.get("claims")):
+        why = unanswerable(claim, curves)
+        if why and not (sweep.report.get("optional_claims") and why.startswith("no curve")):
+            raise UserError(
+                f'report: claims: "{claim.says}": {why}; correct the claim or the runs, or say optional_claims: true '
+                "for claims about arms that are left out"
+            )
 
 
 def _compare(sweep: Sweep, names: Sequence[str]) -> None:
@@ -52,7 +85,7 @@ def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.output import align
     from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
-    from aeic_lightning.study.claims import answers_by_set, markdown, read_claims
+    from aeic_lightning.study.claims import MIN_IMAGES, MIN_SEEDS, Needs, answers_by_set, markdown, read_claims
     from aeic_lightning.study.curves import image_sets
     from aeic_lightning.study.labels import agree
     from aeic_lightning.study.report.page import write_report
@@ -79,10 +112,12 @@ def _report(sweep: Sweep) -> None:
     print(align(markdown_table(rows)))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     claims = read_claims(wanted.get("claims"))
-    answered = answers_by_set(claims, image_sets(results))
-    for claim in claims:
-        if not any(answer.claim == claim for _, found in answered for answer in found):
-            print(f'no answer to "{claim.says}": {claim.test} and {claim.reference} are not one curve each')
+    needs = Needs(wanted.get("min_images", MIN_IMAGES), wanted.get("min_seeds", MIN_SEEDS))
+    answered = answers_by_set(claims, image_sets(results), needs=needs)
+    for images, found in answered:
+        for answer in found:
+            if answer.verdict.startswith("not "):
+                print(f'{answer.verdict}, on {images}: "{answer.claim.says}". {answer.reason}')
     if answered:
         write_whole(out / "answer.md", markdown(wanted.get("title", "Answer"), answered))
     said = write_report(

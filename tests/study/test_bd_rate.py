@@ -81,11 +81,20 @@ def test_overlap_is_shared_over_united_range():
         bd_rate(published("AEIC-ME", "CLIC"), published("AEIC-SE", "CLIC"), "fid", min_overlap=0.75)
 
 
+def agreed(reference, test):
+    """The BD-rate of curves whose interpolators do not contradict each other."""
+    try:
+        return bd_rate(reference, test, "psnr", min_overlap=0.01, resamples=0)
+    except UserError as error:
+        assume("contradicts" not in str(error))
+        raise
+
+
 @given(rising_curves())
 @settings(max_examples=30, deadline=None)
 def test_interpolators_are_those_of_scipy_and_numpy(pair):
     (ra, qa), (rb, qb) = pair
-    row = bd_rate(curve(ra, qa), curve(rb, qb), "psnr", min_overlap=0.01, resamples=0)
+    row = agreed(curve(ra, qa), curve(rb, qb))
     low, high = max(qa.min(), qb.min()), min(qa.max(), qb.max())
     knots = [float(q) for q in (*qa[:, 0], *qb[:, 0]) if low < q < high]
     builders = {
@@ -106,7 +115,7 @@ def test_invariances(pair, scale, factor):
     (ra, qa), (rb, qb) = pair
 
     def measure(ra, qa, rb, qb):
-        row = bd_rate(curve(ra, qa), curve(rb, qb), "psnr", min_overlap=0.01, resamples=0)
+        row = agreed(curve(ra, qa), curve(rb, qb))
         return {kind: 1 + value / 100 for kind, value in row.by_interpolator.items()}
 
     plain = measure(ra, qa, rb, qb)
@@ -294,3 +303,26 @@ def test_an_interpolator_that_leaves_the_rates_is_not_shown():
     assert "pchip" in row.by_interpolator
     assert all(-100 <= percent < 10_000 for percent in row.by_interpolator.values())
     assert any("left the range of the measured rates" in note for note in row.notes)
+
+
+def test_interpolators_that_contradict_each_other_refuse_or_flag():
+    """SciPy's own integrals of both curves: 278 and 630 % more bits for the same quality."""
+    rates, qualities = [0.016, 0.054, 0.181, 0.715], [22, 23, 26.7, 29.4]
+    others, other_qualities = [0.083, 0.174, 0.79, 0.978], [24.3, 24.4, 25, 29.5]
+    reference, test = curve(column(*rates), column(*qualities)), curve(column(*others), column(*other_qualities))
+    found = {}
+    for kind in (PchipInterpolator, Akima1DInterpolator):
+        a, b = kind(qualities, np.log(rates)), kind(other_qualities, np.log(others))
+        found[kind] = 100 * np.expm1((b.integrate(24.3, 29.4) - a.integrate(24.3, 29.4)) / 5.1)
+    said = " contradicts ".join(
+        f"{percent:+.1f} % by {kind}" for percent, kind in zip(found.values(), ("pchip", "akima"), strict=False)
+    )
+    with pytest.raises(UserError) as refused:
+        bd_rate(reference, test, "psnr", resamples=0)
+    assert said in str(refused.value)
+    (row,) = bd_rates(group(reference)[0], group(test), ["psnr"], equal_bits=True, resamples=0)
+    assert "contradicts" in row.reason
+    assert row.equal_bits is not None
+    milder = curve(column(*others), column(24.3, 24.6, 25.4, 29.5))
+    (note,) = [n for n in bd_rate(reference, milder, "psnr", resamples=0).notes if n.startswith("akima gives")]
+    assert "where pchip gives" in note

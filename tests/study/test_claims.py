@@ -1,20 +1,27 @@
 """A claim holds where the interval says so, and in no other case."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.study import claims
 from aeic_lightning.study.bd_rate import BDQuality, BDRate
-from aeic_lightning.study.claims import Claim, answers
+from aeic_lightning.study.claims import MIN_IMAGES, MIN_SEEDS, Claim, Needs, answers, answers_by_set, markdown
+from aeic_lightning.study.curves import Curve, ImageSet
+from aeic_lightning.study.results import Result
+from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import read_sweep
+from aeic_lightning.study.sweep_report import check_claims
+
+SWEEPS = Path(__file__).parents[2] / "experiments/sweeps"
 
 
-class FakeCurve:
-    """All that `answers` asks a curve for itself."""
-
-    def __init__(self, **labels):
-        self.labels = labels
+def FakeCurve(seeds=(0, 1, 2), **labels) -> Curve:
+    """All that `answers` asks a curve for itself: its labels, and the seeds of its results."""
+    results = [Result(f"{labels} {seed}", "run", labels | {"seed": seed}, {}) for seed in seeds]
+    return Curve(str(labels), labels, [results or [Result("shipped", "checkpoint", labels, {})]], "bpp")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +41,46 @@ def test_verdict(monkeypatch, percent, interval, verdict):
     curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
     (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves)
     assert answer.verdict == verdict
-    assert ("24 images, 3 seeds" in answer.reason) == (interval is not None)
+    assert ("24 images, 3 seeds" in answer.reason) == (percent is not None)
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "needs", "verdict"),
+    [
+        (MIN_IMAGES, MIN_SEEDS, Needs(), "holds"),
+        (MIN_IMAGES - 1, MIN_SEEDS, Needs(), "not decided: 9 images"),
+        (MIN_IMAGES, 1, Needs(), "not decided: one seed"),
+        (2, 1, Needs(), "not decided: 2 images and one seed"),
+        (2, 1, Needs(2, 1), "holds"),
+        (None, 2, Needs(), "not decided: no images"),
+        (MIN_IMAGES, 0, Needs(), "not decided: one seed"),  # a reference that was not trained for the study counts not
+    ],
+)
+def test_a_claim_needs_images_and_seeds(monkeypatch, images, seeds, needs, verdict):
+    """The side with fewer seeds decides; a curve without seeds, such as a shipped model, has none to count."""
+    rate = BDRate("none", "enc", "psnr", -4.0, (-6.0, -1.0), images=images)
+    monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+    test = FakeCurve(range(seeds), arm="enc")
+    others = [FakeCurve(range(3), arm="none"), FakeCurve((), arm="none")]
+    for reference in others if seeds else others[1:]:
+        (answer,) = answers([Claim("It", {"arm": "enc"}, {"arm": "none"})], [reference, test], needs=needs)
+        assert answer.verdict == verdict
+
+
+def test_a_sign_that_depends_on_the_interpolator_is_not_shown(monkeypatch):
+    def verdict(akima: float) -> str:
+        rate = BDRate(
+            "none", "enc", "psnr", -4.0, (-6.0, -1.0), images=24, by_interpolator={"pchip": -4, "akima": akima}
+        )
+        monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+        (answer,) = answers(
+            [Claim("It", {"arm": "enc"}, {"arm": "none"})], [FakeCurve(arm="none"), FakeCurve(arm="enc")]
+        )
+        return f"{answer.verdict}: {answer.reason}"
+
+    assert verdict(-3.0).startswith("holds")
+    assert verdict(2.0).startswith("not shown")
+    assert verdict(2.0).endswith("Akima it is +2.0 %: the sign depends on the interpolator.")
 
 
 @pytest.mark.parametrize(
@@ -62,55 +108,72 @@ def test_verdict_at_equal_bits(monkeypatch, metric, difference, interval, verdic
     assert answer.reason.endswith(" No BD-rate: the curves share 40% of their range in psnr.")
 
 
-def test_a_claim_about_several_curves_is_left_out():
+def test_a_claim_about_several_curves_or_none_is_not_answered():
+    """And it says so on the page, beside those that are."""
     curves = [FakeCurve(arm="none", depth=1), FakeCurve(arm="none", depth=2), FakeCurve(arm="enc")]
-    assert answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves) == []
+    asked = [Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}), Claim("It", {"arm": "dec"}, {"arm": "enc"})]
+    several, none = answers(asked, curves)
+    assert (several.verdict, none.verdict) == ("not answered", "not answered")
+    assert several.reason.startswith("2 curves have arm=none (")
+    assert none.reason == "No curve has arm=dec."
+    sets = answers_by_set(asked, [ImageSet("cats", [], curves, []), ImageSet("dogs", [], curves, [])])
+    assert [title for title, _ in sets] == ["cats"]
+    assert "- It: **not answered**. No curve has arm=dec." in markdown("Study", sets)
 
 
-def test_a_claim_about_an_arm_that_is_not_run_is_left_out(tmp_path, capsys):
-    claim = {"says": "b saves bits", "test": {"arm": "b"}, "reference": {"arm": "a"}, "metric": "psnr"}
-    sweep = {
-        "vars": {"arms": ["a", "b"]},
-        "root": str(tmp_path),
-        "runs": [{"name": "{arm}", "grid": {"arm": "${vars.arms}"}, "config": "e.yaml", "labels": {"arm": "{arm}"}}],
-        "report": {"out": "out", "against": [{"reference": {"arm": "a"}}], "claims": [claim]},
-    }
-    (tmp_path / "e.yaml").write_text("model: {init_args: {}}")
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    assert read_sweep(tmp_path / "sweep.yaml", []).report["claims"] == [claim]
-    assert capsys.readouterr().err == ""
-    assert read_sweep(tmp_path / "sweep.yaml", ["vars.arms=[a]"]).report["claims"] == []
-    assert capsys.readouterr().err == "claim left out, since no run has {'arm': 'b'}: \"b saves bits\"\n"
-    sweep["report"]["claims"] = [claim | {"test": {"arm": "b", "depth": 2}}]
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    assert read_sweep(tmp_path / "sweep.yaml", []).report["claims"], "the depth is said by the config of a run"
+def sweep_of(tmp_path, runs, claims, overrides=(), **report):
+    """A sweep of configs that say no more than `labels` and a temperature."""
+    text = "model: {class_path: a.StudentSystem, init_args: {temperature: '${vars.t}', codec: {depths: [1, 1]}}}"
+    (tmp_path / "e.yaml").write_text(f"vars: {{t: 1}}\nseed_everything: 0\n{text}\n")
+    asked = [{"says": says, "test": test, "reference": other, "metric": "psnr"} for says, test, other in claims]
+    content = {"vars": {"arms": ["a", "b"]}, "root": str(tmp_path), "runs": runs}
+    content |= {"report": {"out": "out", "against": [{"reference": {"arm": "a"}}], "claims": asked} | report}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    return read_sweep(tmp_path / "sweep.yaml", list(overrides))
+
+
+ARMS = [{"name": "{arm}", "grid": {"arm": "${vars.arms}"}, "config": "e.yaml", "labels": {"arm": "{arm}"}}]
+CLAIM = ("b saves bits", {"arm": "b"}, {"arm": "a"})
+
+
+def test_a_claim_that_no_run_answers_stops_the_sweep_before_its_first_run(tmp_path, capsys):
+    assert run_sweep(sweep_of(tmp_path, ARMS, [CLAIM]), dry_run=True) == 0
+    with pytest.raises(UserError, match='"b saves bits": no curve has arm=b; .*optional_claims: true'):
+        run_sweep(sweep_of(tmp_path, ARMS, [CLAIM], ["vars.arms=[a]"]), dry_run=True)
+    assert run_sweep(sweep_of(tmp_path, ARMS, [CLAIM], ["vars.arms=[a]"], optional_claims=True), dry_run=True) == 0
     with pytest.raises(UserError, match="max_images is a number of images, not -1"):
-        read_sweep(tmp_path / "sweep.yaml", ["report.max_images=-1"])
+        sweep_of(tmp_path, ARMS, [CLAIM], ["report.max_images=-1"])
+    with pytest.raises(UserError, match="min_seeds is a whole number from 1 on, not 0"):
+        sweep_of(tmp_path, ARMS, [CLAIM], ["report.min_seeds=0"])
 
 
-def test_a_label_that_some_runs_name_and_others_leave_to_their_configs(tmp_path, capsys):
-    depths = {"test": {"arm": "a", "depth": 2}, "reference": {"arm": "a", "depth": 1}, "metric": "psnr"}
-    sweep = {
-        "root": str(tmp_path),
-        "runs": [
-            {"name": "{arm}", "grid": {"arm": ["a"]}, "config": "e.yaml"},
-            {"name": "{arm}_{depth}", "grid": {"arm": ["a"], "depth": [2]}, "config": "e.yaml"},
-        ],
-        "report": {
-            "out": "out",
-            "against": [{"reference": {"arm": "a"}}],
-            "claims": [
-                {"says": "depth saves bits"} | depths,
-                {"says": "b saves bits"} | depths | {"test": {"arm": "b"}},
-            ],
-        },
-    }
-    (tmp_path / "e.yaml").write_text("model: {init_args: {}}")
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    assert [claim["says"] for claim in read_sweep(tmp_path / "sweep.yaml", []).report["claims"]] == ["depth saves bits"]
-    assert "b saves bits" in capsys.readouterr().err
+def test_a_claim_about_several_curves_stops_the_sweep(tmp_path):
+    """Also where the curves differ in a setting that no label says, and however optional the claims are."""
+    runs = [ARMS[0], {"name": "hot", "config": "e.yaml", "labels": {"arm": "b"}, "set": {"vars.t": 2}}]
+    with pytest.raises(UserError, match=r"2 curves have arm=b \(.*temperature 1; .*temperature 2\): name one by"):
+        run_sweep(sweep_of(tmp_path, runs, [CLAIM], optional_claims=True), dry_run=True)
+
+
+def test_labels_of_configs_answer_claims(tmp_path):
+    """A label that some runs name and others leave to their configs."""
+    runs = [
+        {"name": "{arm}", "grid": {"arm": ["a"]}, "config": "e.yaml"},
+        {"name": "{arm}_{depth}", "grid": {"arm": ["a"], "depth": [2]}, "config": "e.yaml"},
+    ]
+    deep = ("depth saves bits", {"arm": "a", "depth": 2}, {"arm": "a", "depth": 1})
+    assert run_sweep(sweep_of(tmp_path, runs, [deep]), dry_run=True) == 0
+    with pytest.raises(UserError, match="no curve has arm=a, depth=3"):
+        run_sweep(sweep_of(tmp_path, runs, [(deep[0], {"arm": "a", "depth": 3}, deep[2])]), dry_run=True)
     with pytest.raises(UserError, match=r"report: no run has the labels \{'armm': 'a'}"):
-        read_sweep(tmp_path / "sweep.yaml", ["report.against=[{reference: {armm: a}}]"])
+        sweep_of(tmp_path, runs, [deep], ["report.against=[{reference: {armm: a}}]"])
     with pytest.raises(UserError, match=r"report: no run has the labels \{'depth': 3}"):
-        read_sweep(tmp_path / "sweep.yaml", ["report.select={depth: 3}"])
-    assert read_sweep(tmp_path / "sweep.yaml", ["report.against=[{reference: {arm: a, depth: 1}}]"])
+        sweep_of(tmp_path, runs, [deep], ["report.select={depth: 3}"])
+    sweep_of(tmp_path, runs, [deep], ["report.against=[{reference: {arm: a, depth: 1}}]"])
+
+
+@pytest.mark.parametrize("name", ["distillation", "distillation_encoders"])
+def test_the_claims_of_the_shipped_studies_are_about_their_runs(name):
+    """Each of two curves, of whose runs no other setting differs than seed, paths and rate."""
+    sweep = read_sweep(SWEEPS / f"{name}.yaml", ["report.evaluate.images={validation: null}"])
+    sweep.report["optional_claims"] = False
+    check_claims(sweep, {run.name: run.resolved() for run in sweep.runs})

@@ -77,9 +77,15 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     require("export", "onnx", "onnxruntime", "onnxscript")
     from aeic_lightning.bitstream.export import export
     from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
 
     model = load_aeic(args.checkpoint).for_decoding()
-    return lambda folder: export(model, folder)
+
+    def write(folder: Path) -> None:
+        export(model, folder)
+        copy_sources(own_sources(model.config), folder / SOURCES)
+
+    return write
 
 
 def _weights(args: argparse.Namespace) -> Callable[[Path], None]:

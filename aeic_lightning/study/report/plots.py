@@ -88,7 +88,8 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
     made = _finished(figure, title, metric.full, log_x=True)
     made["layout"]["height"] = 270
     if metric.kind == "accuracy":
-        made["layout"]["yaxis"] |= {"tickformat": ".0%"}
+        # Values that are all equal would get an axis from -100 to 100 %.
+        made["layout"]["yaxis"] |= {"tickformat": ".0%", "minallowed": -0.03, "maxallowed": 1.03}
     return made
 
 
