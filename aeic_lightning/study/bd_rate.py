@@ -28,9 +28,9 @@ INTERPOLATORS = ("pchip", "akima", "cubic")
 """`cubic` is one polynomial, fitted to all points; it needs four of them."""
 MIN_OVERLAP = 0.5
 CONTRADICTION, DOUBT = 1.25, 1.05
-"""Ratios of the rates that two interpolators find. Above the first, PCHIP and Akima, which both pass through the points,
-contradict each other and the BD-rate is refused; above the second, it comes with a note. So does a cubic fit, which is
-one polynomial and strays further, above the first."""
+"""Ratios of the rates that two interpolators find. Above the first, PCHIP and Akima, which both pass through the
+points, contradict each other and the BD-rate is refused; above the second, it comes with a note. So does a cubic fit,
+which is one polynomial and strays further, above the first."""
 
 
 @dataclass(frozen=True)
@@ -295,8 +295,8 @@ def _disagreements(by_interpolator: dict[str, float], metric: str) -> list[str]:
         ratio = math.exp(abs(math.log1p(percent / 100) - math.log1p(pchip / 100)))
         if kind == "akima" and ratio > CONTRADICTION:
             raise UserError(
-                f"the curves have no BD-rate in {metric}: {pchip:+.1f} % by pchip contradicts {percent:+.1f} % by akima; "
-                "add rate points"
+                f"the curves have no BD-rate in {metric}: {pchip:+.1f} % by pchip contradicts {percent:+.1f} % by "
+                "akima; add rate points"
             )
         if ratio > (DOUBT if kind == "akima" else CONTRADICTION):
             notes.append(f"{kind} gives {percent:+.1f} % where pchip gives {pchip:+.1f} %")

@@ -152,7 +152,7 @@ def _verdict(rate: BDRate, seeds: int | None, needs: Needs) -> tuple[str, str]:
     count = 1 if seeds is None else seeds
     over = f"{images} images, {_number(count, 'seed')}"
     if interval is None:
-        verdict, said = "not shown", f"{figures}, without an interval ({over}).{refused}"
+        verdict, said = "not shown", f"{figures}, without an interval.{refused}"
     else:
         low, high = interval
         verdict = "holds" if high < 0 else "does not hold" if low > 0 else "not shown"
