@@ -61,6 +61,10 @@ SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
 """Terms with a short name: class, and arguments that the name stands for."""
 
 
+RESERVED = ("loss", "discriminator", "discriminator_real", "discriminator_fake")
+"""Names in the log that are not a term's."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of the objective, not built yet.
@@ -145,6 +149,7 @@ class Objective(nn.Module):
         """
         chosen: Iterable[float | Tensor] = self.weights_at(step) if weights is None else weights
         weighted, logged = [], {}
+        owners = dict.fromkeys(RESERVED, "the training step")
         seen: dict[float, tuple[dict[str, Any], Any]] = {1.0: (batch, output)}
         with sharing_features():
             terms = zip(self.entries.items(), self.of_kind(Term), chosen, strict=True)
@@ -152,13 +157,16 @@ class Objective(nn.Module):
                 share = entry.share if self.training else 1.0
                 if share not in seen:
                     seen[share] = _drawn(batch, output, share)
+                term.see_step(step, replayed=weights is not None)
                 value = term(*seen[share], teacher)
                 value, further = value if isinstance(value, tuple) else (value, {})
                 weighted.append(weight * value)
-                logged |= {term.tag.format(name=name): value} | further
+                scalars = {term.tag.format(name=name): value} | further
                 if isinstance(term, Rate) and term.target is not None:
                     found = {"lambda": weight * term.factor, "bpp_average": term.search[0]}
-                    logged |= {key: torch.as_tensor(v, device=value.device).float() for key, v in found.items()}
+                    scalars |= {key: torch.as_tensor(v, device=value.device).float() for key, v in found.items()}
+                _claim_names(owners, name, scalars)
+                logged |= scalars
         return ObjectiveOutput(reduce(add, weighted), logged)
 
     def updated(self, step: int) -> None:
@@ -209,6 +217,17 @@ def read_objective(terms: Mapping[str, Any]) -> dict[str, Entry]:
         raise UserError(f"objective: {terms!r} is no mapping of names to weights, such as {{rate: 0.8, mse: 2.0}}")
     entries = {name: _read_entry(name, value) for name, value in terms.items()}
     return {name: entry for name, entry in entries.items() if entry is not None and entry.weight}
+
+
+def _claim_names(owners: dict[str, str], name: str, scalars: Iterable[str]) -> None:
+    """Note what a term logs. Raises UserError for a name that is taken: one of the two would not be seen."""
+    for scalar in scalars:
+        if scalar in owners:
+            raise UserError(
+                f"objective.{name}: its scalar {scalar!r} has the name of one of {owners[scalar]}; rename the term, or "
+                "give its class a `tag` or `label` of its own"
+            )
+        owners[scalar] = f"objective.{name}"
 
 
 def share_of(batch: int, share: float) -> int:

@@ -81,7 +81,10 @@ class TapTerm(Term):
     def find_student_taps(self, student: CompressionModel) -> dict[str, Tap]:
         """Settle which taps are compared, and return the student's, by name. Raises UserError for one that it lacks."""
         declared = student.taps
-        wanted = self.wanted or [TapMatch(tap.name) for tap in declared if self.side in (None, tap.side)]
+        known = {tap.name for tap in teacher.taps}
+        # Taps of an encoder from elsewhere are compared where the teacher has them, or a `teacher_tap` is named.
+        both = [tap for tap in declared if tap.path is None or tap.name in known]
+        wanted = self.wanted or [TapMatch(tap.name) for tap in both if self.side in (None, tap.side)]
         self.sides = {}
         self.matches = [named for match in wanted for named in _expand(match, [tap.name for tap in declared])]
         taps = find_taps(student, declared, self.student_taps, "student")

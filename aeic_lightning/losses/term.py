@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.models.backbone_files import require_backbone
 from aeic_lightning.models.base import CompressionModel
 
@@ -51,6 +52,9 @@ class Term(nn.Module):
     of_single_images = False
     """Whether `forward` is a mean over the images, of x_hat and the image alone: it may then see a share of a batch."""
 
+    _step: int | None = None
+    _replayed = False
+
     def __init__(self) -> None:
         super().__init__()
 
@@ -68,6 +72,23 @@ class Term(nn.Module):
     def teacher_taps(self) -> list[str]:
         """Taps that `forward` reads from `teacher`. Known once bound."""
         return []
+
+    @property
+    def step(self) -> int | None:
+        """Updates before the one that `forward` is for, as in an uninterrupted run after a resume; None outside of
+        training. For a course of one's own, such as a temperature that falls.
+
+        Raises UserError under `optimization.cuda_graph`, which replays one step without Python.
+        """
+        if self._replayed:
+            raise UserError(
+                f"{type(self).__name__} reads the step, which optimization.cuda_graph does not replay; leave it out"
+            )
+        return self._step
+
+    def see_step(self, step: int | None, replayed: bool = False) -> None:
+        """Told by the objective before `forward`."""
+        self._step, self._replayed = step, replayed
 
     def bind(self, student: CompressionModel, teacher: CompressionModel | None) -> None:
         """Called once, before the optimizers are made, with the model that is trained and the teacher's, if any."""

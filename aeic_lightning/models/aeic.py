@@ -13,7 +13,7 @@ from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.frozen import full_precision
-from aeic_lightning.models.taps import Tap, hooked
+from aeic_lightning.models.taps import Tap, hooked, own_taps
 
 if TYPE_CHECKING:
     from aeic_lightning.models.decoder import DecoderOutput, OneStepDecoder
@@ -54,6 +54,11 @@ class AEIC(CompressionModel):
             self.decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
         else:
             self.decoder = cast("OneStepDecoder", decoder)  # a sender asks it for nothing but its tensors
+            return
+        self.encoder_taps = own_taps(self.codec.g_a, "codec.g_a", self.taps)
+
+    encoder_taps: Sequence[Tap] = ()
+    """Those that an encoder from elsewhere declares."""
 
     @property
     def config(self) -> dict:
@@ -84,7 +89,7 @@ class AEIC(CompressionModel):
     @property
     def taps(self) -> list[Tap]:
         """The taps that the parts declare."""
-        return [*self.codec.taps, *self.decoder.denoiser.taps]
+        return [*self.codec.taps, *self.decoder.denoiser.taps, *self.encoder_taps]
 
     def forward(self, x: Tensor, level: Tensor | float | None = None, tap_paths: Sequence[str] = ()) -> AEICOutput:
         """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.
@@ -97,11 +102,14 @@ class AEIC(CompressionModel):
             level: the rate of a codec with `rate_levels` (`LatentCodec.levels`).
             tap_paths: modules whose outputs are taps as well.
         """
-        with hooked(self, tap_paths) as outputs:
+        own = {tap.name: str(tap.path) for tap in self.encoder_taps}
+        with hooked(self, list({*tap_paths, *own.values()})) as outputs:
             with full_precision(x):
                 codec = self.codec(x.float(), level)
             decoder = self.decoder(codec.l_T, codec.l_res)
-        taps = self._codec_taps(codec) | self._decoder_taps(decoder.l_0, decoder.hidden) | outputs
+        taps = self._codec_taps(codec) | self._decoder_taps(decoder.l_0, decoder.hidden)
+        taps |= {path: outputs[path] for path in tap_paths if path in outputs}
+        taps |= {name: outputs[path] for name, path in own.items()}
         height, width = x.shape[2:]
         x_hat = decoder.x_hat.float()[..., :height, :width]
         rate_weight = None if self.codec.gains is None else self.codec.gains.rate_weight(codec.level)
@@ -115,8 +123,9 @@ class AEIC(CompressionModel):
         """
         declared = {tap.name for tap in self.taps}
         paths = [name for name in names if name not in declared]
-        wanted = set(names) - {tap.name for tap in self.codec.taps}
-        with hooked(self, paths) as outputs:
+        own = {tap.name: str(tap.path) for tap in self.encoder_taps if tap.name in names}
+        wanted = set(names) - {tap.name for tap in self.codec.taps} - own.keys()
+        with hooked(self, list({*paths, *own.values()})) as outputs:
             with full_precision(x):
                 codec = self.codec(x.float(), level)
             taps = self._codec_taps(codec)
@@ -125,7 +134,8 @@ class AEIC(CompressionModel):
                 taps |= self._decoder_taps(l_0, hidden)
                 if any(name.startswith("decoder.vae") for name in wanted):
                     self.decoder.vae(l_0 + codec.l_res)
-        return {name: (taps | outputs)[name] for name in names}
+        found = taps | outputs | {name: outputs[path] for name, path in own.items()}
+        return {name: found[name] for name in names}
 
     def _codec_taps(self, output: CodecOutput) -> dict[str, Tensor]:
         return {tap.name: getattr(output, tap.name) for tap in self.codec.taps}

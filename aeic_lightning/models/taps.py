@@ -1,13 +1,15 @@
 """Taps: the tensors of a model that distillation can match.
 
 Each part declares its own once, as `taps`: the codec y, z, phi, y_hat, l_T and l_res, the denoiser l_0, h_0 ... h_8.
+So may an encoder from elsewhere, whose taps are outputs of its modules: `self.taps = [Tap("mid", "encoder", 32, 8,
+path="body.4")]`.
 The output of any other module is a tap too, under the module's path: `decoder.denoiser.trunk.mid_block`. Forward hooks
 collect those during the one pass (`AEIC.forward`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -29,12 +31,35 @@ class Tap:
         side: which half of the distillation it belongs to: `encoder` (L_enc) or `decoder` (L_dec).
         channels: its channels.
         stride: pixels of the image per position.
+        path: of a part from elsewhere: the module, seen from the part, whose output the tap is. Default: its name.
     """
 
     name: str
     side: Side
     channels: int
     stride: int
+    path: str | None = None
+
+
+def own_taps(part: nn.Module, at: str, others: Iterable[Tap]) -> list[Tap]:
+    """The taps that a part from elsewhere declares as `taps`, their paths seen from the model, in which it is at `at`.
+
+    Raises UserError for what is no tap, for a name that another tap has, and for a path that leads nowhere.
+    """
+    found: list[Tap] = []
+    taken, modules = {tap.name for tap in others}, {path for path, _ in part.named_modules()}
+    for tap in getattr(part, "taps", None) or []:
+        kind = type(part).__name__
+        if not isinstance(tap, Tap):
+            raise UserError(f"{kind}.taps holds {tap!r}; declare taps as Tap(name, side, channels, stride)")
+        path = tap.name if tap.path is None else tap.path
+        if tap.name in taken:
+            raise UserError(f"{kind}.taps: there is a tap {tap.name!r} already; choose another name")
+        if path not in modules or not path:
+            raise UserError(f"{kind}.taps: {tap.name!r} is the output of {path!r}, which is no module of it; set path")
+        taken.add(tap.name)
+        found.append(replace(tap, path=f"{at}.{path}"))
+    return found
 
 
 def find_taps(model: nn.Module, declared: Iterable[Tap], names: Iterable[str], role: str = "model") -> dict[str, Tap]:
@@ -48,6 +73,7 @@ def find_taps(model: nn.Module, declared: Iterable[Tap], names: Iterable[str], r
 
     Raises UserError for a name that is neither, and for a module whose output is not one map (B, C, h, w) a pass.
     """
+    declared = list(declared)
     known = {tap.name: tap for tap in declared}
     modules = {path for path, _ in model.named_modules() if path}
     names = list(dict.fromkeys(names))
@@ -56,10 +82,19 @@ def find_taps(model: nn.Module, declared: Iterable[Tap], names: Iterable[str], r
             near = get_close_matches(name, known, n=1) or get_close_matches(name, modules, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"taps are {', '.join(known)}, and module paths"
             raise UserError(f"distillation: the {role} has no tap {name!r}; {hint}")
-    paths = [name for name in names if name not in known]
+    own = {tap.path: tap for tap in declared if tap.path and tap.name in names}
+    paths = [*(name for name in names if name not in known), *own]
     if paths:
         # Four positions of the coarsest tap along each side.
-        known |= _probe(model, paths, 4 * max(tap.stride for tap in known.values()), role)
+        probed = _probe(model, paths, 4 * max(tap.stride for tap in known.values()), role)
+        for path, tap in own.items():
+            found = probed.pop(path)
+            if (found.channels, found.stride) != (tap.channels, tap.stride):
+                raise UserError(
+                    f"distillation: the {role} declares tap {tap.name!r} with {tap.channels} channels at stride "
+                    f"{tap.stride}, but {path} gives {found.channels} at {found.stride}; correct `taps`"
+                )
+        known |= probed
     return {name: known[name] for name in names}
 
 

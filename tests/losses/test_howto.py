@@ -16,11 +16,12 @@ PAGE = (Path(__file__).parents[2] / "docs" / "howto_loss.md").read_text()
 
 
 def test_a_term_and_a_tap_are_one_file_and_one_line_each(codec_config, decoder_config, loader, trainer, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    codes = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     lines = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    assert len(code.splitlines()) <= 25
-    assert [len(line.splitlines()) for line in lines] == [1, 1, 1]
-    (tmp_path / "my_term.py").write_text(code)
+    assert all(len(code.splitlines()) <= 25 for code in codes)
+    assert [len(line.splitlines()) for line in lines] == [1, 1, 1, 1]
+    for code in codes:
+        (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
 
     objective = {"rate": 0.8, "mse": 2.0}
     teacher = TeacherSystem(codec_config, decoder_config, objective, OptimizationConfig())
@@ -41,6 +42,8 @@ def test_a_term_and_a_tap_are_one_file_and_one_line_each(codec_config, decoder_c
     assert curves == {
         "L_dec",
         "attention",
+        "l1",
+        "encoder/y.l1",
         "relational",
         *(f"decoder/{tap}" for tap in ("l_0", "decoder.vae.conv_in", *(f"h_{n}" for n in range(9)))),
         "decoder/l_0.attention",
