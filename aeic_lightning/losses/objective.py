@@ -61,7 +61,7 @@ SHIPPED: dict[str, tuple[type[Term], dict[str, Any]]] = {
 """Terms with a short name: class, and arguments that the name stands for."""
 
 
-RESERVED = ("loss", "discriminator", "discriminator_real", "discriminator_fake")
+RESERVED: tuple[str, ...] = ("loss", "discriminator", "discriminator_real", "discriminator_fake")
 """Names in the log that are not a term's."""
 
 
@@ -149,7 +149,7 @@ class Objective(nn.Module):
         """
         chosen: Iterable[float | Tensor] = self.weights_at(step) if weights is None else weights
         weighted, logged = [], {}
-        owners = dict.fromkeys(RESERVED, "the training step")
+        owners: dict[str, str] = dict.fromkeys(RESERVED, "the training step")
         seen: dict[float, tuple[dict[str, Any], Any]] = {1.0: (batch, output)}
         with sharing_features():
             terms = zip(self.entries.items(), self.of_kind(Term), chosen, strict=True)

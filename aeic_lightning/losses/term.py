@@ -74,7 +74,7 @@ class Term(nn.Module):
         return []
 
     @property
-    def step(self) -> int | None:
+    def global_step(self) -> int | None:
         """Updates before the one that `forward` is for, as in an uninterrupted run after a resume; None outside of
         training. For a course of one's own, such as a temperature that falls.
 

@@ -35,8 +35,8 @@ class Stepped(Term):
         self.seen = []
 
     def forward(self, batch, output, teacher):
-        self.seen.append(self.step)
-        return (output.x_hat - batch["image"]).square().mean() / (1 + (self.step or 0))
+        self.seen.append(self.global_step)
+        return (output.x_hat - batch["image"]).square().mean() / (1 + (self.global_step or 0))
 
 
 class Tagged(Term):
