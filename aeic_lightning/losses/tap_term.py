@@ -78,10 +78,10 @@ class TapTerm(Term):
         """Taps (B, C, h, w), C of the two equal if the term projects -> a scalar."""
         raise NotImplementedError
 
-    def find_student_taps(self, student: CompressionModel) -> dict[str, Tap]:
+    def find_student_taps(self, student: CompressionModel, teacher: CompressionModel | None = None) -> dict[str, Tap]:
         """Settle which taps are compared, and return the student's, by name. Raises UserError for one that it lacks."""
         declared = student.taps
-        known = {tap.name for tap in teacher.taps}
+        known = {tap.name for tap in teacher.taps} if teacher else set()
         # Taps of an encoder from elsewhere are compared where the teacher has them, or a `teacher_tap` is named.
         both = [tap for tap in declared if tap.path is None or tap.name in known]
         wanted = self.wanted or [TapMatch(tap.name) for tap in both if self.side in (None, tap.side)]
@@ -100,7 +100,7 @@ class TapTerm(Term):
         """Check every tap against both models, and build the projections, if any."""
         if teacher is None:
             raise UserError("distillation: there is no teacher; train with DistillationSystem, which names one")
-        ours = self.find_student_taps(student)
+        ours = self.find_student_taps(student, teacher)
         theirs = find_taps(teacher, teacher.taps, self.teacher_taps, "teacher")
         for match in self.matches:
             tap, other = ours[match.tap], theirs[match.teacher_tap or match.tap]
