@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_base, read_checkpoint, solve_prior, with_prefix
 from aeic_lightning.checkpoints.start import Counts, StartFrom, announce, take_over
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import Objective, ObjectiveOutput
@@ -206,6 +206,8 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
         if not start.only or any(path.startswith("decoder") for path in start.only):
             check_base(self.model, checkpoint, start.path, "init_from")
         counts = take_over(self.model, with_prefix(checkpoint, "model."), start, "init_from")
+        if counts.get("codec.prior", [0])[0]:
+            solve_prior(self.model.prior, checkpoint)  # a checkpoint has those of training
         self.note_start("init_from", start.path, counts)
         if all(part in counts and counts[part][0] == counts[part][1] for part in ENTROPY_MODEL):
             self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)

@@ -124,7 +124,7 @@ class OnlineDistillationSystem(CompressionSystem):
             return
         if self.teacher_objective is None:
             self._average()
-        elif self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
+        elif self.global_step % QUANTILE_INTERVAL == 0:
             self.teacher.prior.update_quantiles()
 
     @torch.no_grad()

@@ -126,6 +126,8 @@ class TwoPlayerSystem(GuardedSystem):
     optimization: OptimizationConfig
 
     average: WeightAverage | None = None
+    _quantiles: Tensor | None = None  # of training, during an evaluation
+    _imported = False  # whether the weights are a release's
     _holds_frozen = False  # whether `optimization.freeze` holds already
     _accumulated = 0  # batches whose gradients the next update has so far
 
@@ -178,8 +180,16 @@ class TwoPlayerSystem(GuardedSystem):
         return self.average
 
     def on_validation_start(self) -> None:
+        """Evaluate the averages, if there are any, with quantiles of their own, as readers of a checkpoint do.
+
+        Training gets its own back: were they solved anew where a run ends, one that is extended would go on otherwise
+        than one that was longer from the start.
+        """
         if self.average is not None:
             self.average.swap_in()
+        elif self._solves_for_evaluation:
+            self._quantiles = self.model.prior.quantiles.clone()
+            self.solve_quantiles()
 
     def on_test_start(self) -> None:
         self.on_validation_start()
@@ -190,14 +200,27 @@ class TwoPlayerSystem(GuardedSystem):
     def on_validation_end(self) -> None:
         if self.average is not None:
             self.average.swap_out()
+        elif self._quantiles is not None:
+            self.model.prior.quantiles.copy_(self._quantiles)
+            self._quantiles = None
+
+    @property
+    def _solves_for_evaluation(self) -> bool:
+        """Not before the first update, nor for an imported model, whose medians need not fit its density."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            return self.global_step > 0
+        return not self._imported
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.average is not None:
             self.average.save(checkpoint)
+        elif self._quantiles is not None:  # in the middle of a validation
+            checkpoint["state_dict"]["model.codec.prior.quantiles"] = self._quantiles
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self._imported = bool(checkpoint.get("imported"))
         if self.trainer.state.fn == TrainerFn.FITTING and RAW in checkpoint:
             if self.optimization.ema:
                 self.start_average().load(checkpoint)
@@ -256,7 +279,7 @@ class TwoPlayerSystem(GuardedSystem):
         self.objective.updated(self.global_step)
         if self.average is not None:
             self.average.update(self.global_step)
-        if self.global_step % QUANTILE_INTERVAL == 0 or self.global_step == self.trainer.max_steps:
+        if self.global_step % QUANTILE_INTERVAL == 0:
             self.solve_quantiles()
 
     def solve_quantiles(self) -> None:

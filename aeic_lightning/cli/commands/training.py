@@ -80,10 +80,29 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             if args.command == "fit":
                 stack.enter_context(only_fit(folder))
                 _check_checkpoint(args, folder, config["trainer"])  # another process may have ended just now
+                if _nothing_to_do(args, folder, config["trainer"]):
+                    _give_figures(args, folder)
+                    return 0
         run_lightning(args.command, config, args.print_config)
         if args.print_config is None:
             _give_figures(args, Path(config["trainer"]["default_root_dir"]))
     return 0
+
+
+def _nothing_to_do(args: argparse.Namespace, folder: Path, trainer: dict[str, Any]) -> bool:
+    """Say so where the folder's own checkpoint is of the last step: its validation is done, and all is written."""
+    limit = trainer.get("max_steps")
+    if not args.ckpt_path or not isinstance(limit, int) or not Path(args.ckpt_path).resolve().is_relative_to(folder):
+        return False
+    from aeic_lightning.checkpoints.checkpoint import read_checkpoint
+
+    if read_checkpoint(args.ckpt_path, "--ckpt_path", mmap=True).get("global_step") != limit:
+        return False
+    print(
+        f"nothing to do: {folder} is at step {limit} of {limit}; to train on, raise trainer.max_steps (vars.steps, in "
+        "the experiments here)"
+    )
+    return True
 
 
 def _give_figures(args: argparse.Namespace, folder: Path) -> None:
