@@ -135,10 +135,10 @@ def test_own_taps_are_compared_with_a_teachers(codec_config, decoder_config):
     objective.bind(student, AEIC(own(codec_config, width=16), decoder_config))
     assert "mid" in objective.student_taps
     assert objective.terms["L_enc"].projections["mid"].weight.shape == (16, 8, 1, 1)
-    match = {"tap": "mid", "teacher_tap": "codec.g_a.1", "weight": 2.0}
+    match = {"tap": "mid", "teacher_tap": "codec.g_a.2", "weight": 2.0}
     objective = Objective({"L_enc": {"weight": 1.0, "taps": ["y", match]}})
     objective.bind(student, star)
-    assert objective.teacher_taps == ["y", "codec.g_a.1"]
+    assert objective.teacher_taps == ["y", "codec.g_a.2"]
 
 
 @pytest.mark.parametrize(
