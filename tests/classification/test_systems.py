@@ -342,6 +342,11 @@ def test_a_batch_has_mixup_or_cutmix(switch, least, most):
         Mixup(4, 0.8, 1.0, 1.5)
 
 
+def test_a_system_mixes_as_it_is_told():
+    mix = classification_system(mixup=0.7, cutmix=0.9, cutmix_switch=0.25).mixup.mix
+    assert (mix.mixup_alpha, mix.cutmix_alpha, mix.switch_prob, mix.mix_prob) == (0.7, 0.9, 0.25, 1.0)
+
+
 def test_mixing_follows_the_seed_of_the_batch_alone():
     targets = Mixup(10, 0.8)
     x, label = torch.randn(4, 3, 8, 8), torch.arange(4)
