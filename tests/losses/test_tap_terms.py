@@ -92,5 +92,6 @@ def test_by_name_each_trains_the_student_and_is_logged_by_side(codec_config, dec
         assert sum(p.grad.abs().sum() for p in student.codec.g_a.parameters() if p.grad is not None) > 0, name
         assert f"distill/encoder/y.{name}" in losses
         assert f"distill/decoder/l_0.{name}" in losses
+        assert len(losses) == (len(student.taps) if name == "cosine" else len(taps)), name
     assert len(objective.terms["cosine"].projections) == len(student.taps)
     assert not list(objective.terms["relational"].parameters())
