@@ -154,6 +154,15 @@ def noisy(images=12, seed=0):
     )
 
 
+def test_the_interval_is_by_the_interpolator_of_the_figure():
+    """Equal images leave nothing to draw: both ends are the figure itself, by pchip and not by another one."""
+    one = [values.repeat(3, axis=1) for values in (column(0.1, 0.2, 0.45, 1.3), column(30, 31.2, 35, 36))]
+    other = [values.repeat(3, axis=1) for values in (column(0.11, 0.17, 0.6, 1.2), column(30, 31.5, 34, 36.5))]
+    row = bd_rate(curve(*one), curve(*other), "psnr", resamples=5)
+    assert row.interval == pytest.approx((row.percent, row.percent), rel=1e-9)
+    assert abs(row.by_interpolator["akima"] - row.percent) > 0.1
+
+
 def test_the_interval_is_that_of_scipys_paired_bootstrap():
     (ra, qa), (rb, qb) = noisy()
     row = bd_rate(curve(ra, qa), curve(rb, qb), "psnr", resamples=2000)

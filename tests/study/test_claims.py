@@ -37,9 +37,11 @@ def FakeCurve(seeds=(0, 1, 2), **labels) -> Curve:
 )
 def test_verdict(monkeypatch, percent, interval, verdict):
     rate = BDRate("none", "enc", "psnr", percent, interval, images=24, seeds=(3, 3), reason=None if percent else "why")
-    monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+    asked = []
+    monkeypatch.setattr(claims, "bd_rates", lambda *_, **given: asked.append(given) or [rate])
     curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
-    (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves)
+    (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves, resamples=7)
+    assert asked == [{"equal_bits": True, "resamples": 7}]
     assert answer.verdict == verdict
     assert ("24 images, 3 seeds" in answer.reason) == (interval is not None)
 

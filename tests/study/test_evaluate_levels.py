@@ -33,6 +33,8 @@ def test_each_level_is_a_result_of_one_curve(model, tmp_path):
     rates = [result.value("bpp") for result in results]
     assert [result.labels["level"] for result in results] == [0, 1, 2]
     assert rates == sorted(rates)
+    low, middle, high = (result.value("bpp_estimate") for result in results)
+    assert low < middle < high, "estimated at the level of the file, too"
     assert len(group(results)) == 1
     for result in results:
         for row in result.images:
