@@ -25,7 +25,19 @@ SIGNALS = {
     "`sweep`: SIGHUP under `nohup`": f"{SWEEPS}nohup",
     "`fit`: SIGINT": "tests/test_cli.py::test_ctrl_c",
     "`fit` with workers: SIGTERM to the group": "tests/test_run_folder.py::test_sigterm_to_the_whole_group",
+    "all commands but `fit` and `sweep`: SIGTERM, SIGHUP": "tests/test_stopping.py::test_a_command",
+    "`export`, in the middle of its folder: SIGTERM, SIGHUP": "tests/test_stopping.py::test_export",
+    "all but `fit` and `sweep`: an ignored signal": "tests/test_stopping.py::test_an_ignored",
+    "workers that are killed, stopped, hang, or cannot start": "tests/datamodules/test_workers.py::test_",
     "`fit` in a SLURM job: SIGUSR1": "tests/checkpoints/test_checkpoint_files.py::test_slurms_signal",
+}
+SAME = {
+    "pixels and weights laid out in memory in other ways": "tests/bitstream/test_settings.py::test_every_layout",
+    "batches, numbers of threads": "tests/bitstream/test_settings.py::test_batches",
+    "settings of the process: PyTorch's and numpy's": "tests/bitstream/test_settings.py::test_what_the_process",
+    "a receiver without the encoder's class": "tests/bitstream/test_settings.py::test_a_receiver",
+    "images as files and as opened by Pillow; colour profiles": "tests/test_colours.py::test_",
+    "readers that go away, full disks, names that command a terminal": "tests/test_readers.py::test_",
 }
 NAMES = {
     "names of images, and the files made of them": "tests/test_files.py::test_",
@@ -132,7 +144,7 @@ def streams_table(folder: Path, count: int) -> tuple[list[str], bool]:
     return fuzz.table(fuzz.counts(count), folder)
 
 
-PARTS = ["kills", "seeds", "signals", "inputs", "names", "streams", "processes"]
+PARTS = ["kills", "seeds", "signals", "inputs", "names", "same", "streams", "processes"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
                 "signals": lambda: tests_table("command and signal", SIGNALS),
                 "inputs": lambda: inputs_table(folder / "inputs"),
                 "names": lambda: tests_table("names", NAMES),
+                "same": lambda: tests_table("the same bytes, pictures and files under", SAME),
                 "streams": lambda: streams_table(folder / "streams", args.streams),
                 "processes": lambda: processes_table(folder / "processes"),
             }
