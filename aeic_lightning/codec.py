@@ -8,6 +8,7 @@
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -173,10 +174,27 @@ class Codec(
             pictures += [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in found]
         return pictures
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.write(save_directory, save_directory.name)
+    _dtype = "float16"  # of `save_pretrained`
 
-    def write(self, folder: Path, name: str) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, dtype: str = "float16", **hub: Any) -> str | None:
+        """Write weights, sizes and a model card into a folder, for `from_pretrained` and every command.
+
+        Values of 16 bits make another codec than this one: they are rounded, so its streams and this one's cannot be
+        read by each other. It says so, with both fingerprints. `dtype="float32"` stores this very codec, in twice the
+        space.
+
+        Args:
+            save_directory: the folder.
+            dtype: of the stored values, float16 or float32.
+            hub: arguments of `huggingface_hub.ModelHubMixin.save_pretrained`.
+        """
+        self._dtype = dtype
+        return super().save_pretrained(save_directory, **hub)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.write(save_directory, save_directory.name, self._dtype)
+
+    def write(self, folder: Path, name: str, dtype: str = "float16") -> None:
         """`save_pretrained` into a folder that is there, with a model card headed `name`.
 
         The source of an encoder that is not this package's is copied beside the weights, into `sources/`.
@@ -189,13 +207,19 @@ class Codec(
         }
         if self.objective:
             config["objective"] = self.objective
-        write_weights(folder, config, self.model.state_dict())
+        write_weights(folder, config, self.model.state_dict(), dtype)
         copy_sources(own_sources(config["model_config"]), folder / SOURCES)
         # The fingerprint of what was written, whose values are rounded.
         stored = type(self).from_pretrained(folder)
-        write_weights(folder, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict())
+        write_weights(folder, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict(), dtype)
+        if stored.fingerprint != self.fingerprint:
+            print(
+                f"{folder}: values of 16 bits are another codec ({stored.fingerprint[:16]}) than this one "
+                f"({self.fingerprint[:16]}), which cannot read its streams; dtype='float32' keeps this one",
+                file=sys.stderr,
+            )
         if not (folder / "README.md").exists():
-            write_whole(folder / "README.md", model_card(name, config, stored.fingerprint))
+            write_whole(folder / "README.md", model_card(name, config, stored.fingerprint, dtype))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """The card that `save_pretrained` has written already."""
@@ -263,10 +287,13 @@ def as_tensor(image: ImageLike) -> Tensor:
     return from_uint8(torch.from_numpy(image).permute(2, 0, 1)[None])
 
 
-def model_card(name: str, config: dict[str, Any], fingerprint: str) -> str:
+def model_card(name: str, config: dict[str, Any], fingerprint: str, dtype: str = "float16") -> str:
     """A model card in Markdown: what is known of the weights, and how to use them."""
     lines = [f"# {name}", "", f"An image codec of `aeic_lightning` {config['aeic_lightning']}.", ""]
-    lines += [f"- {config['parameters']:,} parameters, 16-bit values", f"- fingerprint `{fingerprint[:16]}`"]
+    lines += [
+        f"- {config['parameters']:,} parameters, {dtype.removeprefix('float')}-bit values",
+        f"- fingerprint `{fingerprint[:16]}`",
+    ]
     for key, value in config["card"].items():
         if isinstance(value, list):
             lines += ["", f"## {key[0].upper()}{key[1:]}", "", *(f"- {item}" for item in value)]

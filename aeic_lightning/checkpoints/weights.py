@@ -1,6 +1,7 @@
 """Weights apart from training state: a folder of `config.json` and `model.safetensors`.
 
-The values are float16, and every reader widens them to float32, so what is evaluated is what was stored. The folder is
+The values are float16 unless float32 is asked for, and every reader widens them, so what is evaluated is what was
+stored. The folder is
 what `Codec.save_pretrained` writes, what ships inside of the package (`aeic_lightning.zoo`), and
 what a repository on the Hugging Face Hub holds. Wherever a checkpoint is asked for, such a folder or the name of a
 shipped model will do.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # torch is imported where it is needed: that there is no such file is found without it.
 
 FORMAT = "aeic_lightning weights 1"
+DTYPES = ("float16", "float32")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -47,23 +49,26 @@ def require(name: str | Path, role: str = "checkpoint") -> None:
         raise UserError(f"{role}: {missing(name)}")
 
 
-def write_weights(folder: str | Path, config: dict[str, Any], state: "dict[str, Tensor]") -> None:
-    """Write a model's tensors as float16, and `config` beside them.
+def write_weights(
+    folder: str | Path, config: dict[str, Any], state: "dict[str, Tensor]", dtype: str = "float16"
+) -> None:
+    """Write a model's tensors as `dtype`, float16 or float32, and `config` beside them.
 
-    Raises UserError for a value that float16 cannot hold.
+    Raises UserError for another type, and for a value that float16 cannot hold.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}")
     import torch
     from safetensors.torch import save
 
     folder = Path(folder)
-    half = {}
+    stored = {}
     for name, tensor in state.items():
-        half[name] = (
-            tensor.detach().cpu().to(torch.float16 if tensor.is_floating_point() else tensor.dtype).contiguous()
-        )
-        if not half[name].isfinite().all():
-            raise UserError(f"{name} has values beyond float16 (65504); the model has diverged")
-    write_whole(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
+        kind = getattr(torch, dtype) if tensor.is_floating_point() else tensor.dtype
+        stored[name] = tensor.detach().cpu().to(kind).contiguous()
+        if not stored[name].isfinite().all():
+            raise UserError(f"{name} has values that are not finite in {dtype}; the model has diverged")
+    write_whole(folder / WEIGHTS, save(stored, metadata={"format": "pt"}))
     write_whole(folder / CONFIG, json.dumps({"format": FORMAT} | config, indent=1) + "\n")
 
 

@@ -89,12 +89,25 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
     except ArgumentError as error:
         raise user_error(error) from error
     except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(in_our_words(" ".join(str(error).split()))) from error
     except SystemExit as stop:
         # Lightning makes a SystemExit(1) of Ctrl-C.
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
         raise
+
+
+MANUAL = {
+    "gradient_clip_val": "optimization.gradient_clip, which clips each player by itself",
+    "accumulate_grad_batches": "optimization.accumulate, which counts for both players",
+}
+"""Settings of the trainer that Lightning refuses for systems with two players, and what there is instead."""
+
+
+def in_our_words(said: str) -> str:
+    """What Lightning says of a setting, or what to set in its place."""
+    found = next((name for name in MANUAL if name in said), None)
+    return said if found is None else f"trainer.{found} does nothing in this system; set {MANUAL[found]}"
 
 
 NO_NEWS = re.compile(r"💡|(GPU|TPU|IPU|HPU|MPS) available|Seed set to|`Trainer.fit` stopped")

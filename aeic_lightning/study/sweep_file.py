@@ -57,7 +57,7 @@ from typing import Any
 from aeic_lightning.checkpoints.weights import require
 from aeic_lightning.config import as_override, load_config
 from aeic_lightning.config.layers import flat
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.image_files import require_images
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.own_classes import find_experiment
@@ -229,9 +229,13 @@ def as_label(value: Any) -> int | float | str:
 
 
 def _only(entry: Any, known: set[str], what: str, needed: tuple[str, ...] = ()) -> None:
-    if not isinstance(entry, dict) or set(entry) - known or not set(needed) <= set(entry):
-        got = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)
-        raise UserError(f"{what} has {', '.join(sorted(known))}; got {got}")
+    listed = ", ".join(sorted(known))
+    if not isinstance(entry, dict):
+        raise UserError(f"{what} is a mapping of {listed}; got {entry!r}")
+    if extra := [str(key) for key in entry if key not in known]:
+        raise UserError(f"{what} has no {extra[0]!r}{did_you_mean(extra[0], known) or f'; it has {listed}'}")
+    if missing := [key for key in needed if key not in entry]:
+        raise UserError(f"{what} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
 
 
 def _count(entry: dict[str, Any], name: str, default: int, file: Path) -> int:
