@@ -99,8 +99,9 @@ def test_imported_model_is_the_released_one(file, model, candidates, tmp_path):
     ours, theirs = imported.codec(x), model.eval().codec(x)
     for name in ("y", "z", "phi", "y_hat", "l_T", "l_res", "bits_y", "bits_z"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    state = imported.decoder.state_dict()
     for name, tensor in model.decoder.state_dict().items():
-        assert torch.equal(imported.decoder.state_dict()[name], tensor), name
+        assert torch.equal(state[name], tensor), name
 
 
 def test_released_medians_are_kept(file, model, candidates, tmp_path):
@@ -198,8 +199,9 @@ def test_a_students_own_adapter_is_taken(file, model, candidates, tmp_path):
     altered(file, add_student)
     import_released(file, tmp_path / "ours.ckpt", candidates=candidates)
     imported = load_model(tmp_path / "ours.ckpt", receiver=False)
+    state = imported.decoder.state_dict()
     for name, tensor in model.decoder.state_dict().items():
-        assert torch.equal(imported.decoder.state_dict()[name], tensor), name
+        assert torch.equal(state[name], tensor), name
 
 
 class Malicious:

@@ -161,8 +161,9 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, tmp_path, schedu
     resumed, half = fresh(), tmp_path / "half.ckpt"
     trainer(6, limit_val_batches=0, max_epochs=3).fit(resumed, digits, ckpt_path=half, weights_only=True)
     assert not torch.equal(fresh().model.g_s[0].weight, whole.model.g_s[0].weight)
+    state = resumed.model.state_dict()
     for name, tensor in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, msg=name)
+        torch.testing.assert_close(state[name], tensor, msg=name)
 
 
 def test_a_learning_rate_for_a_batch_is_scaled_with_it():

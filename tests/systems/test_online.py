@@ -142,8 +142,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, loader, trainer, tmp_path,
     first.save_checkpoint(tmp_path / "a.ckpt")
     rest = make(learns)
     trainer(4).fit(rest, loader(1), ckpt_path=tmp_path / "a.ckpt")
+    resumed = rest.state_dict()
     for name, value in state(whole).items():
-        assert torch.equal(value, rest.state_dict()[name]), name
+        assert torch.equal(value, resumed[name]), name
     assert load_model(tmp_path / "a.ckpt").codec.config.widths == [8, 8, 8, 16, 16], "readers see the student"
 
 
