@@ -51,6 +51,11 @@ def with_sources(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     return "".join(line + "\n" for line in _annotated(_resolved(files, layers), (), said))
 
 
+def used_vars(file: str | Path, overrides: Sequence[str] = ()) -> set[str]:
+    """Names of the `vars` that an experiment file, those that it includes, and the overrides refer to."""
+    return set().union(*(_references(layer) for _, layer in _layers([file], overrides)))
+
+
 def _leaves(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, dict) and value:
         for name, inner in value.items():

@@ -8,7 +8,7 @@ A sweep file:
     workers: 2                      # runs at a time
     threads: 1                      # CPU threads of a run; by default the cores are divided among the workers
     gpus: 1                         # GPUs of a run on this machine, if it has any (default 1)
-    set: {data.init_args.batch_size: 4}                              # settings of every run
+    set: {data.init_args.batch_size: 4}     # settings of every run; vars only of runs whose files refer to them
     executor: {slurm_partition: gpu, gpus_per_node: 1, timeout_min: 720}     # for slurm: arguments of submitit
     runs:
       - {name: teacher, config: teacher.yaml}                        # relative to the sweep file
@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 from aeic_lightning.checkpoints.weights import require
-from aeic_lightning.config import as_override, load_config
+from aeic_lightning.config import as_override, load_config, used_vars
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.image_files import require_images
@@ -170,18 +170,33 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
             if missing:
                 raise UserError(f"{file}: {name} needs {missing[0]}, which must be listed before it")
             labels = point | {k: _fill(v, point, file) for k, v in (entry.get("labels") or {}).items()}
-            settings = {"vars.root": str(folder), "vars.name": name} | flat(raw.get("set") or {})
+            shared = flat(raw.get("set") or {})
+            settings = {"vars.root": str(folder), "vars.name": name} | shared
             settings |= {key: _fill(value, point, file) for key, value in flat(chosen).items()}
             settings |= {LABELS + axis: as_label(value) for axis, value in labels.items()}
             config = file.parent / as_text(_fill(entry["config"], point, file))
+            settings = _without_unused(settings, shared, config)
             counts = {key: _count(entry, key, own, file) for key, own in (("threads", threads), ("gpus", gpus))}
             runs.append(Run(name, config, folder / name, needs, settings, **counts))
+    for key in flat(raw.get("set") or {}):
+        if key.startswith("vars.") and not any(key in run.settings for run in runs):
+            raise UserError(f"{file}: set: {key} is set, but no run's experiment refers to it; correct its name")
     sweep = Sweep(
         runs, folder, raw.get("cluster", "local"), workers, raw.get("executor") or {}, raw.get("compare") or {},
         raw.get("report") or {},
     )  # fmt: skip
     _check_ends(sweep, file)
     return sweep
+
+
+def _without_unused(settings: dict[str, Any], shared: dict[str, Any], config: Path) -> dict[str, Any]:
+    """The settings without those shared `vars` that this run's experiment has no use for; others of the sweep have."""
+    config = find_experiment(config)
+    names = [key for key in shared if key.startswith("vars.")]
+    if not names or not config.is_file():
+        return settings
+    used = used_vars(config, [as_override(key, value) for key, value in settings.items()])
+    return {key: value for key, value in settings.items() if key not in names or key.removeprefix("vars.") in used}
 
 
 def _points(entry: dict[str, Any], file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
