@@ -18,6 +18,8 @@ PACKAGES = {
     "peft": ("peft", "paper"),
     "transformers": ("transformers", "paper"),
     "torch_fidelity": ("torch-fidelity", "paper"),
+    "ssimulacra2": ("ssimulacra2", "rivals"),
+    "h5py": ("h5py", "rivals"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "onnx": ("onnx", "export"),

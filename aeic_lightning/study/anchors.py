@@ -2,7 +2,8 @@
 
 For every image the quality setting is searched whose file is the largest that does not exceed a given number of bytes.
 A codec that cannot make an image so small gives its smallest file, which is flagged (`over_target`), and the result
-says so: nothing is scaled down, since another resolution would be another codec.
+names the image. A codec may code the picture at 1/2, 1/3 or 1/4 of its size, as people do at low rates; the receiver
+enlarges it with Lanczos or with a trained network (`Anchor`). Each of these is an anchor with a name of its own.
 """
 
 import io
@@ -26,6 +27,7 @@ from aeic_lightning.study.curves import check_same_images
 from aeic_lightning.study.evaluate import Progress
 from aeic_lightning.study.measurement import Images, Measurement, Sample
 from aeic_lightning.study.results import Result
+from aeic_lightning.study.upscale import LANCZOS, check_upscaler, enlarge, shrink
 from datamodules.base import ImageFiles
 
 
@@ -56,6 +58,56 @@ CODECS = {
     # Quality 100 is another mode of the plugin, for lossless files.
     "jxl": Codec("JXL", range(100), {"effort": 9, "num_threads": 1}),
 }
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A codec on the picture at 1/scale of its size, and how the receiver enlarges it.
+
+    The file is not charged for the size of the original, of which the receiver lacks no more than the remainder of a
+    division by `scale`.
+    """
+
+    codec: str
+    scale: int = 1
+    upscaler: str = LANCZOS
+
+    @classmethod
+    def parse(cls, text: str) -> "Anchor":
+        """Of `CODEC`, `CODEC/SCALE` or `CODEC/SCALE+UPSCALER`.
+
+        Raises UserError for a codec or upscaler that is unknown or missing here, and for another scale than 1, 2, 3, 4.
+        """
+        whole, _, upscaler = text.partition("+")
+        codec, slash, scale = whole.partition("/")
+        check_codec(codec)
+        check_upscaler(upscaler or LANCZOS)
+        if slash and scale not in SCALES:
+            raise UserError(
+                f"{text}: write CODEC/N+UPSCALER, where N is one of {', '.join(SCALES)}: at 1/N of the size"
+            )
+        anchor = cls(codec, int(scale or 1), upscaler or LANCZOS)
+        if anchor.scale == 1 and upscaler:
+            raise UserError(f"{text}: at its own size a picture is not enlarged; write {codec}/4+{upscaler}")
+        return anchor
+
+    @property
+    def name(self) -> str:
+        """As `parse` takes it, in the shortest form."""
+        scale = f"/{self.scale}" if self.scale > 1 else ""
+        return self.codec + scale + (f"+{self.upscaler}" if self.upscaler != LANCZOS else "")
+
+    @property
+    def described(self) -> str:
+        """The settings, for a note."""
+        settings = ", ".join(f"{key} {value}" for key, value in CODECS[self.codec].options.items())
+        if self.scale == 1:
+            return f"Pillow with {settings}"
+        how = "Lanczos" if self.upscaler == LANCZOS else f"the network {self.upscaler}"
+        return f"Pillow with {settings}, of the picture at 1/{self.scale} (Lanczos), enlarged with {how}"
+
+
+SCALES = ("1", "2", "3", "4")
 
 
 @dataclass(frozen=True)
@@ -122,17 +174,22 @@ def images_like(results: Sequence[Result], images: Images | None = None) -> Imag
 
 
 class Search:
-    """Files of one image by quality, each made once."""
+    """Files of one image by quality, each made once; and the seconds that each took."""
 
-    def __init__(self, codec: Codec, image: Image.Image) -> None:
+    def __init__(self, codec: Codec, image: Image.Image, scale: int = 1) -> None:
+        began = time.perf_counter()
         self.codec = codec
-        self.image = image
+        self.image = shrink(image, scale)
+        self.shrinking = time.perf_counter() - began
         self.files: dict[int, bytes] = {}
+        self.seconds: dict[int, float] = {}
 
     def size(self, quality: int) -> int:
         """Bytes at a quality."""
         if quality not in self.files:
+            began = time.perf_counter()
             self.files[quality] = self.codec.encode(self.image, quality)
+            self.seconds[quality] = self.shrinking + time.perf_counter() - began
         return len(self.files[quality])
 
     def within(self, target: int) -> tuple[int, bool]:
@@ -162,7 +219,7 @@ def anchors(
     """A result for every codec and target.
 
     Args:
-        names: of `CODECS`.
+        names: codecs, as `Anchor.parse` takes them.
         targets: how small the files must be.
         images: what is coded.
         measure: the metrics.
@@ -171,25 +228,22 @@ def anchors(
 
     Raises UserError for a codec that is unknown, or that this Pillow does not have.
     """
-    for name in names:
-        check_codec(name)
-    for name in names:
-        codec = CODECS[name]
-        chosen: list[dict[str, tuple[bytes, int, int, bool]]] = [{} for _ in targets]
+    for anchor in [Anchor.parse(name) for name in names]:
+        name = anchor.name
+        chosen: list[dict[str, File]] = [{} for _ in targets]
         for number, (image_name, x) in enumerate(images, 1):
             if not quiet:
                 print(f"{name}: searching [{number}/{len(images)}] {image_name}", flush=True)
-            search = Search(codec, Image.fromarray(x.permute(1, 2, 0).numpy()))
+            search = open_search(anchor, x)
             for target, files in zip(targets, chosen, strict=True):
-                wanted = target.bytes(image_name, *x.shape[1:])
-                quality, fits = search.within(wanted)
-                files[image_name] = (search.files[quality], quality, wanted, fits)
+                files[image_name] = find_file(search, target.bytes(image_name, *x.shape[1:]))
         for target, files in zip(targets, chosen, strict=True):
             folder = pictures / file_name(f"{name} at {target.name}".replace("/", "_")) if pictures else None
             progress = Progress(len(images), folder, quiet, f"{name} at {target.name} ")
-            fields = measure.of(_samples(codec, images, files), progress.see)
-            fields["notes"] += _notes(name, target, codec, files)
-            fields["versions"] |= library(name)
+            fields = measure.of((decoded(anchor, n, x, files[n]) for n, x in images), progress.see)
+            fields["notes"] += [f"{name}: {anchor.described}; the largest file within the target"]
+            fields["notes"] += over_target_notes(f"{name} at {target.name}", fields["images"])
+            fields["versions"] |= library(anchor.codec)
             yield Result(
                 name=f"{name} at {target.name}",
                 kind="anchor",
@@ -199,31 +253,60 @@ def anchors(
             )
 
 
-def _samples(codec: Codec, images: Images, files: dict[str, tuple[bytes, int, int, bool]]) -> Iterator[Sample]:
-    for name, x in images:
-        data, quality, target, fits = files[name]
-        picture = Image.fromarray(x.permute(1, 2, 0).numpy())
-        began = time.perf_counter()
-        codec.encode(picture, quality)
-        encoded = time.perf_counter()
-        x_hat = codec.decode(data)
-        decoded = time.perf_counter()
-        columns = {"quality": quality, "bytes_target": target, "over_target": not fits}
-        columns |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
-        yield Sample(name, x, x_hat, len(data), columns=columns)
+@dataclass(frozen=True)
+class File:
+    """A file of one image.
+
+    Attributes:
+        data: all of it.
+        quality: the codec's setting.
+        target: the bytes that it may have.
+        fits: whether it has no more.
+        seconds: that shrinking and coding took.
+    """
+
+    data: bytes
+    quality: int
+    target: int
+    fits: bool
+    seconds: float
 
 
-def _notes(name: str, target: Target, codec: Codec, files: dict[str, tuple[bytes, int, int, bool]]) -> list[str]:
-    settings = ", ".join(f"{key} {value}" for key, value in codec.options.items())
-    notes = [f"{name}: Pillow with {settings}; the largest file within the target"]
-    over = [len(data) / max(wanted, 1) for data, _, wanted, fits in files.values() if not fits]
-    if over:
-        most = f"{min(over):.2f} to {max(over):.2f}" if len(over) > 1 else f"{over[0]:.2f}"
-        notes.append(
-            f"{name} at {target.name}: cannot be as small as that on {len(over)} of {len(files)} images; its smallest "
-            f"files have {most} times the bytes"
-        )
-    return notes
+def open_search(anchor: Anchor, x: torch.Tensor) -> Search:
+    """The search for files of an image, uint8 (3, H, W)."""
+    return Search(CODECS[anchor.codec], Image.fromarray(x.permute(1, 2, 0).numpy()), anchor.scale)
+
+
+def find_file(search: Search, target: int) -> File:
+    """The largest file of at most `target` bytes, else the smallest."""
+    quality, fits = search.within(target)
+    return File(search.files[quality], quality, target, fits, search.seconds[quality])
+
+
+def decoded(anchor: Anchor, name: str, x: torch.Tensor, file: File) -> Sample:
+    """What the receiver makes of a file of the image `x`, uint8 (3, H, W), at its size."""
+    began = time.perf_counter()
+    x_hat = CODECS[anchor.codec].decode(file.data)
+    if anchor.scale > 1:
+        small = Image.fromarray(x_hat.permute(1, 2, 0).numpy())
+        large = enlarge(small, (x.shape[2], x.shape[1]), anchor.upscaler)
+        x_hat = torch.from_numpy(np.array(large)).permute(2, 0, 1).contiguous()
+    columns = {"quality": file.quality, "bytes_target": file.target, "over_target": not file.fits}
+    columns |= {"encode_seconds": file.seconds, "decode_seconds": time.perf_counter() - began}
+    return Sample(name, x, x_hat, len(file.data), columns=columns)
+
+
+def over_target_notes(name: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A note that counts and names the images whose smallest file is over the target; none where there is none."""
+    over = {row["name"]: row["bytes"] / max(row["bytes_target"], 1) for row in rows if row.get("over_target")}
+    if not over:
+        return []
+    low, high = min(over.values()), max(over.values())
+    most = f"{low:.2f} to {high:.2f}" if len(over) > 1 else f"{low:.2f}"
+    return [
+        f"{name}: cannot be as small as that on {len(over)} of {len(rows)} images; its smallest files have {most} "
+        f"times the bytes: {', '.join(sorted(over))}"
+    ]
 
 
 def check_codec(name: str) -> None:

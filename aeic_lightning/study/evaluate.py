@@ -64,12 +64,13 @@ class Checkpoint:
     def samples(self, images: Images, point: "RatePoint") -> Iterator[Sample]:
         """Each image, by way of its file."""
         # The first call of a network is slower.
-        self._code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8), RatePoint(level=point.level))
+        self.code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8), RatePoint(level=point.level))
         for name, x in images:
-            yield self._code(name, x, point)
+            yield self.code(name, x, point)
 
     @torch.inference_mode()
-    def _code(self, name: str, x: Tensor, point: "RatePoint") -> Sample:
+    def code(self, name: str, x: Tensor, point: "RatePoint") -> Sample:
+        """One image, uint8 (3, H, W), by way of its file."""
         columns: dict[str, Any] = {}
         try:
             image = from_uint8(x)[None]

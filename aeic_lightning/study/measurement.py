@@ -23,6 +23,8 @@ from datamodules.crops import centre_crop
 from datamodules.sample_photos import SamplePhotos
 
 BACKBONES = ("lite0", "lite2", "alex", "vgg", "inception")
+BY_NAME = ("hed",)
+"""Backbones that are used only where they are asked for."""
 PACKAGES = ("torch", "torchmetrics", "timm", "lpips", "numpy", "pillow")
 
 
@@ -65,6 +67,10 @@ class Measurement:
             for patches, seen in zip(self.patches, features, strict=True):
                 seen[sample.name] = patches.of_pair(sample.x, sample.x_hat)
             see(sample, rows[-1])
+        return self.fields(rows, features)
+
+    def fields(self, rows: list[dict[str, Any]], features: Sequence[dict[str, Features]]) -> dict[str, Any]:
+        """The same from rows and features by image, one set of features for each of `patches`."""
         if not rows:
             raise UserError("there is no image to evaluate")
         info = dict(self.quality.info)
@@ -101,25 +107,29 @@ def measurement(
     min_patches: int = 400,
     min_images: int = 50,
     ms_ssim: bool = True,
+    ssimulacra2: bool = False,
 ) -> Measurement:
-    """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS, agreement
-    of classes), alex
-    (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID).
+    """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS, FID, KID,
+    agreement of classes), alex (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID), hed (LPIPS, DISTS); and SSIMULACRA2
+    if it is asked for.
 
-    By default every backbone whose weights are available; a note lists the others. Raises UserError for a backbone that
-    was asked for and is missing.
+    By default every backbone but hed whose weights are available; a note lists the others. Raises UserError for a
+    backbone that was asked for and is missing.
     """
-    unknown = [name for name in backbones or () if name not in BACKBONES]
+    known = (*BACKBONES, *BY_NAME)
+    unknown = [name for name in backbones or () if name not in known]
     if unknown:
-        raise UserError(f"no backbone {unknown[0]!r}; there are {', '.join(BACKBONES)}")
+        raise UserError(f"no backbone {unknown[0]!r}; there are {', '.join(known)}")
     chosen = [name for name in BACKBONES if _at_hand(name)] if backbones is None else list(backbones)
     quality = ImageQuality(
         ms_ssim,
         lpips=[name for name in chosen if name != "inception"],
-        dists=[name for name in chosen if name in ("lite0", "lite2", "vgg")],
+        dists=[name for name in chosen if name in ("lite0", "lite2", "vgg", "hed")],
         same_class="lite2" in chosen,
+        ssimulacra2=ssimulacra2,
     )
-    patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in chosen if b in ("lite0", "inception")]
+    with_patches: list[Any] = [b for b in chosen if b in ("lite0", "lite2", "inception")]
+    patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in with_patches]
     missing = [name for name in BACKBONES if name not in chosen]
     notes = [f"without metrics on {', '.join(missing)}: their weights are not here"] if backbones is None else []
     return Measurement(quality, patches, notes if missing else ())

