@@ -1,44 +1,47 @@
 """Edge-aware DISTS as a term."""
 
 from functools import partial
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Literal
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.term import Description, Size, Term
+from aeic_lightning.losses.term import Description, DistanceTerm, Size
 from aeic_lightning.metrics.dists import EdgeAwareDISTS, ReleasedEdgeAwareDISTS
 
 FORMS: dict[str, type[EdgeAwareDISTS]] = {"ours": EdgeAwareDISTS, "released": ReleasedEdgeAwareDISTS}
 
 
-class EdgeAwareDISTSTerm(Term):
+class EdgeAwareDISTSTerm(DistanceTerm):
     """Mean edge-aware DISTS over the batch. AEIC: weight 1 in stages 2 and 3, on VGG, in the released form.
 
     Args:
         backbone: `lite0` needs no download; `vgg` is the standard one.
         form: `ours` takes images and edges in the range that DISTS is made for; `released` computes what AEIC's code
             does (`ReleasedEdgeAwareDISTS`), and is logged as released_edge_dists.
+        whole: each crop is one patch, whatever its size: for crops that one patch of 224 nearly covers.
     """
 
-    needs_picture = True
-    of_single_images = True
-
-    def __init__(self, backbone: Literal["lite0", "vgg"] = "lite0", form: Literal["ours", "released"] = "ours") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        backbone: Literal["lite0", "vgg"] = "lite0",
+        form: Literal["ours", "released"] = "ours",
+        whole: bool = False,
+    ) -> None:
         if form not in FORMS:
             raise UserError(f"edge_dists: form is {' or '.join(FORMS)}, not {form!r}")
+        super().__init__(FORMS[form](backbone, whole=whole))
         if form == "released":
             self.tag = "released_{name}"
-        self.metric = FORMS[form](backbone)
 
     @classmethod
-    def describe(cls, backbone: str = "lite0", form: str = "ours") -> Description:
+    def describe(cls, backbone: str = "lite0", form: str = "ours", whole: bool = False) -> Description:
         metric = "dists" if backbone == "vgg" else f"dists_{backbone}"
-        return Description(metric=metric, backbone=backbone, sees=partial(patches, FORMS.get(form, EdgeAwareDISTS)))
+        sees = twice if whole else partial(patches, FORMS.get(form, EdgeAwareDISTS))
+        return Description(metric=metric, backbone=backbone, sees=sees)
 
-    def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
-        return self.metric(output.x_hat, batch["image"]).mean()
+
+def twice(images: int, height: int, width: int) -> Size:
+    """Pictures and their edges, whole."""
+    return 2 * images, height, width
 
 
 def patches(metric: type[EdgeAwareDISTS], images: int, height: int, width: int) -> Size:

@@ -39,7 +39,7 @@ from aeic_lightning.losses.rate import Rate
 from aeic_lightning.losses.relational import RelationalDistillation
 from aeic_lightning.losses.semantic import SemanticTerm
 from aeic_lightning.losses.term import Description, Term
-from aeic_lightning.models.backbones import sharing_features
+from aeic_lightning.metrics.pairs import Pair
 from aeic_lightning.models.base import CompressionModel
 
 Kind = TypeVar("Kind", bound=Term)
@@ -150,24 +150,34 @@ class Objective(nn.Module):
         chosen: Iterable[float | Tensor] = self.weights_at(step) if weights is None else weights
         weighted, logged = [], {}
         owners: dict[str, str] = dict.fromkeys(RESERVED, "the training step")
-        seen: dict[float, tuple[dict[str, Any], Any]] = {1.0: (batch, output)}
-        with sharing_features():
-            terms = zip(self.entries.items(), self.of_kind(Term), chosen, strict=True)
-            for (name, entry), term, weight in terms:
-                share = entry.share if self.training else 1.0
-                if share not in seen:
-                    seen[share] = _drawn(batch, output, share)
-                term.see_step(step, replayed=weights is not None)
-                value = term(*seen[share], teacher)
-                value, further = value if isinstance(value, tuple) else (value, {})
-                weighted.append(weight * value)
-                scalars = {term.tag.format(name=name): value} | further
-                if isinstance(term, Rate) and term.target is not None:
-                    found = {"lambda": weight * term.factor, "bpp_average": term.search[0]}
-                    scalars |= {key: torch.as_tensor(v, device=value.device).float() for key, v in found.items()}
-                _claim_names(owners, name, scalars)
-                logged |= scalars
+        for term in self.of_kind(Term):
+            term.see_step(step, replayed=weights is not None)
+        values = self._values(batch, output, teacher)
+        for name, term, weight in zip(self.entries, self.of_kind(Term), chosen, strict=True):
+            value = values[name]
+            value, further = value if isinstance(value, tuple) else (value, {})
+            weighted.append(weight * value)
+            scalars = {term.tag.format(name=name): value} | further
+            if isinstance(term, Rate) and term.target is not None:
+                found = {"lambda": weight * term.factor, "bpp_average": term.search[0]}
+                scalars |= {key: torch.as_tensor(v, device=value.device).float() for key, v in found.items()}
+            _claim_names(owners, name, scalars)
+            logged |= scalars
         return ObjectiveOutput(reduce(add, weighted), logged)
+
+    def _values(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> dict[str, Any]:
+        """What each term gives, by name. All that see the same images get the same `Pair`."""
+        if getattr(output, "x_hat", None) is not None:
+            batch = batch | {"pair": Pair(output.x_hat, batch["image"])}
+        seen: dict[float, tuple[dict[str, Any], Any]] = {1.0: (batch, output)}
+        values = {}
+        # Those of all images first: a share of their features then serves those of a share.
+        for name, entry in sorted(self.entries.items(), key=lambda item: -item[1].share):
+            share = entry.share if self.training else 1.0
+            if share not in seen:
+                seen[share] = _drawn(batch, output, share)
+            values[name] = self.terms[name](*seen[share], teacher)
+        return values
 
     def updated(self, step: int) -> None:
         """Tell the terms that `step` updates have been made."""
@@ -240,7 +250,8 @@ def _drawn(batch: dict[str, Any], output: Any, share: float) -> tuple[dict[str, 
     images = batch["image"]
     # A random order, drawn where the images are: a draw on the CPU would have to be copied to a GPU.
     rows = torch.rand(len(images), device=images.device).argsort()[: share_of(len(images), share)]
-    return {"image": images[rows]}, output._replace(x_hat=output.x_hat[rows])
+    pair = batch["pair"].rows(rows)
+    return {"image": pair.x, "pair": pair}, output._replace(x_hat=pair.x_hat)
 
 
 class Described(NamedTuple):

@@ -1,33 +1,24 @@
 """The semantic distance as a term."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor
-
-from aeic_lightning.losses.term import Description, Size, Term
+from aeic_lightning.losses.term import Description, DistanceTerm, Size
 from aeic_lightning.metrics.semantic import SemanticLoss
 
 
-class SemanticTerm(Term):
+class SemanticTerm(DistanceTerm):
     """Mean distance of image embeddings over the batch. AEIC: weight 0.1, on CLIP.
 
     Args:
         backbone: `lite0` needs no download; `clip` is the paper's.
     """
 
-    needs_picture = True
-    of_single_images = True
-
     def __init__(self, backbone: Literal["lite0", "clip"] = "lite0") -> None:
-        super().__init__()
-        self.metric = SemanticLoss(backbone)
+        super().__init__(SemanticLoss(backbone))
 
     @classmethod
     def describe(cls, backbone: str = "lite0") -> Description:
         return Description(backbone=backbone, sees=resized if backbone == "lite0" else enlarged)
-
-    def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
-        return self.metric(output.x_hat, batch["image"]).mean()
 
 
 def resized(images: int, height: int, width: int) -> Size:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.pairs import Distance, Pair
 from aeic_lightning.models.backbone_files import require_backbone
 from aeic_lightning.models.base import CompressionModel
 
@@ -105,8 +106,31 @@ class Term(nn.Module):
         """The term's value, a scalar before its weight, or that and further scalars to log by name.
 
         Args:
-            batch: what the data module gives: "image" (B, 3, H, W) in [-1, 1], "name", "label" if there are classes.
+            batch: what the data module gives: "image" (B, 3, H, W) in [-1, 1], "name", "label" if there are classes;
+                and "pair", which `pair_of` returns.
             output: what the model gives: x_hat, bits_estimate, taps; logits, if it classifies.
             teacher: the teacher's taps by name; None without a teacher.
         """
         raise NotImplementedError
+
+
+class DistanceTerm(Term):
+    """The mean over the images of a distance of picture and image by the features of a frozen network.
+
+    All of them ask the batch's pair for features, so that each network sees each picture and each image once.
+    """
+
+    needs_picture = True
+    of_single_images = True
+
+    def __init__(self, metric: Distance) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
+        return self.metric.compare(pair_of(batch, output)).mean()
+
+
+def pair_of(batch: dict[str, Any], output: Any) -> Pair:
+    """Picture and image of a batch: the pair that all terms of an objective share, or one of the term's own."""
+    return batch["pair"] if "pair" in batch else Pair(output.x_hat, batch["image"])

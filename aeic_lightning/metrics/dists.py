@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder
+from aeic_lightning.metrics.pairs import Distance, Pair, Patches, View, whole
 from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
 from aeic_lightning.models.frozen import Frozen, read_state_dict
 from aeic_lightning.models.hed import HedFeatures
@@ -16,7 +17,7 @@ from aeic_lightning.models.hed import HedFeatures
 UNWEIGHTED = {"lite0": Lite0, "lite2": Lite2, "hed": HedFeatures}
 
 
-class DISTS(nn.Module):
+class DISTS(Distance):
     """1 - sum_i sum_c (alpha_ic texture_ic + beta_ic structure_ic), over the image in [0, 1] and five feature maps.
 
     texture = (2 m_f m_g + c) / (m_f^2 + m_g^2 + c) compares the means over positions, structure = (2 cov + c) /
@@ -50,13 +51,15 @@ class DISTS(nn.Module):
             raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0, lite2, hed or vgg")
         self.level_weights = Frozen(nn.ModuleDict({"alpha": nn.ParameterList(alpha), "beta": nn.ParameterList(beta)}))
 
-    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
-        with torch.no_grad():
-            reference = self._levels(x)
+    def compare(self, pair: Pair, view: View = whole) -> Tensor:
+        """The same of a view, of which there may be several to an image."""
+        levels_hat, levels = (
+            [(seen.float() + 1) / 2, *maps]
+            for seen, maps in zip(pair.seen(view), pair.features(self.backbone, view), strict=True)
+        )
         weights: Any = self.level_weights.net
-        similarity = x.new_zeros(())
-        for f, g, a, b in zip(self._levels(x_hat), reference, weights["alpha"], weights["beta"], strict=True):
+        similarity = pair.x.new_zeros(())
+        for f, g, a, b in zip(levels_hat, levels, weights["alpha"], weights["beta"], strict=True):
             f_mean, g_mean = f.mean((2, 3), keepdim=True), g.mean((2, 3), keepdim=True)
             # Centred before multiplying: E[fg] - E[f]E[g] loses its digits on flat maps.
             f, g = f - f_mean, g - g_mean
@@ -65,11 +68,8 @@ class DISTS(nn.Module):
             similarity = similarity + (a * texture.flatten(1) + b * structure).sum(1)
         return 1 - similarity
 
-    def _levels(self, x: Tensor) -> list[Tensor]:
-        return [(x.float() + 1) / 2, *self.backbone.features(x)]
 
-
-class EdgeAwareDISTS(nn.Module):
+class EdgeAwareDISTS(Distance):
     """1.5 DISTS(image) + 0.5 DISTS(edges), each the mean over overlapping 224 x 224 patches; AEIC's training loss.
 
     Edges are the Sobel magnitude of the luma, as a grey image. Patches start every 168 pixels along a side, the last
@@ -78,41 +78,41 @@ class EdgeAwareDISTS(nn.Module):
 
     Args:
         backbone, weights: as of DISTS. The metric's name is edge_dists_lite0 or edge_dists.
+        whole: the image is one patch, whatever its size. Of 256 x 256 pixels four patches are three times the pixels.
     """
 
     patch = 224
     stride = 168
     called = "edge"
 
-    def __init__(self, backbone: Literal["lite0", "vgg"] = "lite0", weights: str | None = None):
+    def __init__(
+        self, backbone: Literal["lite0", "vgg"] = "lite0", weights: str | None = None, whole: bool = False
+    ) -> None:
         super().__init__()
         self.dists = DISTS(backbone, weights)
+        self.whole = whole
         self.name = f"{self.called}_{self.dists.name}"
 
-    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
-        (picture_hat, edges_hat), (picture, edges) = self.compared(x_hat), self.compared(x.detach())
-        return 1.5 * self._mean_over_patches(picture_hat, picture) + 0.5 * self._mean_over_patches(edges_hat, edges)
+    def compare(self, pair: Pair) -> Tensor:
+        picture, edges = (self.cut(view, *pair.x.shape[2:]) for view in self.compared())
+        total = 1.5 * self.dists.compare(pair, picture) + 0.5 * self.dists.compare(pair, edges)
+        return total.view(-1, len(pair.x)).mean(0)
 
-    def compared(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def compared(cls) -> tuple[View, View]:
         """What DISTS takes in [-1, 1], (B, 3, H, W) each: the image and its edges."""
-        return x, 2 * sobel_magnitude(luma(x)).expand(-1, 3, -1, -1) - 1
+        return whole, edges
+
+    def cut(self, view: View, height: int, width: int) -> View:
+        """Patches of a view of images of this size; the view itself where one patch covers it."""
+        if self.whole or max(height, width) <= self.patch:
+            return view
+        return Patches(tuple(self.starts(height)), tuple(self.starts(width)), self.patch, view)
 
     @classmethod
     def starts(cls, side: int) -> list[int]:
         """Where patches start along a side."""
         return patch_starts(side, cls.patch, cls.stride)
-
-    def _mean_over_patches(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        distances = self.dists(self._patches(x_hat), self._patches(x))
-        return distances.view(-1, x.shape[0]).mean(0)
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (patches * B, 3, min(H, 224), min(W, 224)), patch by patch."""
-        starts = [self.starts(side) for side in x.shape[2:]]
-        return torch.cat(
-            [x[:, :, top : top + self.patch, left : left + self.patch] for top in starts[0] for left in starts[1]]
-        )
 
 
 class ReleasedEdgeAwareDISTS(EdgeAwareDISTS):
@@ -128,11 +128,9 @@ class ReleasedEdgeAwareDISTS(EdgeAwareDISTS):
 
     called = "released_edge"
 
-    def compared(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        horizontal, vertical = _gradients(F.pad(2 * luma(x) - 1, (1, 1, 1, 1)))
-        edges = (16 * (horizontal.square() + vertical.square()) + 1e-6).sqrt()
-        # `DISTS` maps [-1, 1] to [0, 1]; 2v - 1 undoes it, so that v is what the network and the first level see.
-        return 2 * x.float() - 1, 2 * edges.expand(-1, 3, -1, -1) - 1
+    @classmethod
+    def compared(cls) -> tuple[View, View]:
+        return released_picture, released_edges
 
     @classmethod
     def starts(cls, side: int) -> list[int]:
@@ -141,6 +139,23 @@ class ReleasedEdgeAwareDISTS(EdgeAwareDISTS):
             return [0]
         stride = cls.patch - (cls.patch * count - side) // (count - 1)
         return [min(i * stride, side - cls.patch) for i in range(count)]
+
+
+def edges(x: Tensor) -> Tensor:
+    """Sobel magnitude of the luma of (B, 3, H, W) in [-1, 1], as a grey image (B, 3, H, W) in [-1, 1]."""
+    return 2 * sobel_magnitude(luma(x)).expand(-1, 3, -1, -1) - 1
+
+
+def released_picture(x: Tensor) -> Tensor:
+    """2x - 1: `DISTS` maps [-1, 1] to [0, 1], which this undoes, so that x is what the network and level 0 see."""
+    return 2 * x.float() - 1
+
+
+def released_edges(x: Tensor) -> Tensor:
+    """The same of the edges, (B, 3, H, W), of a luma in [-1, 1] with zeros around."""
+    horizontal, vertical = _gradients(F.pad(2 * luma(x) - 1, (1, 1, 1, 1)))
+    magnitude = (16 * (horizontal.square() + vertical.square()) + 1e-6).sqrt()
+    return 2 * magnitude.expand(-1, 3, -1, -1) - 1
 
 
 def patch_starts(side: int, patch: int, stride: int) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder
+from aeic_lightning.metrics.pairs import Distance, Pair
 from aeic_lightning.models.backbones import Lite0, Lite2, TorchvisionFeatures
 from aeic_lightning.models.frozen import Frozen, read_state_dict
 from aeic_lightning.models.hed import HedFeatures
@@ -16,7 +17,7 @@ from aeic_lightning.models.hed import HedFeatures
 UNWEIGHTED = {"lite0": Lite0, "lite2": Lite2, "hed": HedFeatures}
 
 
-class LPIPS(nn.Module):
+class LPIPS(Distance):
     """sum_l mean_hw sum_c w_lc (f_lc / |f_l| - g_lc / |g_l|)^2, with |.| the norm over channels at a position.
 
     `alex` and `vgg` are the standard metrics (version 0.1): channel weights w from the `lpips` package. `lite0` and
@@ -44,13 +45,10 @@ class LPIPS(nn.Module):
             raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, lite2, hed, alex or vgg")
         self.channel_weights = Frozen(nn.ParameterList(channel_weights))
 
-    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Distance (B,) of images (B, 3, H, W) in [-1, 1]; 0 for equal images. Gradients reach `x_hat` alone."""
-        with torch.no_grad():
-            reference = self.backbone.features(x)
-        total = x.new_zeros(())
+    def compare(self, pair: Pair) -> Tensor:
+        total = pair.x.new_zeros(())
         weights = cast(nn.ParameterList, self.channel_weights.net)
-        for f, g, w in zip(self.backbone.features(x_hat), reference, weights, strict=True):
+        for f, g, w in zip(*pair.features(self.backbone), weights, strict=True):
             # F.normalize has a zero gradient at a zero vector (dead ReLUs), where x / sqrt(sum x^2) has NaN.
             difference = F.normalize(f, dim=1, eps=1e-10) - F.normalize(g, dim=1, eps=1e-10)
             total = total + (w * difference.square()).sum(1).mean((1, 2))

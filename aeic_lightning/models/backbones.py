@@ -7,9 +7,6 @@ Every backbone takes float images (B, 3, H, W) in [-1, 1] and does its own norma
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, cast
@@ -32,22 +29,6 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-_remembered: ContextVar[dict | None] = ContextVar("remembered features", default=None)
-
-
-@contextmanager
-def sharing_features() -> Iterator[None]:
-    """While this lasts, Lite0 keeps the features of each tensor, so that losses that see the same images share a pass.
-
-    Every Lite0 has the same weights, so the instances share as well.
-    """
-    token = _remembered.set({})
-    try:
-        yield
-    finally:
-        _remembered.reset(token)
 
 
 @cache
@@ -93,19 +74,13 @@ class EfficientNetLite(Frozen[EfficientNet]):
         if weights is not None:
             raise UserError(f"the {name} backbone carries its own weights: leave out weights={weights!r}")
         super().__init__(copy.deepcopy(lite(self.number)))
+        self.key = name  # every one of a number has the same weights
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Outputs of the five stages, before their next expansion: (B, channels[i], H/strides[i], W/strides[i])."""
-        known = _remembered.get()
-        key = (self.number, id(x), torch.is_grad_enabled())
-        if known is not None and key in known:
-            return known[key][1]
         with full_precision(x):
             images = x.float().contiguous(memory_format=torch.channels_last)
-            features = cast(list[Tensor], self.net.forward_intermediates(images, intermediates_only=True))
-        if known is not None:
-            known[key] = x, features  # with x, so that no other tensor takes its id
-        return features
+            return cast(list[Tensor], self.net.forward_intermediates(images, intermediates_only=True))
 
     def pool(self, last: Tensor) -> Tensor:
         """Pooled embedding before the classifier, (B, 1280), non-negative, of the last stage's output."""
@@ -168,6 +143,7 @@ class TorchvisionFeatures(Frozen["_Taps"]):
             for i, channels in zip(pools, self.channels, strict=False):
                 layers[i] = L2pooling(channels=channels)
         super().__init__(_Taps(layers, taps))
+        self.key = name, str(path), l2_pooling
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The five maps, (B, channels[i], h_i, w_i), non-negative."""
@@ -215,12 +191,17 @@ class Clip(Frozen["_Normalised"]):
             raise UserError(f"{weights or CLIP_REPOSITORY} is not a whole CLIP image encoder: it lacks {lacking[0]}")
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
         self.size = net.config.image_size
+        self.key = "clip", str(weights)
         super().__init__(_Normalised(mean, std, net))
 
     def embedding(self, x: Tensor) -> Tensor:
         """Projected image embedding (B, D), not normalised, of images of `size` x `size`."""
         with full_precision(x):
             return self.net.net(pixel_values=self.net.normalise(x.float())).image_embeds
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The embedding alone."""
+        return [self.embedding(x)]
 
 
 class DinoV3(Frozen["_Normalised[Eva]"]):

@@ -10,8 +10,10 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective, Term
 from aeic_lightning.losses.adversarial import generator_loss
 from aeic_lightning.losses.objective import describe_objective, objective_weights, read_objective
+from aeic_lightning.losses.term import pair_of
 from aeic_lightning.metrics.dists import EdgeAwareDISTS
 from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.pairs import Pair
 from aeic_lightning.metrics.semantic import SemanticLoss
 from aeic_lightning.models.aeic import AEICOutput
 from aeic_lightning.models.backbones import Lite0
@@ -37,6 +39,20 @@ class LogitsOfZero(Term):
     def forward(self, batch, output, teacher):
         distance = (output.x_hat.mean() - self.target).abs()
         return distance, {"seen": batch["image"].mean()}
+
+
+class StageError(Term):
+    """The squared error of a stage of EfficientNet-Lite0."""
+
+    needs_picture = True
+
+    def __init__(self):
+        super().__init__()
+        self.network = Lite0()
+
+    def forward(self, batch, output, teacher):
+        features, reference = pair_of(batch, output).features(self.network)
+        return (features[1] - reference[1]).square().mean()
 
 
 def test_sum_of_weighted_terms(images):
@@ -76,19 +92,97 @@ def test_warm_ups_end_and_none_is_none():
     assert read_objective({"rate": 2.0})["rate"].weight_at(0) == 2.0
 
 
-@pytest.mark.parametrize(("size", "passes"), [(64, 2), (256, 4)])
-def test_sharing_features_changes_no_figure(size, passes, monkeypatch):
-    """Small crops share one pass for LPIPS and the semantic loss; large ones do not, since one is reduced first."""
-    x_hat, x = torch.rand(1, 3, size, size) * 2 - 1, torch.rand(1, 3, size, size) * 2 - 1
-    expected = LPIPS()(x_hat, x).item(), SemanticLoss()(x_hat, x).item()
-    seen = []
-    intermediates = type(Lite0().net).forward_intermediates
-    monkeypatch.setattr(
-        type(Lite0().net), "forward_intermediates", lambda net, *a, **k: seen.append(1) or intermediates(net, *a, **k)
-    )
-    terms = evaluate({"lpips": 1.0, "semantic": 0.1}, x_hat, x).terms
-    assert len(seen) == passes
-    assert (terms["lpips"].item(), terms["semantic"].item()) == pytest.approx(expected, rel=1e-5)
+LPIPS_, EDGES, WHOLE, SEMANTIC = "lpips", "edge_dists", "whole crop", "semantic"
+PASSES = {
+    # Picture and image each pass once; of `edges` their edges as well, of a discriminator the augmented picture alone.
+    64: {
+        **{(LPIPS_,): 2, (EDGES,): 4, (WHOLE,): 4, (SEMANTIC,): 2, ("adversarial",): 1},
+        **{(LPIPS_, EDGES): 4, (LPIPS_, WHOLE): 4, (LPIPS_, SEMANTIC): 2, (LPIPS_, "adversarial"): 3},
+        **{(EDGES, WHOLE): 4, (EDGES, SEMANTIC): 4, (EDGES, "adversarial"): 5},
+        **{(WHOLE, SEMANTIC): 4, (WHOLE, "adversarial"): 5, (SEMANTIC, "adversarial"): 3},
+    },
+    # Above 224, patches are cut, and images are reduced for an embedding: these see something else than the others.
+    232: {
+        **{(LPIPS_,): 2, (EDGES,): 4, (WHOLE,): 4, (SEMANTIC,): 2, ("adversarial",): 1},
+        **{(LPIPS_, EDGES): 6, (LPIPS_, WHOLE): 4, (LPIPS_, SEMANTIC): 4, (LPIPS_, "adversarial"): 3},
+        **{(EDGES, WHOLE): 8, (EDGES, SEMANTIC): 6, (EDGES, "adversarial"): 5},
+        **{(WHOLE, SEMANTIC): 6, (WHOLE, "adversarial"): 5, (SEMANTIC, "adversarial"): 3},
+    },
+}
+"""How often Lite0 runs for a term, and for each pair of terms, by the side of the crops."""
+
+
+def entry(term, **more):
+    path = {"class_path": "aeic_lightning.losses.EdgeAwareDISTSTerm", "init_args": {"whole": True}}
+    return {"weight": 0.5} | more | (path if term == WHOLE else {})
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Shapes of what passed through an EfficientNet-Lite, and whether a gradient was wanted."""
+    seen, network = [], type(Lite0().net)
+    forward = network.forward_intermediates
+
+    def counted(net, x, **options):
+        seen.append((tuple(x.shape), torch.is_grad_enabled()))
+        return forward(net, x, **options)
+
+    monkeypatch.setattr(network, "forward_intermediates", counted)
+    return seen
+
+
+@pytest.mark.parametrize(("size", "terms"), [(size, terms) for size, found in PASSES.items() for terms in found])
+def test_each_network_sees_picture_and_image_once(size, terms, passes, monkeypatch):
+    """Counted with a network that does next to nothing: what counts is who asks."""
+    monkeypatch.setattr(Lite0, "features", lambda net, x: passes.append(x.shape) or tiny_maps(x))
+    x_hat, x = torch.rand(2, 2, 3, size, size) * 2 - 1
+    evaluate({term: entry(term) for term in terms}, x_hat, x)
+    assert len(passes) == PASSES[size][terms]
+
+
+def tiny_maps(x):
+    """Maps of the sizes of Lite0's, of the pooled image."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(x, 4).mean(1, keepdim=True)
+    return [pooled.expand(-1, channels, -1, -1) for channels in Lite0.channels]
+
+
+@pytest.mark.parametrize("more", [{}, {"share": 0.5}])
+def test_shared_features_give_the_losses_and_gradients_of_terms_alone(more, passes):
+    x_hat, x = torch.rand(2, 4, 3, 64, 64) * 2 - 1
+    x_hat.requires_grad_()
+    terms = {LPIPS_: entry(LPIPS_), EDGES: entry(EDGES, **more), SEMANTIC: entry(SEMANTIC, **more)}
+
+    def step(terms):
+        torch.manual_seed(1)  # of the share
+        output = AEICOutput(x_hat, *[None] * 6)
+        total = Objective(terms)({"image": x}, output).total
+        return total.detach(), torch.autograd.grad(total, x_hat)[0]
+
+    together = step(terms)
+    edges = (2 if more else 4, 3, 64, 64)
+    whole = [((4, 3, 64, 64), True), ((4, 3, 64, 64), False)]  # the semantic loss sees what LPIPS saw
+    assert passes == [*whole, (edges, True), (edges, False)]
+    alone = [step({name: term}) for name, term in terms.items()]
+    torch.testing.assert_close(together[0], sum(total for total, _ in alone), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(together[1], sum(gradient for _, gradient in alone), rtol=1e-4, atol=1e-7)
+
+
+def test_a_term_of_someone_elses_shares_features_as_well(passes):
+    x_hat, x = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    mine = {"class_path": f"{__name__}.StageError", "weight": 0.1}
+    found = evaluate({"lpips": 1.0, "mine": mine}, x_hat, x).terms["mine"]
+    assert len(passes) == 2
+    features, reference = Lite0().features(x_hat), Lite0().features(x)
+    assert found.item() == pytest.approx((features[1] - reference[1]).square().mean().item(), rel=1e-5)
+
+
+def test_features_without_a_graph_are_no_ones_gradient(passes):
+    pair, network = Pair(torch.zeros(1, 3, 32, 32, requires_grad=True), torch.zeros(1, 3, 32, 32)), Lite0()
+    with torch.no_grad():
+        assert not pair.features(network)[0][0].requires_grad
+    maps_hat, maps = pair.features(network)
+    assert maps_hat[0].requires_grad
+    assert not maps[0].requires_grad
 
 
 def test_terms_of_weight_zero_are_not_built(images):

@@ -19,8 +19,10 @@ from aeic_lightning.metrics.dists import (
     ReleasedEdgeAwareDISTS,
     luma,
     patch_starts,
+    released_edges,
     sobel_magnitude,
 )
+from aeic_lightning.metrics.pairs import Distance, whole
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +124,11 @@ def test_edge_aware_is_the_weighted_sum_over_patches(lite0, edge_aware):
     assert edge_aware.name == "edge_dists_lite0"
 
 
-class Cubes(torch.nn.Module):
+class Cubes(Distance):
     """In DISTS's place on large images, where it takes seconds: as sensitive to the range of what goes in."""
 
-    def forward(self, x_hat, x):
+    def compare(self, pair, view=whole):
+        x_hat, x = pair.seen(view)
         return ((((x_hat + 1) / 2) ** 3 - ((x + 1) / 2) ** 3).abs()).mean((1, 2, 3))
 
 
@@ -160,8 +163,18 @@ def test_the_released_form_is_that_of_the_published_code(side, starts, network):
 def test_the_two_forms_are_told_apart(edge_aware, released):
     x, noise = photo_and_noise()
     assert (edge_aware(x + 0.2 * noise, x) - released(x + 0.2 * noise, x)).abs().min() > 0.01
-    flat = released.compared(torch.zeros(1, 3, 8, 8))[1]
+    flat = released_edges(torch.zeros(1, 3, 8, 8))
     torch.testing.assert_close((flat + 1) / 2, torch.full((1, 3, 8, 8), 1e-3), rtol=1e-4, atol=0)
+
+
+def test_a_crop_may_be_one_patch_whatever_its_size(lite0):
+    x, noise = photo_and_noise(240, 256)
+    x_hat = x + 0.2 * noise
+    as_image = [2 * sobel_magnitude(luma(image)).repeat(1, 3, 1, 1) - 1 for image in (x_hat, x)]
+    expected = 1.5 * lite0(x_hat, x) + 0.5 * lite0(*as_image)
+    torch.testing.assert_close(EdgeAwareDISTS(whole=True)(x_hat, x), expected, rtol=1e-5, atol=1e-6)
+    assert EdgeAwareDISTSTerm.describe(whole=True).sees(3, 240, 256) == (6, 240, 256)
+    assert not torch.allclose(EdgeAwareDISTS()(x_hat, x), expected, rtol=1e-4)
 
 
 def test_patches_of_the_released_form():
