@@ -33,7 +33,9 @@ class HedFeatures(Frozen["_Blocks"]):
     channels = tuple(channels for channels, _ in BLOCKS)
 
     def __init__(self, weights: str | Path | None = None):
-        super().__init__(_Blocks(read_blocks(Path(weights) if weights else hed_file())))
+        path = Path(weights) if weights else hed_file()
+        super().__init__(_Blocks(read_blocks(path)))
+        self.key = "hed", str(path)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Of images (B, 3, H, W) in [-1, 1]."""

@@ -106,7 +106,7 @@ def test_two_tap_terms_of_one_class_need_labels(codec_config, decoder_config):
     objective.bind(model, model)
     taps = {"y": torch.ones(1, 32, 2, 2)}
     with pytest.raises(UserError, match=r"objective\.b: its scalar 'distill/encoder/y\.cosine' has the name"):
-        objective({}, Output(torch.ones(1), taps), taps)
+        objective({"image": torch.ones(1)}, Output(torch.ones(1), taps), taps)
 
 
 def own(codec_config, **arguments):
