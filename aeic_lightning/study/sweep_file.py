@@ -24,6 +24,8 @@ A sweep file:
        against: [{reference: {arm: teacher}}, {reference: {arm: none}, within: [depth]}]}
 
 An axis of a grid is a list of values, or a mapping from a value's name to settings: `arm: {short: {vars.steps: 50}}`.
+`exceptions: [{when: {arm: enc, depth: [1, 2]}, set: {...}}]` beside `grid` holds settings of those points alone that
+have all these values (a list: any of them). They come after `set` and the axes' own; the later of two exceptions wins.
 `{axis}` in name, config, needs, set and labels stands for its value. Every run gets `vars.root` and `vars.name`, so
 that its folder is root/name, then its own settings, then its point of the grid and `labels` as
 `model.init_args.labels`, by which TensorBoard and the report tell runs apart.
@@ -77,9 +79,10 @@ REPORT_KEYS = {
     *("out", "title", "select", "against", "metrics", "files", "evaluate", "max_images"),
     *("claims", "optional_claims", "min_images", "min_seeds"),
 }
+COMPARE_KEYS = {"runs", "out", "by", "models"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones"}
-ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "labels", "threads", "gpus"}
+ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "exceptions", "labels", "threads", "gpus"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
 
 
@@ -205,13 +208,41 @@ def _points(entry: dict[str, Any], file: Path) -> Iterator[tuple[dict[str, Any],
     for axis, values in grid.items():
         if not isinstance(values, list | dict) or not values:
             raise UserError(f"{file}: grid axis {axis} is {values!r}; it is a list of values")
+    exceptions, used = _exceptions(entry, grid, file), set()
     for point in itertools.product(*(list(values) for values in grid.values())):
         named = dict(zip(grid, point, strict=True))
-        settings = dict(entry.get("set") or {})
+        # Flat, so that a mapping in one place does not take away what another place sets beside it.
+        settings = flat(entry.get("set") or {})
         for axis, value in named.items():
             if isinstance(grid[axis], dict):
-                settings |= grid[axis][value] or {}
+                settings |= flat(grid[axis][value] or {})
+        for number, (when, chosen) in enumerate(exceptions):
+            if all(any(agree(named, {axis: value}) for value in values) for axis, values in when.items()):
+                settings |= chosen
+                used.add(number)
         yield named, settings
+    for number, (when, _) in enumerate(exceptions):
+        if number not in used:
+            raise UserError(f"{file}: {entry['name']}: no run of the grid is as the exception's when, {when}")
+
+
+def _exceptions(entry: dict[str, Any], grid: dict[str, Any], file: Path) -> list[tuple[dict[str, list], dict]]:
+    """What each exception of an entry asks for, the values of each axis listed, and what it sets."""
+    found = []
+    if not isinstance(listed := entry.get("exceptions") or [], list):
+        raise UserError(f"{file}: {entry['name']}: exceptions is a list of {{when: ..., set: ...}}, not {listed!r}")
+    for exception in listed:
+        where = f"{file}: {entry['name']}: an exception"
+        _only(exception, {"when", "set"}, where, needed=("when", "set"))
+        for key, value in exception.items():
+            if not isinstance(value, dict) or not value:
+                raise UserError(f"{where}: {key} is a mapping with at least one entry, not {value!r}")
+        for axis in exception["when"]:
+            if axis not in grid:
+                raise UserError(f"{where}: when names {axis!r}, but the grid has {', '.join(grid) or 'no axes'}")
+        when = {axis: value if isinstance(value, list) else [value] for axis, value in exception["when"].items()}
+        found.append((when, flat(exception["set"])))
+    return found
 
 
 def _fill(template: Any, point: dict[str, Any], file: Path) -> Any:
@@ -274,6 +305,8 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
     if sweep.cluster not in ("local", "slurm"):
         raise UserError(f"{file}: cluster is {sweep.cluster}; it is local or slurm")
     names = {run.name for run in sweep.runs}
+    if sweep.compare:
+        _only(sweep.compare, COMPARE_KEYS, f"{file}: compare", needed=("runs",))
     for name in sweep.compare.get("runs") or []:
         if name not in names:
             raise UserError(f"{file}: compare names {name}, which is no run of the sweep")
@@ -314,6 +347,8 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
     by = sweep.compare.get("by", "quality")
     if by not in COMPARISONS:
         raise UserError(f"{file}: compare by {by}; it is by {' or by '.join(COMPARISONS)}")
+    if by != "quality" and sweep.compare.get("models"):
+        raise UserError(f"{file}: compare.models are measured by quality alone, not by {by}; leave them out")
 
 
 def _check_evaluate(wanted: dict[str, Any], file: Path) -> None:
