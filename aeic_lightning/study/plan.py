@@ -5,6 +5,7 @@ Everything is built on the meta device, so that a plan takes seconds and no memo
 
 import copy
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -341,8 +342,10 @@ def find_missing(plan: Plan, config: dict, decoder: Any, terms: list[Described])
     for name in _callback_networks(config):
         need(require_backbone, name)
     for key in ("init_from", "receiver_from", "teacher"):
-        if settings.get(key):
-            need(_checkpoint_file, key, StartFrom.of(settings[key], key).path)
+        start = settings.get(key)
+        # The teacher of a classifier is a mapping of its own, which its plan looks at.
+        if start and not (key == "teacher" and isinstance(start, Mapping)):
+            need(_checkpoint_file, key, StartFrom.of(start, key).path)
     data = (config.get("data") or {}).get("init_args") or {}
     for key in ("train_dir", "val_dir", "test_dir"):
         if data.get(key) and not Path(data[key]).expanduser().is_dir():

@@ -13,6 +13,7 @@ from small_release import as_released
 from aeic_lightning import cli
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.checkpoints.released import RELEASED, convert, import_released
+from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig, UNetConfig
@@ -128,7 +129,7 @@ def test_imported_checkpoint_serves_lightning_and_the_next_stage(file, candidate
     )
     trainer.test(system, images, ckpt_path=path, weights_only=True, verbose=False)
     assert torch.equal(system.model.codec.g_a[0].conv.weight, state["model.codec.g_a.0.conv.weight"])
-    system.load_stage(path)
+    system.load_stage(StartFrom(str(path)))
 
 
 def test_digest_is_recorded_where_the_base_is_at_hand(file, candidates, tmp_path, monkeypatch):

@@ -216,7 +216,7 @@ def test_folder_that_is_missing_or_empty(tmp_path):
 def test_every_known_suffix_is_read_and_other_files_are_counted(tmp_path, capsys):
     for name, kind in {"a.jfif": "JPEG", "b.PGM": "PPM", "c.jpe": "JPEG", "d.pbm": "PPM", "e.apng": "PNG"}.items():
         Image.fromarray(RNG.integers(0, 256, (130, 130), dtype=np.uint8)).save(tmp_path / name, kind)
-    for name in ("notes.txt", "more.txt", "f.gif", "README", ".hidden"):
+    for name in ("notes.txt", "more.txt", "f.pdf", "README", ".hidden"):
         (tmp_path / name).write_text("no image")
     module = ImageFolder(val_dir=str(tmp_path))
     module.setup()
@@ -224,7 +224,7 @@ def test_every_known_suffix_is_read_and_other_files_are_counted(tmp_path, capsys
     assert len(list(module.val_dataloader())) == 5
     said = capsys.readouterr().err
     assert f"passed over 4 of 9 files in {tmp_path}: 2 .txt" in said
-    assert "1 .gif" in said
+    assert "1 .pdf" in said
     assert "1 no suffix" in said
 
 

@@ -39,14 +39,14 @@ class Folder:
             self.image(f"{name}.png", rng.integers(0, 256, (130, 140, 3), np.uint8))
         png, jpeg = (root / "good/a.png").read_bytes(), io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (130, 140, 3), np.uint8)).save(jpeg, "JPEG")
-        gif = io.BytesIO()
-        Image.new("RGB", (130, 130)).save(gif, "GIF")
+        icon = io.BytesIO()  # a format of Pillow's that no photograph comes in
+        Image.new("RGB", (130, 130)).save(icon, "ICO")
         broken = {
             "truncated.png": png[: len(png) // 2],
             "truncated.jpg": jpeg.getvalue()[:2000],
             "empty.png": b"",
             "text.png": b"not an image\n" * 20,
-            "gif.png": gif.getvalue(),
+            "icon.png": icon.getvalue(),
             "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nquit\n",
             "bomb.png": bomb(60_000, 60_000),
             "large.png": bomb(9_000, 9_000),
@@ -135,7 +135,7 @@ def _images() -> list[Case]:
     """Broken images in a training folder."""
     said = {
         "truncated_png": "cut short or damaged", "truncated_jpg": "cut short or damaged", "empty_png": "file is empty",
-        "text_png": "not a known image", "gif_png": "not a known image", "script_jpg": "not a known image",
+        "text_png": "not a known image", "icon_png": "not a known image", "script_jpg": "not a known image",
         "bomb_png": "refused", "large_png": "more than 80000000 pixels", "header_png": "not a known image",
         "nan_tif": "outside [0, 1]", "link_png": "No such file", "pipe_png": "it is no file",
     }  # fmt: skip
