@@ -19,6 +19,7 @@ class AttentionTransfer(TapTerm):
 
     label = ".attention"
     projects = False
+    sees_scale = False
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return (attention(student) - attention(teacher)).square().sum(1).mean()

@@ -8,7 +8,8 @@ from aeic_lightning.losses.tap_term import TapTerm
 
 class CosineDistillation(TapTerm):
     """For each tap 1 - cos(f(student), teacher), the angle being that of the channels at one position; mean over the
-    positions. f is a learnable 1x1 convolution. It does not see the length of the vectors, so `normalise` has no part.
+    positions. f is a learnable 1x1 convolution. It does not see the length of the vectors; `normalise` changes how
+    fast f learns, and how far its bias reaches.
 
     Args:
         side, taps: see `TapTerm`.

@@ -15,6 +15,9 @@ FASTEST = 1.0
 WIDEST = math.log(1e4)
 """How far the search goes from the first lambda, either way."""
 
+SETTLE = 100
+"""Updates in which the integral part corrects an error once, by default."""
+
 
 class Rate(Term):
     """Estimated bits per pixel: the likelihood bits of each image over the pixels of the crop, mean over the batch.
@@ -36,12 +39,14 @@ class Rate(Term):
     tag = "bpp_estimate"
     search: Tensor
 
-    def __init__(self, target: float | None = None, settle: int = 100) -> None:
+    def __init__(self, target: float | None = None, settle: int = SETTLE) -> None:
         super().__init__()
         if target is not None and not 0 < target < math.inf:
             raise UserError(f"objective.rate: target must be a number of bits per pixel above 0, not {target}")
         if settle < 1:
             raise UserError(f"objective.rate: settle must be 1 or more updates, not {settle}")
+        if target is None and settle != SETTLE:
+            raise UserError("objective.rate: settle is of the search for a target, and there is none; leave it out")
         self.target, self.settle = target, settle
         self._seen: list[Tensor] = []  # rates of the batches of this update
         if target is not None:

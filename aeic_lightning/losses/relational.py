@@ -28,6 +28,7 @@ class RelationalDistillation(TapTerm):
 
     label = ".relational"
     projects = False
+    sees_scale = False
 
     def __init__(
         self,

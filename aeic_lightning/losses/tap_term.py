@@ -62,6 +62,9 @@ class TapTerm(Term):
     """Whether the student's taps pass a learnable 1x1 convolution, one per tap, to the teacher's channels first. It
     starts as the identity as far as the widths allow."""
 
+    sees_scale = True
+    """Whether the distance depends on the scale of a tap as a whole; `normalise` is refused where it does not."""
+
     def __init__(self, side: Side | None = None, taps: Sequence[TapMatch | dict[str, Any] | str] | None = None) -> None:
         super().__init__()
         if side not in (None, "encoder", "decoder"):
@@ -70,6 +73,10 @@ class TapTerm(Term):
             raise UserError("distillation: no taps; list at least one, or leave `taps` out for all of the side")
         self.side: Side | None = side
         self.wanted = None if taps is None else [TapMatch.of(tap) for tap in taps]
+        if not self.sees_scale and any(match.normalise for match in self.wanted or []):
+            raise UserError(
+                f"distillation: {type(self).__name__} does not depend on the scale of a tap; leave normalise out"
+            )
         self.matches: list[TapMatch] = []
         self.sides: dict[str, Side] = {}
         self.projections = nn.ModuleDict()

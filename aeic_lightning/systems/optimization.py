@@ -75,6 +75,8 @@ class OptimizationConfig:
             raise UserError(f"optimization: schedule is constant or cosine, not {self.schedule!r}")
         if self.schedule == "cosine" and len(self.learning_rates) > 1:
             raise UserError("optimization: schedule: cosine falls from one rate; give learning_rates: [[0, RATE]]")
+        if self.final_learning_rate and self.schedule != "cosine":
+            raise UserError("optimization: final_learning_rate is of schedule: cosine; leave it out, or set that")
         if not 0 <= self.ema < 1:
             raise UserError(
                 f"optimization: ema is the share that an average keeps, 0 or more and below 1, not {self.ema}"
