@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -32,7 +31,6 @@ from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.models.decoder.config import PretrainedConfig
 from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import save
-from aeic_lightning.study import sweep_file
 from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.systems import OptimizationConfig
 from aeic_lightning.systems.compression import CompressionSystem
@@ -553,51 +551,3 @@ def test_every_setting_of_the_data(photos, monkeypatch):
     bases: dict[str, Any] = {}
     for name, change in DATA.items():
         check(name, change, run, "", bases, part="data")
-
-
-# ---------------------------------------------------------------------- sweeps
-
-RUN = {"name": "a_{x}", "config": "a.yaml", "grid": {"x": [1, 2]}}
-BASE = {"root": "runs", "runs": [{"name": "first", "config": "a.yaml"}, RUN]}
-SWEEP = {
-    "root": Change("elsewhere"),
-    "runs": Change([{"name": "first", "config": "a.yaml"}]),
-    "set": Change({"x": 3}),
-    "cluster": Change("slurm"),
-    "workers": Change(3),
-    "threads": Change(7),
-    "gpus": Change(2),
-    "executor": Change({"timeout_min": 3}),
-    "compare": Change({"runs": ["first"]}),
-    "report": Change({"out": "o", "against": [{"reference": {"x": 1}}]}),
-}
-SWEEP_RUN = {
-    "name": Change("b_{x}"),
-    "config": Change("b.yaml"),
-    "needs": Change(["first"]),
-    "set": Change({"y": 3}),
-    "grid": Change({"x": [1, 3]}),
-    "exceptions": Change([{"when": {"x": 1}, "set": {"y": 3}}]),
-    "labels": Change({"arm": "enc"}),
-    "threads": Change(7),
-    "gpus": Change(2),
-}
-
-
-def test_every_setting_of_a_sweep_and_of_its_runs(tmp_path):
-    """Those of `report` and `compare` are kept as they are and unknown ones refused; their tests are in tests/study."""
-    assert set(SWEEP) == sweep_file.SWEEP_KEYS
-    assert set(SWEEP_RUN) == sweep_file.ENTRY_KEYS
-    for name in "ab":
-        (tmp_path / f"{name}.yaml").write_text("x: 1\ny: 2\n")
-
-    def read(settings: dict[str, Any]) -> Any:
-        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings))
-        sweep = sweep_file.read_sweep(tmp_path / "sweep.yaml", [])
-        return [vars(run) | {"resolved": run.resolved()} for run in sweep.runs], vars(sweep) | {"runs": None}
-
-    base = read(BASE)
-    for name, change in SWEEP.items():
-        assert read(BASE | {name: change.value}) != base, name
-    for name, change in SWEEP_RUN.items():
-        assert read(BASE | {"runs": [BASE["runs"][0], RUN | {name: change.value}]}) != base, name
