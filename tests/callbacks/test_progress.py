@@ -1,8 +1,10 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from tiny_system import TinySystem
 
@@ -25,6 +27,35 @@ def test_lines_of_a_fit(system, trainer_of, train_loader, val_loader, capsys):
     assert [line.split(":")[0] for line in lines if "val/psnr" in line] == ["step 2", "step 4", "step 6"]
     assert err.count("validation 3/3") == 3
     assert "\r" not in err
+
+
+def test_what_it_trains_on_and_how_long(trainer_of, monkeypatch, capsys):
+    """The first step takes 100 s, the others 4: the first tells nothing about the rest."""
+    seconds = [0.0]
+    monkeypatch.setattr("callbacks.progress.time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    trainer, system, progress = trainer_of(max_steps=50), TinySystem(max_generator_steps=40), PlainProgress()
+    progress.on_train_start(trainer, system)
+    for step in range(1, 13):
+        seconds[0] += 100 if step == 1 else 4
+        system.generator_step += 1
+        progress.on_train_batch_end(trainer, system, None, None, step)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "run: 40 steps on the CPU, 3 threads, seed 7",
+        "the 34 steps left take about 0:02:16, validations not counted",
+    ]
+
+
+def test_a_gpu_is_named(trainer_of, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU number {device.index}")
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    trainer = SimpleNamespace(
+        default_root_dir="run", global_step=0, strategy=SimpleNamespace(root_device=torch.device("cuda", 1))
+    )
+    PlainProgress().on_train_start(trainer, TinySystem(max_generator_steps=9))
+    assert capsys.readouterr().err == "run: 9 steps on GPU number 1 (cuda:1)\n"
 
 
 def test_lines_of_a_test(system, trainer_of, val_loader, capsys):
