@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.claims import Answer, Claim, Needs, answers_by_set
 from aeic_lightning.study.curves import group, image_sets
@@ -380,3 +381,17 @@ def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, words, mess
     assert message in said
     assert "\n" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_picture_is_found_before_the_work(files, tmp_path, monkeypatch):
+    def work(*args, **kwargs):
+        raise AssertionError("no plot and no interval before the pictures are known to be readable")
+
+    monkeypatch.setattr("aeic_lightning.study.report.plots.rate_curves", work)
+    monkeypatch.setattr("aeic_lightning.study.report.sections.bd_rates", work)
+    (files / "late.png").write_bytes(b"no picture")
+    first, *rest = read_results([files / "study.json"])
+    pictures = first.pictures | {list(first.pictures)[-1]: files / "late.png"}
+    write_results(files / "late.json", [Result(**vars(first) | {"folder": None, "pictures": pictures}), *rest])
+    with pytest.raises(UserError, match="is no readable picture"):
+        write_report([files / "late.json"], tmp_path / "page.html")

@@ -22,7 +22,7 @@ from aeic_lightning.study.curves import image_sets, matching
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences, read
-from aeic_lightning.study.report.sections import image_section
+from aeic_lightning.study.report.sections import comparison, image_section
 
 PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
 
@@ -80,8 +80,11 @@ def write_report(
         known = ", ".join(repr(c.name) for s in sets for c in s.curves)
         raise UserError(f"--reference {unmatched[0]}: no curve is called so or has that label; there are {known}")
     pictures = Pictures(PICTURE_BUDGET)
+    # Before the plots and intervals, which take long.
+    compared = [comparison(s, pictures, max_images) for s in sets]
+    uris = pictures.embed()
     drawn: dict[str, Any] = {}  # id -> plot, or its variants by name
-    sections = [image_section(i, s, references, drawn, pictures, max_images, resamples) for i, s in enumerate(sets)]
+    sections = [image_section(i, s, references, drawn, compared[i], resamples) for i, s in enumerate(sets)]
     first = _first_plot(answered, sections, drawn)
     keys, configs = config_differences(results)
     context = {
@@ -100,7 +103,7 @@ def write_report(
         "metrics": origins.metric_rows(results),
         "counts": origins.counts(results),
         "comparisons": {s["key"]: s["compare"]["images"] for s in sections if s["compare"]},
-        "uris": pictures.embed(),
+        "uris": uris,
         "pictures_described": pictures.described,
     }
     page = render(context | {"plots": drawn})

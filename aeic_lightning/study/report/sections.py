@@ -20,11 +20,13 @@ def image_section(
     images: ImageSet,
     references: Sequence[str],
     drawn: dict[str, Any],
-    pictures: Pictures,
-    max_images: int,
+    compare: dict[str, Any] | None,
     resamples: int,
 ) -> dict[str, Any]:
-    """Everything about one set of images, as the template wants it; plots are added to `drawn`."""
+    """Everything about one set of images, as the template wants it; plots are added to `drawn`.
+
+    `compare` is the set's `comparison`, which is made before all else: what is wrong with a picture is found at once.
+    """
     key = f"set{number}"
     looks = plots.styles(images.curves)
     curves = images.curves
@@ -48,7 +50,7 @@ def image_section(
         "cost": _costs(key, images, curves, looks, rates, drawn),
         "table": result_rows(curves),
         "columns": images.metrics,
-        "compare": _comparison(images, curves, pictures, max_images),
+        "compare": compare,
     }
 
 
@@ -175,16 +177,14 @@ def _costs(
     return {"variants": list(views), "plots": [f"{key}-cost-g_a", f"{key}-cost-encode"]}
 
 
-def _comparison(
-    images: ImageSet, curves: Sequence[Curve], pictures: Pictures, max_images: int
-) -> dict[str, Any] | None:
+def comparison(images: ImageSet, pictures: Pictures, max_images: int) -> dict[str, Any] | None:
     """Pictures of the set: for each image the original and the reconstructions, as places in the list of pictures."""
     shown = []
     for name in images.names:
         original = next((path for r in images.results if (path := r.original(name))), None)
         views = [
             {"label": label, "picture": pictures.add(r.pictures[name]), "said": _of_image(r, name, images.metrics)}
-            for label, r in _captioned(curves)
+            for label, r in _captioned(images.curves)
             if len(shown) < max_images and name in r.pictures
         ]
         if original and views:
