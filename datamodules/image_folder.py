@@ -1,6 +1,7 @@
 """Images in folders."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,22 @@ class ImageFolder(ImageDataModule):
 
 
 def _check_disjoint(argument: str, train: ImageFiles, images: ImageFiles) -> None:
-    shared = {path.resolve() for path in train.paths} & {path.resolve() for path in images.paths}
+    shared = _real(train.paths) & _real(images.paths)
     if shared:
         raise UserError(
             f"{len(shared)} image(s) are in data.train_dir and in data.{argument}, such as {min(shared)}"
             "; folders are searched with their subfolders, so keep them apart"
         )
+
+
+def _real(paths: list[Path]) -> set[str]:
+    """What `os.path.realpath` gives for each, which asks the system for every part of the path, once a folder alone."""
+    folders: dict[str, str] = {}
+    real = set()
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        file = os.path.join(folders[folder], name)
+        real.add(os.path.realpath(file) if os.path.islink(file) else file)
+    return real

@@ -1,5 +1,7 @@
 """Sample photos and folders of images: where they look, how they split, what they refuse."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.image_files import image_names
+from aeic_lightning.image_files import find_images, image_names
 from datamodules import ImageFolder, SamplePhotos
+from datamodules.image_folder import _real
 from tests.datamodules.written import RNG, pixels_of, write
 
 # --- arguments ---------------------------------------------------------------------------------------------------
@@ -233,6 +236,33 @@ def test_validation_images_inside_the_training_folder_are_refused(folders):
         ImageFolder(str(folders), str(folders / "val")).setup()
     with pytest.raises(UserError, match=r"data\.test_dir"):
         ImageFolder(str(folders / "train"), str(folders / "val"), str(folders / "train")).setup()
+
+
+def test_real_paths_are_those_of_the_system(folders):
+    """Links to files, to folders and to links, `..`, and a folder that is itself reached by a link."""
+    (folders / "train" / "link.png").symlink_to(folders / "val" / "v.png")
+    (folders / "train" / "again.png").symlink_to("link.png")
+    (folders / "linked").symlink_to(folders / "train", target_is_directory=True)
+    (folders / "train" / "inner").symlink_to(folders / "test", target_is_directory=True)
+    for root in (folders / "train", folders / "linked", folders / "val" / ".." / "train"):
+        paths = find_images(root)
+        assert len(paths) == 11
+        assert _real(paths) == {str(path.resolve()) for path in paths}
+
+
+def test_a_training_image_that_links_to_a_validation_image_is_refused(folders):
+    (folders / "train" / "sub" / "link.png").symlink_to(folders / "val" / "v.png")
+    with pytest.raises(UserError, match=r"1 image\(s\) are in data\.train_dir and in data\.val_dir, .*v\.png"):
+        ImageFolder(str(folders / "train"), str(folders / "val")).setup()
+
+
+def test_folders_are_looked_up_once(monkeypatch, folders):
+    looked = []
+    real = os.path.realpath
+    paths = find_images(folders / "train")
+    monkeypatch.setattr("os.path.realpath", lambda path: looked.append(str(path)) or real(path))
+    _real(paths)
+    assert sorted(looked) == sorted(str(folders / "train" / name) for name in (".", "sub", "sub/deep"))
 
 
 def test_split_of_the_training_folder(folders):
