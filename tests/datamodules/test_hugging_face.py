@@ -13,6 +13,7 @@ from tests.datamodules.written import RNG, encoded, pixels_of, write
 
 @pytest.fixture(autouse=True)
 def _cache_in_tmp(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)  # five seconds after each pass
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
     datasets.disable_progress_bars()
 

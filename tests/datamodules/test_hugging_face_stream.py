@@ -21,6 +21,8 @@ FILES, ROWS = 3, 4
 @pytest.fixture(autouse=True)
 def _cache_in_tmp(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    # After each pass the library waits five seconds for pyarrow's threads, which the end of a process could meet.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
     datasets.disable_progress_bars()
 
 
