@@ -52,8 +52,6 @@ class ImageFolder(ImageDataModule):
             raise UserError(f"data.val_count is {val_count} and data.split_seed {split_seed}; neither may be negative")
         if val_count and (train_dir is None or val_dir is not None):
             raise UserError("data.val_count takes images from data.train_dir when there is no data.val_dir; drop one")
-        if split_seed and not val_count:
-            raise UserError(f"data.split_seed is {split_seed}, but there is no val_count that it chooses; leave it out")
         self.train_dir = train_dir
         self.val_dir = val_dir
         self.test_dir = test_dir
