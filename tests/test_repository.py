@@ -27,7 +27,6 @@ PRIVATE = {
     "_accelerator_connector": "lightning",
     "_batches_that_stepped": "lightning",
     "_active_adapter": "peft",
-    "_gradient_checkpointing_func": "diffusers",
     "_int_mm": "torch",
     "_cdata": "torch",
     "_modules": "torch",

@@ -66,7 +66,7 @@ def test_a_sweep_reads_its_file_without_torch(tmp_path):
     assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
 
 
-def test_compress_imports_no_training_library(tmp_path):
+def test_compress_and_decompress_import_no_training_library(tmp_path):
     from PIL import Image
 
     from aeic_lightning.models.random_model import CODECS, random_model, save
@@ -77,4 +77,10 @@ def test_compress_imports_no_training_library(tmp_path):
     assert code == 0, said
     assert (tmp_path / "out/photo.aeic").is_file()
     assert "torch" in modules
+    assert not modules & HEAVY
+    code, modules, said = modules_after(
+        ["decompress", "out/photo.aeic", "--checkpoint", "model.ckpt", "-o", "out"], tmp_path
+    )
+    assert code == 0, said
+    assert (tmp_path / "out/photo.png").is_file()
     assert not modules & HEAVY

@@ -2,21 +2,18 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
-from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.frozen import full_precision
 from aeic_lightning.models.taps import Tap, hooked, own_taps
-
-if TYPE_CHECKING:
-    from aeic_lightning.models.decoder import DecoderOutput, OneStepDecoder
 
 
 class AEICOutput(NamedTuple):
@@ -25,7 +22,7 @@ class AEICOutput(NamedTuple):
     x_hat: Tensor  # (B, 3, H, W), cropped to the size of the input
     bits_estimate: Tensor  # (B,), likelihood bits of the whole image, padding included
     codec: CodecOutput
-    decoder: "DecoderOutput"
+    decoder: DecoderOutput
     taps: dict[str, Tensor]  # every declared tap by name, and the module paths that were asked for
     level: Tensor | None  # (B,), rate level of each image; None in a codec of one rate
     rate_weight: Tensor | None  # (B,), what multiplies lambda at each image's rate level; None in a codec of one rate
@@ -48,12 +45,9 @@ class AEIC(CompressionModel):
         super().__init__()
         self.codec = LatentCodec(codec, encoder)
         if isinstance(decoder, DecoderConfig):
-            # Here, since a sender does without: diffusers takes ten seconds to import.
-            from aeic_lightning.models.decoder import OneStepDecoder
-
             self.decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
         else:
-            self.decoder = cast("OneStepDecoder", decoder)  # a sender asks it for nothing but its tensors
+            self.decoder = cast(OneStepDecoder, decoder)  # a sender asks it for nothing but its tensors
             return
         self.encoder_taps = own_taps(self.codec.g_a, "codec.g_a", self.taps)
 

@@ -5,7 +5,7 @@ Everything is built on the meta device, so that a plan takes seconds and no memo
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -232,23 +232,22 @@ def _model_activations(plan: Plan, model: AEIC, x: Tensor, low: bool) -> Tensor:
     before = kept.size
     largest = 0
 
-    def checkpointed(module: nn.Module, *args: Any) -> Any:
+    def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
         # Of a checkpointed module its inputs are kept, and in the backward pass all of one module at a time.
         nonlocal largest
         for tensor in args:
             if isinstance(tensor, Tensor):
                 kept.add(tensor)
         size, seen = kept.size, set(kept.seen)
-        out = module(*args)
+        out = function(*args)
         largest = max(largest, kept.size - size)
         kept.size, kept.seen = size, seen
         return out
 
     decoder = model.decoder
     if decoder.config.gradient_checkpointing:
-        decoder.denoiser.trunk.enable_gradient_checkpointing(checkpointed)
-        vae: Any = decoder.vae
-        vae._gradient_checkpointing_func = checkpointed
+        decoder.denoiser.trunk.recompute_with(checkpointed)
+        decoder.vae.recompute = checkpointed
     with kept.counting():
         x_hat = decoder(codec.l_T, codec.l_res).x_hat
     plan.activations["decoder"] = (kept.size - before + largest) * (0.5 if low else 1.0)

@@ -1,4 +1,4 @@
-"""Sizes of the decoder. Apart from its networks, whose libraries take seconds to import."""
+"""Sizes of the decoder."""
 
 from dataclasses import dataclass, field
 

@@ -3,7 +3,7 @@
        l_T ──conv_in──> down 0 ─ down 1 ─ down 2 ─ down 3 ─ mid ─ up 0 ─ up 1 ─ up 2 ─ up 3 ──conv_out──> l_0
                           h_0      h_1      h_2      h_3    h_4   h_5    h_6    h_7    h_8
 
-The blocks are the diffusers library's own; nothing replaces the time embedding or the cross-attention.
+Nothing replaces the time embedding or the cross-attention (`blocks.py`).
 
 At full size the trunk (all between conv_in and conv_out) is Stable Diffusion's and frozen, with LoRA beside its layers.
 A teacher and a student then share one trunk, each with an adapter, a conv_in and a conv_out of its own:
@@ -14,23 +14,16 @@ A teacher and a student then share one trunk, each with an adapter, a conv_in an
 """
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d_blocks import (
-    CrossAttnDownBlock2D,
-    CrossAttnUpBlock2D,
-    DownBlock2D,
-    UNetMidBlock2DCrossAttn,
-    UpBlock2D,
-)
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning.extras import require
+from aeic_lightning.models.decoder.blocks import DownBlock, MidBlock, Recompute, Recomputing, Transformer, UpBlock
 from aeic_lightning.models.decoder.config import UNetConfig
 from aeic_lightning.models.taps import Tap
 
@@ -51,61 +44,33 @@ class DenoiserOutput(NamedTuple):
     hidden: list[Tensor]
 
 
-class UNetTrunk(ModelMixin):
-    """All of the U-Net between conv_in and conv_out: the part that a teacher and a student can share."""
+class UNetTrunk(nn.Module):
+    """All of the U-Net between conv_in and conv_out: the part that a teacher and a student can share.
 
-    _supports_gradient_checkpointing = True
+    Residual branches start at zero, so that a trunk trained from scratch begins as the identity.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         config.check()
-        widths, heads = config.widths, config.heads
+        widths, groups = config.widths, config.groups
+        heads = [n if attends else None for n, attends in zip(config.heads, config.attends, strict=True)]
         last = len(widths) - 1
-        common = {
-            "temb_channels": None,
-            "resnet_eps": 1e-5,
-            "resnet_act_fn": "silu",
-            "resnet_groups": config.groups,
-        }
-        attention = {"cross_attention_dim": None, "use_linear_projection": True}
 
         self.down_blocks = nn.ModuleList()
+        skips = [widths[0]]  # channels of all that skips to the up blocks
         for i, (w_in, w_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
-            sizes = {"in_channels": w_in, "out_channels": w_out, "num_layers": config.layers}
-            sizes |= {"add_downsample": i < last, "downsample_padding": 1}
-            if config.attends[i]:
-                block = CrossAttnDownBlock2D(**sizes, **common, **attention, num_attention_heads=heads[i])
-            else:
-                block = DownBlock2D(**sizes, **common)
-            self.down_blocks.append(block)
+            self.down_blocks.append(DownBlock(w_in, w_out, config.layers, groups, heads[i], halves=i < last))
+            skips += [w_out] * (config.layers + (i < last))
 
-        self.mid_block = UNetMidBlock2DCrossAttn(
-            in_channels=widths[-1], num_attention_heads=heads[-1], **common, **attention
-        )
+        top = widths[-1]
+        self.mid_block = MidBlock(top, groups, 1e-5, lambda: Transformer(top, config.heads[-1], groups))
 
         self.up_blocks = nn.ModuleList()
         for i in range(last, -1, -1):
-            sizes = {
-                "in_channels": widths[max(i - 1, 0)],
-                "out_channels": widths[i],
-                "prev_output_channel": widths[min(i + 1, last)],
-                "num_layers": config.layers + 1,
-                "add_upsample": i > 0,
-            }
-            if config.attends[i]:
-                block = CrossAttnUpBlock2D(**sizes, **common, **attention, num_attention_heads=heads[i])
-            else:
-                block = UpBlock2D(**sizes, **common)
-            self.up_blocks.append(block)
-        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
-
-        # Residual branches start at zero, so that a trunk trained from scratch begins as the identity.
-        module: Any
-        for module in self.modules():
-            if type(module).__name__ == "ResnetBlock2D":
-                nn.init.zeros_(module.conv2.weight)
-            elif type(module).__name__ == "Transformer2DModel":
-                nn.init.zeros_(module.proj_out.weight)
+            own = [skips.pop() for _ in range(config.layers + 1)]
+            self.up_blocks.append(UpBlock(widths[min(i + 1, last)], widths[i], own, groups, heads[i], doubles=i > 0))
+        self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=1e-5)
         self._adapted = False
         self._active: str | None = None
 
@@ -163,18 +128,24 @@ class UNetTrunk(ModelMixin):
     def enable_checkpointing(self) -> None:
         """Keep only the inputs of resnets and transformers for the backward pass, and compute the rest again there."""
 
-        def recompute(module: nn.Module, *args: Any) -> Any:
+        def recompute(function: Callable[..., Any], *args: Any) -> Any:
             name = self._active
 
             def run(*args: Any) -> Any:
                 # By the time of the backward pass another adapter may have had its turn.
                 if name is not None:
                     self.use_lora(name)
-                return module(*args)
+                return function(*args)
 
             return checkpoint(run, *args, use_reentrant=False)
 
-        self.enable_gradient_checkpointing(recompute)
+        self.recompute_with(recompute)
+
+    def recompute_with(self, recompute: Recompute) -> None:
+        """Run resnets and transformers through this."""
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.recompute = recompute
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, widths[0], h, w), any h and w -> the same shape before conv_out, and the hidden states."""
@@ -186,20 +157,11 @@ class UNetTrunk(ModelMixin):
         x = self.mid_block(x)
         hidden.append(x)
         for block in self.up_blocks:
-            own = tuple(skips.pop() for _ in cast(nn.ModuleList, block.resnets))[::-1]
-            x = block(x, own, upsample_size=_upsample_size(x, skips[-1]) if skips else None)
+            own = [skips.pop() for _ in cast(nn.ModuleList, block.resnets)]
+            # An odd size on the way down makes the next skip connection less than twice the size of x.
+            x = block(x, own, skips[-1].shape[2:] if skips else None)
             hidden.append(x)
         return F.silu(self.conv_norm_out(x)), hidden
-
-
-def _upsample_size(x: Tensor, skip: Tensor) -> torch.Size | None:
-    """The size of the next skip connection, which an odd size on the way down makes less than twice that of `x`.
-
-    None where it is twice that of `x`, in an export for all sizes: diffusers divides a size that it is given, and
-    torch.export's fast way gives up at that division.
-    """
-    known = zip(skip.shape[2:], x.shape[2:], strict=True)
-    return None if all(statically_known_true(ours == 2 * theirs) for ours, theirs in known) else skip.shape[2:]
 
 
 class Denoiser(nn.Module):

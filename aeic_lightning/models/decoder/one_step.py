@@ -1,41 +1,30 @@
 """The receiver's decoder: one denoiser pass, plus l_res, through a VAE decoder."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
-from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.decoder import stable_diffusion
+from aeic_lightning.models.decoder.blocks import VAEDecoder
 from aeic_lightning.models.decoder.config import DecoderConfig, PretrainedConfig, VAEConfig
 from aeic_lightning.models.decoder.denoiser import Denoiser
 from aeic_lightning.models.decoder.tiling import TilingConfig, blend_tiles, fits
 
 
-def vae_decoder(in_channels: int, config: VAEConfig) -> Decoder:
-    """latents (B, in_channels, h, w) -> image (B, 3, 8h, 8w): the diffusers library's decoder of these sizes."""
-    decoder = Decoder(
-        in_channels=in_channels,
-        out_channels=(config.blend or 3) * config.patch**2,
-        up_block_types=("UpDecoderBlock2D",) * len(config.widths),
-        block_out_channels=tuple(config.widths),
-        layers_per_block=config.layers,
-        norm_num_groups=config.groups or 1,
-        mid_block_add_attention=config.attention,
-    )
+def vae_decoder(in_channels: int, config: VAEConfig) -> VAEDecoder:
+    """latents (B, in_channels, h, w) -> image (B, 3, 8h, 8w)."""
+    channels = (config.blend or 3) * config.patch**2
+    decoder = VAEDecoder(in_channels, channels, config.widths, config.layers + 1, config.groups, config.attention)
     if config.patch > 1:
         last: list[nn.Module] = [decoder.conv_out, nn.PixelShuffle(config.patch)]
         if config.blend:
             last.append(nn.Conv2d(config.blend, 3, 3, padding=1))
-        decoder.register_module("conv_out", nn.Sequential(*last))
-    if not config.groups:
-        for module in list(decoder.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.GroupNorm):
-                    setattr(module, name, nn.Identity())
+        decoder.conv_out = nn.Sequential(*last)
     return decoder
 
 
@@ -71,10 +60,6 @@ class OneStepDecoder(nn.Module):
         vae = config.vae
         with torch.device("meta") if base else nullcontext():
             self.vae = vae_decoder(l_res_channels, vae)
-        module: Any
-        for module in self.vae.modules():
-            if type(module).__name__ == "ResnetBlock2D":
-                nn.init.zeros_(module.conv2.weight)
         if config.gradient_checkpointing:
             self._checkpoint()
         self.base_digests: dict[str, str] | None = None
@@ -171,9 +156,7 @@ class OneStepDecoder(nn.Module):
 
     def _checkpoint(self) -> None:
         self.denoiser.trunk.enable_checkpointing()
-        self.vae.gradient_checkpointing = True
-        vae: Any = self.vae
-        vae._gradient_checkpointing_func = lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+        self.vae.recompute = partial(checkpoint, use_reentrant=False)
 
     def merge_adapter(self) -> None:
         """Merge LoRA, if there is any, into the base: the same function up to rounding, quicker, and no longer trained.

@@ -11,6 +11,7 @@ from torch import nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.decoder import OneStepDecoder, TilingConfig
+from aeic_lightning.models.decoder.blocks import Attention
 from aeic_lightning.models.decoder.tiling import blend_tiles, gaussian_window, tile_starts
 
 TILES = TilingConfig(unet_tile=16, unet_overlap=8, vae_tile=16, vae_overlap=8)
@@ -115,8 +116,8 @@ def without_statistics(decoder: OneStepDecoder) -> OneStepDecoder:
     for module in decoder.modules():
         if isinstance(module, nn.GroupNorm):
             module.forward = scale(module)
-        elif type(module).__name__ == "Attention":
-            module.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        elif isinstance(module, Attention):
+            module.forward = lambda x: x
     return decoder
 
 
