@@ -1,16 +1,25 @@
 """Timing of alternatives that a busy machine cannot mislead: they run in turn, and ratios are taken within a turn."""
 
+import hashlib
+import json
+import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from aeic_lightning import __version__
+from aeic_lightning.files import write_whole
+
 HOPELESS, LOOKS = 4, 2  # as slow as this times the quickest in so many timed runs: not timed again
 SLOW = 20.0  # seconds of one turn above which `compare` takes a single turn
+OLD = 30 * 24 * 3600  # seconds after which a choice is made anew: the machine may have been an unusual one then
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment: instructions left unused
 INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 
 
@@ -50,6 +59,40 @@ def _processor_clock() -> Callable[[], float]:
     import torch
 
     return time.thread_time if torch.get_num_threads() == 1 else time.process_time
+
+
+def remembered(question: str, answers: Iterable[str], measure: Callable[[], str]) -> str:
+    """`measure()`, which is one of `answers`, kept on disk for processes under the same conditions.
+
+    Conditions are the processor, the versions of this package and of PyTorch, and the number of threads. A file that is
+    broken, old or of other conditions counts as none, and so does a folder that cannot be written.
+    """
+    import torch
+
+    limits = {name: os.environ.get(name) for name in LIMITS}
+    conditions = {"question": question, "version": __version__, "threads": torch.get_num_threads(), "limits": limits}
+    conditions |= processor()
+    path = choices_folder() / f"{hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:16]}.json"
+
+    def kept(answer: str) -> bytes:
+        return json.dumps({"answer": answer, **conditions}, indent=1).encode()
+
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime < OLD:
+            content = path.read_bytes()
+            for answer in answers:
+                if content == kept(answer):
+                    return answer
+    answer = measure()
+    with suppress(OSError):
+        write_whole(path, kept(answer))
+    return answer
+
+
+def choices_folder() -> Path:
+    """Where `remembered` keeps its files, by the XDG convention."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "aeic_lightning" / "choices"
 
 
 @dataclass(frozen=True)
@@ -110,11 +153,12 @@ def assume_bfloat16(quicker: bool) -> None:
 def bfloat16_is_quicker() -> bool:
     """Whether products and convolutions are quicker in bfloat16 than in float32 on this processor.
 
-    Measured once a process, in processor time, on some of the size that the networks have: about 0.1 s.
+    Measured in processor time, on some of the size that the networks have: about 0.2 s where it is not `remembered`.
     """
     global _bfloat16
     if _bfloat16 is None:
-        _bfloat16 = _measure_bfloat16()
+        answers = "float32", "bfloat16"
+        _bfloat16 = remembered("the quicker of float32 and bfloat16", answers, _measure_bfloat16) == "bfloat16"
     return _bfloat16
 
 
@@ -123,7 +167,7 @@ def fast_choice() -> str:
     return "bfloat16" if bfloat16_is_quicker() else "float32, since bfloat16 is slower on this processor"
 
 
-def _measure_bfloat16() -> bool:
+def _measure_bfloat16() -> str:
     import torch
     import torch.nn.functional as F
 
@@ -137,13 +181,11 @@ def _measure_bfloat16() -> bool:
         return lambda: (F.linear(a, b), F.conv2d(c, d, padding=1))
 
     with torch.inference_mode():
-        return quickest({"float32": work(torch.float32), "bfloat16": work(torch.bfloat16)}) == "bfloat16"
+        return quickest({"float32": work(torch.float32), "bfloat16": work(torch.bfloat16)})
 
 
 def processor() -> dict[str, Any]:
     """Name of the processor, its cores for this process, its vector instructions, and what PyTorch uses of them."""
-    import os
-
     import torch
 
     name, flags = platform.processor() or platform.machine(), []

@@ -8,8 +8,8 @@ partial sum is rounded, in whatever order a library adds:
   weights of an output add up to at most 2^17.
 - **float64**: sums below 2^53.
 
-Which is quickest depends on the processor by more than a factor of forty, so a short timing decides at first use. A
-kernel is used only after a test with extreme values: some int8 instructions saturate.
+Which is quickest depends on the processor by more than a factor of forty, so a short timing decides, whose outcome is
+kept for later processes. A kernel is used only after a test with extreme values: some int8 instructions saturate.
 """
 
 import threading
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aeic_lightning.timing import least_times
+from aeic_lightning.timing import least_times, remembered
 
 LIMIT = 2**14  # of activations before a matrix product
 BYTE = 127  # the same where measurements showed 8 bits to cost no rate
@@ -120,7 +120,7 @@ def force(name: str | None) -> None:
 
 
 def kernel(limit: int) -> str:
-    """The quickest exact kernel for activations of this limit, found once a process in a few tenths of a second."""
+    """The quickest exact kernel for activations of this limit; timed in some tenths of a second if not `remembered`."""
     key = limit <= BYTE, bool(torch.backends.mkldnn.enabled)
     with _lock:
         if key not in _chosen:
@@ -135,6 +135,12 @@ def chosen() -> dict[str, str]:
 
 
 def _quickest(limit: int) -> str:
+    onednn = "with" if torch.backends.mkldnn.enabled else "without"
+    name = remembered(f"exact products up to {limit} {onednn} oneDNN", KERNELS, lambda: _measured(limit))
+    return name if is_exact(name, limit) else _measured(limit)
+
+
+def _measured(limit: int) -> str:
     times = kernel_times(limit)
     return next(name for name in sorted(times, key=times.__getitem__) if is_exact(name, limit))
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from aeic_lightning import timing
 from aeic_lightning.bitstream import products
 from aeic_lightning.bitstream.exact import Linear, exact_mode
 from aeic_lightning.bitstream.products import BYTE, KERNELS, LIMIT, Weights
@@ -97,8 +98,14 @@ def test_same_latents_of_the_full_size_by_every_kernel(se_codec, forced):
     assert all(torch.equal(y, latents[0]) for y in latents)
 
 
-def test_a_kernel_that_rounds_is_never_chosen(monkeypatch):
+@pytest.fixture
+def nothing_chosen(monkeypatch, tmp_path):
+    """As in the first process on a machine."""
     monkeypatch.setattr(products, "_chosen", {})
+    monkeypatch.setattr(timing, "choices_folder", lambda: tmp_path / "choices")
+
+
+def test_a_kernel_that_rounds_is_never_chosen(monkeypatch, nothing_chosen):
     for name in ("float32", "int8"):  # quicker than any, and wrong
         monkeypatch.setattr(
             products, f"product_{name}", lambda q, weights, limit: q.new_zeros(len(q), weights.weight.shape[1])
@@ -106,8 +113,15 @@ def test_a_kernel_that_rounds_is_never_chosen(monkeypatch):
     assert set(products.chosen().values()) == {"float64"}
 
 
-def test_the_choice_is_made_once_and_by_time(monkeypatch):
+def test_a_kernel_that_rounds_is_not_taken_from_an_earlier_process(monkeypatch, nothing_chosen):
+    monkeypatch.setattr(products, "kernel_times", lambda limit: {"float32": 1.0, "float64": 2.0})
+    assert set(products.chosen().values()) == {"float32"}
     monkeypatch.setattr(products, "_chosen", {})
+    monkeypatch.setattr(products, "product_float32", lambda q, weights, limit: q @ weights.weight.float() + 1)
+    assert set(products.chosen().values()) == {"float64"}
+
+
+def test_the_choice_is_made_once_and_by_time(monkeypatch, nothing_chosen):
     calls = []
 
     def slow(q, weights, limit):
@@ -121,15 +135,17 @@ def test_the_choice_is_made_once_and_by_time(monkeypatch):
     count = len(calls)
     products.kernel(LIMIT)
     assert len(calls) == count > 0
+    monkeypatch.setattr(products, "_chosen", {})  # another process
+    assert products.kernel(LIMIT) == "float64"
+    assert len(calls) == count
 
 
-def test_the_choice_on_a_busy_machine(monkeypatch):
+def test_the_choice_on_a_busy_machine(nothing_chosen):
     """No kernel that is clearly slower than another on its own: wall time made it a matter of chance."""
     with torch.inference_mode():
         alone = products.kernel_times(LIMIT)
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
         try:
-            monkeypatch.setattr(products, "_chosen", {})
             chosen = products.kernel(LIMIT)
         finally:
             for process in busy:
