@@ -170,8 +170,8 @@ def decode(repeats: int, model, bitstream, x) -> dict:
     for name, whole, in_tiles, x in parts:
         results[name] = show(repeats, f"  {name}", {
             "plain float32": lambda f=whole, x=x: f(x),
-            "decompress": lambda f=in_tiles, x=x: f(x),
-            "decompress --fast": lambda f=in_tiles, x=x: autocast(f, x),
+            "decompress --float32": lambda f=in_tiles, x=x: f(x),
+            "decompress": lambda f=in_tiles, x=x: autocast(f, x),
         })  # fmt: skip
     return results
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=1, metavar="N",
         help="pictures a pass of the networks, where sizes and levels of neighbours agree; for GPUs",
     )  # fmt: skip
-    parser.add_argument("--fast", action="store_true", help="bfloat16 for the picture if it is quicker here")
+    parser.add_argument(
+        "--float32", action="store_true", help="compute pictures in float32, also where bfloat16 is quicker"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     add_json_argument(parser)
 
@@ -44,10 +46,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise UserError(f"--batch is {args.batch}; it is at least 1")
     from aeic_lightning.bitstream.stream import reconstruct_batch
 
-    if args.fast and args.device == "cpu":
-        from aeic_lightning.timing import fast_choice
-
-        print(f"--fast: {fast_choice()}")
     opened: dict[str, Any] = {}
     failed = 0
     files: list[dict[str, Any]] = []
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 for entry in entries:
                     draw([entry])
             return
-        pictures = reconstruct_batch(model, decoded, args.fast)
+        pictures = reconstruct_batch(model, decoded, not args.float32)
         for (number, conversion, _), latents, picture in zip(entries, decoded, pictures, strict=True):
             notice = NOTICE if model.generative else None
             write_png(conversion.target, picture, bitstream.fingerprint.hex()[:16], notice)
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         try:
             data = read_stream(conversion.source)
             model_name = name or _writer(data)
-            _, bitstream = _open(model_name, args.device, args.fast, opened)
+            _, bitstream = _open(model_name, args.device, opened)
             this_pass = model_name, bitstream.pass_of(data)
         except UserError as error:
             if name and not opened:
@@ -105,14 +103,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _open(name: str, device: str, fast: bool, opened: dict[str, Any]) -> Any:
+def _open(name: str, device: str, opened: dict[str, Any]) -> Any:
     """Model and Bitstream of a name, opened once."""
     if name not in opened:
         from aeic_lightning.bitstream.stream import Bitstream
         from aeic_lightning.checkpoints.checkpoint import load_model
 
         model = load_model(name, "model", sender=False).for_decoding()
-        opened[name] = model.to(device), Bitstream(model, fast)
+        opened[name] = model.to(device), Bitstream(model)
     return opened[name]
 
 
