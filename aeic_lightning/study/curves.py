@@ -138,8 +138,8 @@ def _sizes(images: frozenset[tuple]) -> str:
 
 
 def metrics_of(results: Sequence[Result]) -> list[Metric]:
-    """The metrics of quality that at least one result has."""
-    return in_order([name for r in results for name in (*r.metrics, *r.set_metrics)])
+    """The metrics of quality that at least one result has; not those that all of them refuse."""
+    return in_order([n for r in results for n in (*r.metrics, *(n for n in r.set_metrics if r.value(n) is not None))])
 
 
 # ---------------------------------------------------------------------- grouping

@@ -21,7 +21,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import clock
-from aeic_lightning.own_classes import SOURCES
+from aeic_lightning.own_classes import SOURCES, own_sources, source_digests
 from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
 from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep
@@ -155,6 +155,8 @@ def _loop(
 ) -> None:
     began, trained = time.monotonic(), 0
     waiting = [run for run in sweep.runs if not run.done]
+    warned: set[str] = set()
+    _warn_of_edits(sweep, settings, warned)
     while (waiting or running) and not signals.received:
         for run in list(waiting):
             blocked = [need for need in run.needs if need in failed]
@@ -184,20 +186,30 @@ def _loop(
                     print(f"{name}: failed; its log is {run.folder / LOG}\n{error}", flush=True)
                 else:
                     trained += steps_of(settings[name])
-                    _warn_of_edits(sweep, run)
+                    _warn_of_edits(sweep, settings, warned)
                     print(f"{name}: done{_eta(settings, left, trained, time.monotonic() - began)}", flush=True)
 
 
-def _warn_of_edits(sweep: Sweep, run: Run) -> None:
-    """Say where a class of the user's own was edited between a run that is done and the others that are."""
-    ours = sources_of(run)
-    for module, digest in ours.items():
-        others = [other.name for other in sweep.runs if other.done and sources_of(other).get(module, digest) != digest]
-        if others:
-            _say(
-                f"warning: {module} was edited between the runs {others[0]} and {run.name}, which are now different "
-                f"experiments; both sources are in their folders ({SOURCES}/). Remove a folder to run it again"
-            )
+def _warn_of_edits(sweep: Sweep, settings: dict[str, Any], warned: set[str]) -> None:
+    """Say where a class of the user's own is not the same in all runs: as they recorded it, or as it is now.
+
+    `warned` holds what has been said.
+    """
+    begun = {run.name: sources_of(run) for run in sweep.runs if run.has_trained}
+    if not any(begun.values()):
+        return
+    first: dict[str, tuple[str, str]] = {}
+    for run in sorted(sweep.runs, key=lambda run: run.name not in begun):
+        known = begun.get(run.name)
+        for module, digest in (source_digests(own_sources(settings[run.name])) if known is None else known).items():
+            name, theirs = first.setdefault(module, (run.name, digest))
+            if theirs != digest and module not in warned:
+                warned.add(module)
+                _say(
+                    f"warning: {module} was edited between the runs {name} and {run.name}, which are different "
+                    f"experiments; each folder has its source ({SOURCES}/). Undo the edit, or remove a folder to "
+                    "train it again"
+                )
 
 
 def sources_of(run: Run) -> dict[str, str]:

@@ -354,6 +354,42 @@ def test_only_differing_settings_are_listed(files):
     ]
 
 
+# ---------------------------------------------------------------------- metrics without a value
+
+
+def test_no_axis_of_a_metric_that_is_refused_or_constant(study, open_page, tmp_path):
+    """Refused in every result: named once, in no plot or column. The same value everywhere: an axis of its own range."""
+    made = []
+    for r in study:
+        rows = [row | {"same_class_lite2": 0.0} for row in r.images]
+        refused = {"fid_lite0": {"value": None, "patches": 3, "refused": "3 patches, below min_patches=400"}}
+        folder = tmp_path / f"run{len(made)}"
+        if r.labels.get("arm") == "enc":
+            with SummaryWriter(folder) as writer:
+                writer.add_scalar(f"train/distill/{'encoder' if len(made) % 2 else 'decoder'}/y", 1.0, 1)
+        fields = {"images": rows, "metrics": summary_rows(rows, ("bytes",)), "set_metrics": refused, "folder": folder}
+        made.append(Result(**vars(r) | fields))
+    write_results(tmp_path / "r.json", made)
+    write_report([tmp_path / "r.json"], tmp_path / "r.html", resamples=0, max_images=0)
+    text = (tmp_path / "r.html").read_text()
+    assert "Refused in every result: fid_lite0 (3 patches, below min_patches=400)." in text
+    assert "fid_lite0 ↓" not in text
+    page, problems = open_page(tmp_path / "r.html")
+    page.evaluate("for (const part of document.querySelectorAll('details.part')) part.open = true")
+    page.wait_for_function("!document.querySelector('.plot:not(.js-plotly-plot)')")
+    axis = "id => document.getElementById(id)._fullLayout.yaxis"
+    page.locator("#set0-cost select").select_option("same top-1 class as the original, EfficientNet-Lite2, at lambda 1")
+    for plot in ("set0-same_class_lite2", "set0-cost-encode"):
+        low, high = page.evaluate(f"id => ({axis})(id).range", plot)
+        assert -0.05 < low < high < 1.05, plot
+        assert page.evaluate(f"id => ({axis})(id).tickformat", plot) == ".0%"
+    page.locator("#taps select").select_option(index=0)
+    shown = [page.evaluate(f"id => ({axis})(id).visible", f"taps-{side}") for side in ("encoder", "decoder")]
+    assert sorted(shown) == [False, True], "the side that the run has no taps of"
+    assert page.get_by_text("nothing to show here").count() == 1
+    assert problems == []
+
+
 # ---------------------------------------------------------------------- the command
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from aeic_lightning.cli import main
 from aeic_lightning.config import as_override, load_config
 from aeic_lightning.errors import UserError
+from aeic_lightning.own_classes import source_digests
 from aeic_lightning.run_folder import FIT
-from aeic_lightning.study.executors import LOCK, ClusterRun, LocalRun
+from aeic_lightning.study.executors import LOCK, ClusterRun, LocalExecutor, LocalRun
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import LOG, RECORD, SETTINGS, Run, read_sweep
 
@@ -301,3 +303,33 @@ def test_the_size_of_evaluated_images_is_height_and_width(tmp_path, size, capfd)
         == 2
     )
     assert "report: evaluate.max_size is [HEIGHT, WIDTH]" in capfd.readouterr().err
+
+
+def test_a_class_edited_between_two_runs_is_reported_before_the_next_run(tmp_path, capfd, monkeypatch):
+    """By the record of the runs that are done, and the file as it is when the sweep starts again."""
+    module = tmp_path / "edited_between_runs.py"
+    module.write_text("class Mine:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a.yaml").write_text("model: {init_args: {codec: {encoder: {class_path: edited_between_runs.Mine}}}}")
+    sweep = read_sweep(write(tmp_path, "- {name: a, config: a.yaml}\n- {name: b, config: a.yaml}"), [])
+    done = sweep.runs[0].folder
+    done.mkdir(parents=True)
+    (done / RECORD).touch()
+    (done / "run.json").write_text(json.dumps({"sources": source_digests({"edited_between_runs": module})}))
+    started = []
+    fails = "raise SystemExit('made to fail')"
+    monkeypatch.setattr(Run, "command", property(lambda run: started.append(run.name) or [sys.executable, "-c", fails]))
+    assert run_sweep(sweep) == 1
+    assert "was edited" not in capfd.readouterr().err
+    module.write_text("class Mine:\n    edited = True\n")
+
+    def start(executor, run):
+        said.append(capfd.readouterr().err)
+        raise KeyboardInterrupt
+
+    said = []
+    monkeypatch.setattr(LocalExecutor, "submit", start)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep)
+    assert started == ["b"]
+    assert "edited_between_runs was edited between the runs a and b" in said[0]

@@ -87,10 +87,14 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
     title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp of files, or estimated where the name says so"
     made = _finished(figure, title, metric.full, log_x=True)
     made["layout"]["height"] = 270
-    if metric.kind == "accuracy":
-        # Values that are all equal would get an axis from -100 to 100 %.
-        made["layout"]["yaxis"] |= {"tickformat": ".0%", "minallowed": -0.03, "maxallowed": 1.03}
-    return made
+    return _of_metric(made, metric)
+
+
+def _of_metric(plot: Plot, metric: Metric | None) -> Plot:
+    """The plot with the vertical axis of a metric: of accuracies that are all equal it would go from -100 to 100 %."""
+    if metric and metric.kind == "accuracy":
+        plot["layout"]["yaxis"] |= {"tickformat": ".0%", "minallowed": -0.03, "maxallowed": 1.03}
+    return plot
 
 
 def hover(curve: Curve, metric: Metric, rate: float, value: float, results: Sequence[Result]) -> str:
@@ -157,7 +161,9 @@ class Point:
     interval: tuple[float, float] | None = None
 
 
-def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]) -> Plot:
+def cost(
+    part: str, title: str, points: Sequence[Point], looks: dict[str, Style], metric: Metric | None = None
+) -> Plot:
     """Quality over what the encoder costs: a line for each arm, through its encoders.
 
     Args:
@@ -165,6 +171,7 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
         title: of the vertical axis.
         points: of curves whose cost is known.
         looks: see `styles`.
+        metric: whose values the points are; None for BD-rates.
     """
     figure = go.Figure()
     arms: dict[str, list[Point]] = {}
@@ -188,7 +195,7 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
         )  # fmt: skip
     words = {"g_a": "g_a, MACs per pixel", "encode": "all that the sender runs, MACs per pixel"}[part]
     made = _finished(figure, words, title, log_x=True)
-    return with_legend(made, rows=2)
+    return with_legend(_of_metric(made, metric), rows=2)
 
 
 def macs(curve: Curve, part: str) -> float | None:
@@ -239,7 +246,17 @@ def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: boo
         ys = [y for trace in traces for y in trace.y if y and y > 0]
         narrow = bool(ys) and max(ys) < 1e5 * min(ys)
         figure.update_yaxes({"exponentformat": "none", "dtick": 1} if narrow else {"exponentformat": "power"})
+    if not any(_drawable(y, log_y) for trace in traces for y in trace.y):
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
+        figure.add_annotation(
+            text="nothing to show here", showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5, font={"color": GREY}
+        )
     return json.loads(str(figure.to_json(engine="json")))
+
+
+def _drawable(y: Any, log: bool) -> bool:
+    return isinstance(y, str) or (y is not None and math.isfinite(y) and (y > 0 or not log))
 
 
 def _log_ticks(xs: Sequence[float]) -> dict[str, Any]:

@@ -50,8 +50,19 @@ def image_section(
         "cost": _costs(key, images, curves, looks, rates, drawn),
         "table": result_rows(curves),
         "columns": images.metrics,
+        "not_measured": _not_measured(images.results),
         "compare": compare,
     }
+
+
+def _not_measured(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """Why metrics of the whole set have no value in any result: the reason, and the metrics."""
+    values = {name for r in results for name in r.set_metrics if r.value(name) is not None}
+    reasons: dict[str, dict[str, None]] = {}
+    for name, entry in ((n, e) for r in results for n, e in r.set_metrics.items()):
+        if name not in values:
+            reasons.setdefault(entry.get("refused") or "no reason was recorded", {})[name] = None
+    return [(reason, list(names)) for reason, names in reasons.items()]
 
 
 def caption(curves: Sequence[Curve], metric: Metric) -> str:
@@ -142,7 +153,7 @@ def _costs(
     known = [c for c in curves if plots.macs(c, "encode") is not None]
     if not known:
         return None
-    views: dict[str, tuple[str, list[plots.Point]]] = {}
+    views: dict[str, tuple[str, list[plots.Point], Metric | None]] = {}
     for table in rates:
         reference = table["reference"]
         for entry in table["metrics"]:
@@ -155,7 +166,7 @@ def _costs(
                 points.append(plots.Point(reference, 0.0, "<br>".join(plots.wrapped(f"{reference.name}: 0"))))
             if points:
                 title = f"BD-rate (%), {entry['metric'].full}"
-                views[f"{title}, against {reference.name}"] = (title, points)
+                views[f"{title}, against {reference.name}"] = (title, points, None)
     settings = sorted({r.labels["lambda"] for c in known for r in c.results if "lambda" in r.labels}, key=float)
     for metric in images.metrics:
         for setting in settings:
@@ -166,13 +177,13 @@ def _costs(
                 if results[0].labels.get("lambda") == setting
             ]
             if points:
-                views[f"{metric.full}, at lambda {setting:g}"] = (metric.full, points)
+                views[f"{metric.full}, at lambda {setting:g}"] = (metric.full, points, metric)
     if not views:
         return None
     # What compares most comes first: BD-rates, then settings that most curves have.
     views = dict(sorted(views.items(), key=lambda view: (not view[1][0].startswith("BD"), -len(view[1][1]))))
     for part in ("g_a", "encode"):
-        made = {view: plots.cost(part, title, points, looks) for view, (title, points) in views.items()}
+        made = {view: plots.cost(part, title, points, looks, of) for view, (title, points, of) in views.items()}
         drawn[f"{key}-cost-{part}"] = {"variants": made}
     return {"variants": list(views), "plots": [f"{key}-cost-g_a", f"{key}-cost-encode"]}
 
