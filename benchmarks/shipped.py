@@ -220,7 +220,9 @@ class Benchmark:
 
     def _result(self, rate: float, codec: str, measured: Sequence[Measured]) -> Result:
         rows = [m.row(rate, codec) for m in measured]
-        fields = self.figures.fields(rows, [{m.name: m.features(rate, codec) for m in measured}])
+        fields = self.figures.fields(
+            (row["name"], row, [m.features(rate, codec)]) for m, row in zip(measured, rows, strict=True)
+        )
         name = f"{codec} at {rate:g} bpp"
         if codec in self.models:
             model = self.models[codec]

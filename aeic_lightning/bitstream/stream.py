@@ -67,6 +67,7 @@ class LatentCoder:
         shared: tables and settings.
         fingerprint: SHA-256 of the model.
         levels: rate levels of the model, which its files then name; 0 for a single rate.
+        watch: told, step by step of a file that is written, of the residuals of y, their scales and which are coded.
     """
 
     hyper_synthesis: Callable[[Tensor], Tensor]
@@ -74,6 +75,7 @@ class LatentCoder:
     shared: Tables
     fingerprint: bytes
     levels: int = 0
+    watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
     def encode_latents(self, y: Tensor, z: Tensor, height: int, width: int, dial: int | None = None) -> Encoded:
         """The file of y (1, M, h, w) and z (1, M/2, h/4, w/4) of an image of `height` x `width` pixels.
@@ -95,6 +97,8 @@ class LatentCoder:
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
             residual, coded = shared.conditional.quantise(y, mean, scale, mask)
+            if self.watch:
+                self.watch(residual, scale, coded)
             residual = residual.clamp(-LARGEST, LARGEST)
             for i, writer in enumerate(writers):
                 where = _numbers(coded[i])

@@ -8,11 +8,11 @@ sources of (original, reconstruction, bytes)            metrics, the same as tho
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
@@ -25,9 +25,9 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
 from aeic_lightning.image_files import image_names
 from aeic_lightning.images import from_uint8, save_png
-from aeic_lightning.models.frozen import full_precision
+from aeic_lightning.models.codec.entropy import bits
 from aeic_lightning.study.experiment import experiment_settings
-from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample
+from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample, this_machine
 from aeic_lightning.study.results import (
     Label,
     Result,
@@ -60,13 +60,25 @@ class Checkpoint:
         # A model of its own, since the coder must stay on the CPU.
         self.sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
         self.bitstream = Bitstream(self.sender)
+        self.bitstream.watch = self._count
+        self._bits = 0.0  # likelihood estimate of what the file that is written holds of y
+        self._warm = False
 
     def samples(self, images: Images, point: "RatePoint") -> Iterator[Sample]:
         """Each image, by way of its file."""
-        # The first call of a network is slower.
-        self.code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8), RatePoint(level=point.level))
+        self.warm_up(point)
         for name, x in images:
             yield self.code(name, x, point)
+
+    def warm_up(self, point: "RatePoint") -> None:
+        """Code a small image once: the first call of a network is slower."""
+        if not self._warm:
+            self.code("warm-up", torch.zeros(3, 64, 64, dtype=torch.uint8), RatePoint(level=point.level))
+            self._warm = True
+
+    def _count(self, residual: Tensor, scale: Tensor, coded: Tensor) -> None:
+        likelihood = self.bitstream.shared.conditional.likelihood(residual, torch.zeros_like(scale), scale)
+        self._bits += float(bits(torch.where(coded, likelihood, 1.0)).sum())
 
     @torch.inference_mode()
     def code(self, name: str, x: Tensor, point: "RatePoint") -> Sample:
@@ -77,20 +89,20 @@ class Checkpoint:
             level = point.level
             if point.bpp is not None:
                 level, columns["over_target"] = self._level_within(image, point.bpp)
+            self._bits = 0.0
             began = time.perf_counter()
-            data = self.bitstream.encode(image, level)
+            file = self.bitstream.encode_fully(image, level)
             encoded = time.perf_counter()
-            latents = self.bitstream.decode(data)
+            latents = self.bitstream.decode(file.data)
             x_hat = reconstruct(self.receiver, latents)
             decoded = time.perf_counter()
-            with full_precision(image):
-                bits_estimate = float(self.sender.estimate_bits(image, latents.level))
+            bits_estimate = self._bits + float(bits(self.sender.prior.likelihood(file.z_hat)))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if latents.level is not None:
             columns["level"] = latents.level
         columns |= {"encode_seconds": encoded - began, "decode_seconds": decoded - encoded}
-        return Sample(name, x, x_hat, len(data), bits_estimate, columns)
+        return Sample(name, x, x_hat, len(file.data), bits_estimate, columns)
 
     def _level_within(self, image: Tensor, bpp: float) -> tuple[float | None, bool]:
         """The level of the best file within `bpp`, and whether even the smallest file is larger."""
@@ -219,6 +231,16 @@ def _check_names(what: str, originals: Sequence[str], others: Sequence[str]) -> 
 # ---------------------------------------------------------------------- results
 
 
+class Processes(Protocol):
+    """Processes that measure images side by side: `study.evaluation_workers`."""
+
+    count: int
+    threads: int
+
+    def measure(self, images: Images, point: RatePoint, pictures: bool, see: Any) -> Any:
+        """The name, row and features of each image."""
+
+
 def evaluate_checkpoint(
     checkpoint: Checkpoint,
     images: Images,
@@ -229,6 +251,7 @@ def evaluate_checkpoint(
     labels: dict[str, Label] | None = None,
     pictures: Path | None = None,
     quiet: bool = False,
+    workers: "Processes | None" = None,
 ) -> Result:
     """Evaluate a checkpoint by way of the files that it writes.
 
@@ -240,12 +263,16 @@ def evaluate_checkpoint(
         name, labels: instead of, and beside, those of the checkpoint's run.
         pictures: folder for the reconstructions and originals as PNG.
         quiet: print nothing.
+        workers: processes that code and measure the images instead of this one, with the same checkpoint and metrics.
     """
-    measure.quality.to(checkpoint.device)
-    for patches in measure.patches:
-        patches.network.to(checkpoint.device)
     progress = Progress(len(images), pictures, quiet)
-    fields = measure.of(_on(checkpoint.device, checkpoint.samples(images, point)), progress.see)
+    if workers:
+        spread = this_machine() | {"threads": workers.threads, "processes": workers.count}
+        fields = measure.fields(workers.measure(images, point, pictures is not None, progress.see), spread)
+    else:
+        measure.to(checkpoint.device)
+        samples = (sample.on(checkpoint.device) for sample in checkpoint.samples(images, point))
+        fields = measure.of(samples, progress.see)
     if checkpoint.config:
         fields["metric_info"] = with_part_in_training(fields["metric_info"], checkpoint.config)
     described = dict(checkpoint.description)
@@ -319,8 +346,3 @@ def summary(result: Result) -> str:
 
 def _words(info: dict[str, Any]) -> str:
     return f"{info.get('backbone') or '-'} | {info.get('in_training', '-')}"
-
-
-def _on(device: torch.device, samples: Iterable[Sample]) -> Iterator[Sample]:
-    for s in samples:
-        yield Sample(s.name, s.x.to(device), s.x_hat.to(device), s.bytes, s.bits_estimate, s.columns)

@@ -1,8 +1,8 @@
 """The metrics of one set of images, taken from pairs of pictures: those of training, whatever made the pictures."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,10 @@ class Sample:
     bits_estimate: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)  # more columns of the row: times, settings
 
+    def on(self, device: torch.device) -> "Sample":
+        """The same with its pictures on a device."""
+        return replace(self, x=self.x.to(device), x_hat=self.x_hat.to(device))
+
 
 class Measurement:
     """Collects the metrics of one set of images.
@@ -54,23 +58,44 @@ class Measurement:
         self.patches = list(patches)
         self.notes = list(notes)
 
+    def to(self, device: torch.device) -> "Measurement":
+        """Where the networks compute."""
+        self.quality.to(device)
+        for patches in self.patches:
+            patches.network.to(device)
+        return self
+
+    def one(self, sample: Sample) -> tuple[dict[str, Any], list[Features]]:
+        """The row of an image, and its features for each of `patches`."""
+        row = self.quality.row(sample.name, sample.x, sample.x_hat, sample.bits_estimate, sample.bytes)
+        return row | sample.columns, [patches.of_pair(sample.x, sample.x_hat) for patches in self.patches]
+
     def of(self, samples: Iterable[Sample], see: Callable[[Sample, dict], None] = lambda sample, row: None) -> dict:
         """The fields of a Result that follow from the samples: images, metrics, set_metrics, metric_info, notes.
 
         `see` is told of each sample and its row. A refused FID or KID has the value None, and says why.
         """
+
+        def measured() -> Iterator[tuple[str, dict[str, Any], list[Features]]]:
+            for sample in samples:
+                row, features = self.one(sample)
+                see(sample, row)
+                yield sample.name, row, features
+
+        return self.fields(measured())
+
+    def fields(
+        self,
+        measured: Iterable[tuple[str, dict[str, Any], list[Features]]],
+        machine: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The same from the name, row and features (`one`) of each image; times are of `machine`, by default this."""
         rows: list[dict[str, Any]] = []
         features: list[dict[str, Features]] = [{} for _ in self.patches]
-        for sample in samples:
-            row = self.quality.row(sample.name, sample.x, sample.x_hat, sample.bits_estimate, sample.bytes)
-            rows.append(row | sample.columns)
-            for patches, seen in zip(self.patches, features, strict=True):
-                seen[sample.name] = patches.of_pair(sample.x, sample.x_hat)
-            see(sample, rows[-1])
-        return self.fields(rows, features)
-
-    def fields(self, rows: list[dict[str, Any]], features: Sequence[dict[str, Features]]) -> dict[str, Any]:
-        """The same from rows and features by image, one set of features for each of `patches`."""
+        for name, row, seen in measured:
+            rows.append(row)
+            for by_name, own in zip(features, seen, strict=True):
+                by_name[name] = own
         if not rows:
             raise UserError("there is no image to evaluate")
         info = dict(self.quality.info)
@@ -82,7 +107,11 @@ class Measurement:
             info |= patches.info
         metrics = summary_rows(rows, (*DESCRIBED, *SETTINGS))
         for name in TIMES:
-            info[name] = {"backbone": None, "version": f"torch {torch.__version__}", "options": machine()}
+            info[name] = {
+                "backbone": None,
+                "version": f"torch {torch.__version__}",
+                "options": dict(machine or this_machine()),
+            }
         return {
             "images": sorted(rows, key=lambda row: row["name"]),
             "metrics": metrics,
@@ -199,6 +228,6 @@ def versions() -> dict[str, str]:
     return ours | {name: version(name) for name in PACKAGES}
 
 
-def machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """What times depend on."""
     return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}

@@ -358,7 +358,7 @@ def test_only_differing_settings_are_listed(files):
 
 
 def test_no_axis_of_a_metric_that_is_refused_or_constant(study, open_page, tmp_path):
-    """Refused in every result: named once, in no plot or column. The same value everywhere: an axis of its own range."""
+    """Refused in every result: named once, in no plot or column. The same value everywhere: an axis of its range."""
     made = []
     for r in study:
         rows = [row | {"same_class_lite2": 0.0} for row in r.images]

@@ -1,6 +1,7 @@
 """`evaluate`: metrics of a checkpoint, or of pictures that any codec left, on a folder of images."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from aeic_lightning.bitstream.container import check_rate
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets = "the best file of each image within so many bits per pixel, one result per rate"
     rate.add_argument("--bpp", nargs="+", type=float, metavar="R", help=targets)
     parser.add_argument("--device", default="cpu", help="where a checkpoint's receiver runs, e.g. cuda (default cpu)")
+    workers = "processes that code and measure the images of a checkpoint; the threads are divided (default 1)"
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
     add_measure_arguments(parser)
 
 
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--max-size would crop the originals alone; leave it out with --reconstructions")
     if (args.levels or args.bpp) and not args.checkpoint:
         raise UserError("--levels and --bpp go with --checkpoint; pictures that are there already have their rate")
+    if args.workers < 1 or (args.workers > 1 and not args.checkpoint):
+        raise UserError("--workers is 1 or more, and goes with --checkpoint")
     for bpp in args.bpp or []:
         check_rate(bpp)
     labels, max_size = check_measure_arguments(args)
@@ -81,23 +86,30 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
     from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint, evaluate_files, summary
+    from aeic_lightning.study.evaluation_workers import Workers
     from aeic_lightning.study.measurement import measurement, open_images
     from aeic_lightning.study.results import write_results
 
     images = open_images(args.images, max_size)
     if args.pictures:
         check_file_names(images.names)
-    measure = measurement(args.backbones, args.patch_size, args.min_patches, args.min_images)
+    settings = {"backbones": args.backbones, "patch_size": args.patch_size}
+    settings |= {"min_patches": args.min_patches, "min_images": args.min_images}
+    measure = measurement(**settings)
     if args.checkpoint:
         warn_of_untrained_rate(args.checkpoint)
         options = {"name": args.name, "labels": labels, "pictures": args.pictures}
         points = [RatePoint(level=level) for level in args.levels or []] + [RatePoint(bpp=r) for r in args.bpp or []]
         checkpoint = Checkpoint(args.checkpoint, args.device)
         results = []
-        for point in points or [RatePoint()]:
-            if args.pictures and point.words:
-                options["pictures"] = args.pictures / point.words.strip().replace(" ", "_")
-            results.append(evaluate_checkpoint(checkpoint, images, measure, point=point, **options))
+        with contextlib.ExitStack() as stack:
+            if (workers := min(args.workers, len(images))) > 1:
+                started = Workers(args.checkpoint, args.device, settings, workers)
+                options["workers"] = stack.enter_context(started)
+            for point in points or [RatePoint()]:
+                if args.pictures and point.words:
+                    options["pictures"] = args.pictures / point.words.strip().replace(" ", "_")
+                results.append(evaluate_checkpoint(checkpoint, images, measure, point=point, **options))
     else:
         name = args.name or Path(args.reconstructions).resolve().name
         options = {"name": name, "labels": labels, "streams": args.streams, "pictures": args.pictures}

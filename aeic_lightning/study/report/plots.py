@@ -161,9 +161,7 @@ class Point:
     interval: tuple[float, float] | None = None
 
 
-def cost(
-    part: str, title: str, points: Sequence[Point], looks: dict[str, Style], metric: Metric | None = None
-) -> Plot:
+def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style], metric: Metric | None = None) -> Plot:
     """Quality over what the encoder costs: a line for each arm, through its encoders.
 
     Args:
