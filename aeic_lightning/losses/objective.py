@@ -28,17 +28,15 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.losses.adversarial import Adversarial
-from aeic_lightning.losses.attention import AttentionTransfer
-from aeic_lightning.losses.chroma import Chroma
-from aeic_lightning.losses.cosine import CosineDistillation
-from aeic_lightning.losses.distillation import FeatureDistillation
-from aeic_lightning.losses.edge_dists import EdgeAwareDISTSTerm
-from aeic_lightning.losses.lpips import LPIPSTerm
-from aeic_lightning.losses.mse import MSE
+from aeic_lightning.losses.perceptual import EdgeAwareDISTSTerm, LPIPSTerm, SemanticTerm
 from aeic_lightning.losses.rate import Rate
-from aeic_lightning.losses.relational import RelationalDistillation
-from aeic_lightning.losses.semantic import SemanticTerm
-from aeic_lightning.losses.term import Description, Term
+from aeic_lightning.losses.tap_term import (
+    AttentionTransfer,
+    CosineDistillation,
+    FeatureDistillation,
+    RelationalDistillation,
+)
+from aeic_lightning.losses.term import MSE, Chroma, Description, Term
 from aeic_lightning.metrics.pairs import Pair
 from aeic_lightning.models.base import CompressionModel
 
@@ -335,6 +333,8 @@ def _read_entry(name: str, value: Any) -> Entry | None:
 
 def _load(name: str, path: str) -> type[Term]:
     module, _, kind = path.rpartition(".")
+    if module.startswith("aeic_lightning.losses."):  # where a shipped term once had a file of its own
+        module = "aeic_lightning.losses"
     try:
         found: Callable = getattr(import_module(module), kind)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,4 +1,13 @@
-"""What every term that compares taps of student and teacher shares: which taps, checked before step 0; projections."""
+"""Terms that compare taps of student and teacher: which taps, checked before step 0; projections; the distances.
+
+teacher   x ─> y, z, phi, y_hat ─> l_T, l_res ─> h_0 ... h_8, l_0      (frozen)
+                │  encoder side       │  decoder side
+              ||·||²                ||·||²
+                │                     │
+student   f(y, z, phi, y_hat) ─> f(l_T, l_res) ─> f(h_0 ... h_8, l_0)  (f: a learnable 1x1 convolution, one per tap)
+
+`FeatureDistillation` is the dual-side distillation above: L_enc on the codec's taps, L_dec on the decoder's.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +16,8 @@ from functools import reduce
 from operator import add
 from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
@@ -166,3 +177,113 @@ def _key(match: TapMatch) -> str:
 
 def _unit_scale(tap: Tensor) -> Tensor:
     return tap * tap.square().mean().clamp_min(1e-12).rsqrt()
+
+
+class FeatureDistillation(TapTerm):
+    """For each tap the mean of (teacher - f(student))^2, f being a learnable 1x1 convolution; summed with the weights.
+
+    A tap with `normalise` compares teacher / rms(teacher) with f(student / rms(student)), rms over the whole tensor.
+    The square is averaged over the elements of the tap, so that a weight means the same at every width and resolution.
+
+    Args:
+        side: `encoder` (L_enc) or `decoder` (L_dec).
+        taps: see `TapTerm`.
+    """
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return F.mse_loss(student, teacher)
+
+
+class CosineDistillation(TapTerm):
+    """For each tap 1 - cos(f(student), teacher), the angle being that of the channels at one position; mean over the
+    positions. f is a learnable 1x1 convolution. It does not see the length of the vectors; `normalise` changes how
+    fast f learns, and how far its bias reaches.
+
+    Args:
+        side, taps: see `TapTerm`.
+    """
+
+    label = ".cosine"
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(student, teacher, dim=1).mean()
+
+
+class AttentionTransfer(TapTerm):
+    """For each tap ||a(student) - a(teacher)||^2, mean over the images: where an image has large activations.
+
+    a is the sum of squares over the channels at each position, as one vector per image, divided by its norm (equation 2
+    of the paper, with the square of its distance, so that the gradient stays finite at 0). Widths may differ without a
+    projection. The term lies in [0, 2].
+
+    Args:
+        side, taps: see `TapTerm`.
+    """
+
+    label = ".attention"
+    projects = False
+    sees_scale = False
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (attention(student) - attention(teacher)).square().sum(1).mean()
+
+
+def attention(tap: Tensor) -> Tensor:
+    """(B, C, h, w) -> unit vectors (B, h w)."""
+    return F.normalize(tap.square().sum(1).flatten(1), dim=1)
+
+
+class RelationalDistillation(TapTerm):
+    """For each tap how far relations among vectors of the student are from those among the teacher's.
+
+    The vectors are a tap's channels at `examples` positions, evenly spaced over all images of the batch. Compared by
+    the Huber loss are their mutual distances over the mean distance (equations 5 and 6), and the cosines of the angles
+    that any two of them make at a third (equations 7 and 8). Widths may differ without a projection.
+
+    Args:
+        side, taps: see `TapTerm`.
+        distance_weight: of the distances.
+        angle_weight: of the angles; the paper has twice the weight of the distances.
+        examples: at most so many vectors; work grows with the third power, unless `angle_weight` is 0.
+    """
+
+    label = ".relational"
+    projects = False
+    sees_scale = False
+
+    def __init__(
+        self,
+        side: Side | None = None,
+        taps: Sequence[TapMatch | dict[str, Any] | str] | None = None,
+        distance_weight: float = 1.0,
+        angle_weight: float = 2.0,
+        examples: int = 32,
+    ) -> None:
+        super().__init__(side, taps)
+        if examples < 3:
+            raise UserError(f"relational: examples must be 3 or more, since an angle has three points, not {examples}")
+        self.distance_weight, self.angle_weight, self.examples = distance_weight, angle_weight, examples
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        ours, theirs = self._vectors(student), self._vectors(teacher)
+        loss = self.distance_weight * F.smooth_l1_loss(distances(ours), distances(theirs))
+        if self.angle_weight:
+            loss = loss + self.angle_weight * F.smooth_l1_loss(angles(ours), angles(theirs))
+        return loss
+
+    def _vectors(self, tap: Tensor) -> Tensor:
+        vectors = tap.movedim(1, -1).flatten(0, 2).float()
+        count = min(self.examples, len(vectors))
+        return vectors[torch.arange(count, device=tap.device) * len(vectors) // count]
+
+
+def distances(vectors: Tensor) -> Tensor:
+    """(N, C) -> the N (N - 1) / 2 distances of the pairs, divided by their mean."""
+    found = F.pdist(vectors)
+    return found / found.mean().clamp_min(1e-12)
+
+
+def angles(vectors: Tensor) -> Tensor:
+    """(N, C) -> (N, N, N): at [i, j, k] the cosine of the angle at j between i and k; 0 if one of them is j."""
+    ways = F.normalize(vectors[:, None] - vectors[None], dim=2).transpose(0, 1)
+    return (ways @ ways.transpose(1, 2)).transpose(0, 1)

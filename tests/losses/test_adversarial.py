@@ -12,8 +12,15 @@ from safetensors.torch import save_file
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import adversarial
-from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss, generator_loss
-from aeic_lightning.losses.diffaugment import colour, cutout, diff_augment, translate
+from aeic_lightning.losses.adversarial import (
+    ProjectedDiscriminator,
+    colour,
+    cutout,
+    diff_augment,
+    discriminator_loss,
+    generator_loss,
+    translate,
+)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aeic_lightning.losses.chroma import Chroma
+from aeic_lightning.losses import Chroma
 
 
 class Output:

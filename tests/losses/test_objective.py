@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from aeic_lightning import losses
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective, Term
 from aeic_lightning.losses.adversarial import generator_loss
@@ -232,6 +233,10 @@ def test_a_file_that_includes_another_changes_one_weight():
         ({"mse": -1.0}, "objective.mse: weight must be a number, 0 or more, not -1.0"),
         ({"mse": "much"}, "objective.mse: weight must be a number"),
         ({"rate": {"weight": 1.0, "warmup_steps": -1}}, "warmup_steps must be a number"),
+        (
+            {"mine": {"class_path": "aeic_lightning.losses.mse.Term2"}},
+            "aeic_lightning.losses.mse.Term2 cannot be imported",
+        ),
         ({"mine": {"class_path": "nowhere.Term"}}, "class_path nowhere.Term cannot be imported"),
         ({"mine": {"class_path": "torch.nn.Identity"}}, "is no subclass of aeic_lightning.losses.Term"),
         ({"mse": 0}, "no term has a weight above 0"),
@@ -246,10 +251,10 @@ def test_what_is_wrong_is_said_in_words(terms, message):
 @pytest.mark.parametrize(
     ("name", "built", "backbone"),
     [
-        ("lpips", "lpips.LPIPS", "vgg"),
-        ("semantic", "semantic.SemanticLoss", "clip"),
+        ("lpips", "perceptual.LPIPS", "vgg"),
+        ("semantic", "perceptual.SemanticLoss", "clip"),
         ("adversarial", "adversarial.ProjectedDiscriminator", "dinov3"),
-        ("edge_dists", "edge_dists.FORMS", "vgg"),
+        ("edge_dists", "perceptual.FORMS", "vgg"),
     ],
 )
 def test_terms_are_built_on_the_network_that_the_config_names(monkeypatch, name, built, backbone):
@@ -263,6 +268,12 @@ def test_terms_are_built_on_the_network_that_the_config_names(monkeypatch, name,
     monkeypatch.setattr(f"aeic_lightning.losses.{built}", builder)
     Objective({name: {"weight": 0.1, "backbone": backbone}})
     assert asked == [backbone]
+
+
+@pytest.mark.parametrize("path", ["mse.MSE", "chroma.Chroma", "relational.RelationalDistillation", "tap_term.TapTerm"])
+def test_a_term_is_found_by_the_path_that_it_once_had(path):
+    (entry,) = read_objective({"old": {"class_path": f"aeic_lightning.losses.{path}"}}).values()
+    assert entry.kind is getattr(losses, path.split(".")[1])
 
 
 def test_descriptions_need_no_network(monkeypatch):

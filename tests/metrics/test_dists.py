@@ -12,7 +12,7 @@ from skimage import filters
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective
-from aeic_lightning.losses.edge_dists import EdgeAwareDISTSTerm
+from aeic_lightning.losses.perceptual import EdgeAwareDISTSTerm
 from aeic_lightning.metrics.dists import (
     DISTS,
     EdgeAwareDISTS,

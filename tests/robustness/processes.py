@@ -81,7 +81,7 @@ def by_row(draw: Callable[[Tensor], Tensor], states: list[Tensor]) -> Callable[[
 
 def run(folder: Path, processes: int, accumulate: int) -> dict:
     """Train; the gradients of each update and the weights at the end, as this process has them."""
-    from aeic_lightning.losses.diffaugment import diff_augment
+    from aeic_lightning.losses.adversarial import diff_augment
     from aeic_lightning.models.codec.entropy import add_noise
 
     lightning.seed_everything(3, verbose=False)
