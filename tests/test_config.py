@@ -195,3 +195,13 @@ def test_sources_say_which_file_sets_a_value_and_what_it_replaces(files, capsys)
         f"    max_steps: 10  # {more}",
     ]
     assert yaml.safe_load(text)["model"] == load_config([more], ["vars.name=mine"])["model"]
+
+
+def test_a_setting_that_names_a_file_is_not_replaced_by_what_the_file_says(files, monkeypatch, capfd):
+    """`init_from` is a path or settings; jsonargparse looks into every such file for settings."""
+    monkeypatch.chdir(files)
+    (files / "start.ckpt").write_text("{path: elsewhere, only: [codec]}")
+    words = ["fit", "--config", "tiny/teacher_stage1.yaml", "--model.init_args.init_from=start.ckpt", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert yaml.safe_load(capfd.readouterr().out)["model"]["init_args"]["init_from"] == "start.ckpt"

@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 from jsonargparse import ArgumentError, set_dumper
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aeic_lightning.config import as_yaml
@@ -29,6 +29,14 @@ class ValidateTheEnd(Callback):
             and trainer.check_val_every_n_epoch is None
         ):
             trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+
+
+class _Parser(LightningArgumentParser):
+    """Takes a setting that names a file as it is. jsonargparse would read the file, each time that it checks the
+    setting, in case it holds settings: a checkpoint of 1 GB as text, thirteen times."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        return super().add_class_arguments(*args, **kwargs | {"sub_configs": False})
 
 
 class _CLI(LightningCLI):
@@ -61,6 +69,7 @@ OPTIONS: dict[str, Any] = {
     "subclass_mode_data": True,
     "save_config_callback": RunRecord,
     "save_config_kwargs": {"overwrite": True, "save_to_log_dir": False},
+    "parser_class": _Parser,
     "parser_kwargs": {"exit_on_error": False},
 }
 
