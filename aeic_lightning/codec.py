@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8, pixels_of
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
+
+if TYPE_CHECKING:
+    from aeic_lightning.bitstream.refine import Refinement
 
 ImageLike = Union[Image.Image, np.ndarray, Tensor]  # noqa: UP007 (shown as it is in the documentation)
 
@@ -128,6 +131,7 @@ class Codec(
         bpp: float | None = None,
         max_bytes: int | None = None,
         level: float | None = None,
+        effort: int = 0,
     ) -> bytes:
         """The stream of one image of 1 to 8192 pixels a side.
 
@@ -137,11 +141,22 @@ class Codec(
             bpp: bits per pixel that the file must not exceed; the best picture within is taken.
             max_bytes: the same in bytes.
             level: rate level, from 0 (smallest files) to `levels` - 1.
+            effort: gradient steps that refine the latents for the receiver's picture of this image: fewer bits and a
+                better picture for seconds to minutes (`bitstream/refine.py`).
 
-        Without any of the three the middle level is taken. Raises UserError for more than one of them, for a size that
-        the model cannot reach, and for an image that is none.
+        Without any of the first three the middle level is taken. Raises UserError for more than one of them, for a size
+        that the model cannot reach, for an image that is none, and for an effort on a model that makes no picture or
+        does not know its `objective`.
         """
-        return self.bitstream.encode_at(as_tensor(image), bpp=bpp, max_bytes=max_bytes, level=level).data
+        return self.encoder(effort).encode_at(as_tensor(image), bpp=bpp, max_bytes=max_bytes, level=level).data
+
+    def encoder(self, effort: int = 0) -> "Bitstream | Refinement":
+        """What writes this codec's streams with an effort, by `encode_at` and `encode_batch`."""
+        if not effort:
+            return self.bitstream
+        from aeic_lightning.bitstream.refine import Refinement  # the losses take a while to import
+
+        return Refinement(self.bitstream, self.model, self.objective, effort)
 
     def decompress(self, data: bytes) -> Image.Image:
         """The picture of a stream (bytes, bytearray or memoryview), RGB.
@@ -157,15 +172,15 @@ class Codec(
         picture = reconstruct(self.model, self.bitstream.decode(as_bytes(data)), not self.float32)
         return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
-    def compress_batch(self, images: Sequence[ImageLike], size: int = 8, **rate: Any) -> list[bytes]:
+    def compress_batch(self, images: Sequence[ImageLike], size: int = 8, effort: int = 0, **rate: Any) -> list[bytes]:
         """The streams of several images, each the same bytes as `compress` gives, which takes the same `rate`.
 
         Neighbours of equal size are coded up to `size` a pass, which saves time where they are small: half of it
         at 256 x 256 pixels.
         """
         tensors = map(as_tensor, images)
-        groups = in_passes(tensors, size, lambda x: x.shape)
-        return [file.data for group in groups for file in self.bitstream.encode_batch(torch.cat(group), **rate)]
+        groups, encoder = in_passes(tensors, size, lambda x: x.shape), self.encoder(effort)
+        return [file.data for group in groups for file in encoder.encode_batch(torch.cat(group), **rate)]
 
     def decompress_batch(self, streams: Sequence[bytes], size: int = 8) -> list[Image.Image]:
         """The pictures of several streams, up to `size` a pass of the networks where latents agree in size and level.

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from small_release import save_base, small_unet, small_vae
 
+from aeic_lightning.codec import Codec
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.results import Result
-from benchmarks import batch, merged, shipped, shipped_page
+from benchmarks import batch, effort, merged, shipped, shipped_page
 from benchmarks.__main__ import main
 from benchmarks.cuda import Clock, measure, write
 from benchmarks.shipped_store import CROP, spread
@@ -180,3 +181,24 @@ def test_an_interval_is_that_of_the_mean():
     assert abs(low - (values.mean() - half)) < 0.03
     assert abs(high - (values.mean() + half)) < 0.03
     assert shipped_page.interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+
+
+def test_bits_at_equal_quality(tmp_path, capsys):
+    plain = [{"bpp": 0.1, "psnr": 20.0, "lpips_lite2": 0.9}, {"bpp": 0.4, "psnr": 22.0, "lpips_lite2": 0.5}]
+    assert math.isclose(effort.equal_rate(plain, "psnr", 21.0) or 0, 0.2)
+    assert math.isclose(effort.equal_rate(plain, "lpips_lite2", 0.7) or 0, 0.2)
+    assert effort.equal_rate(plain, "psnr", 22.1) is None
+    assert effort.equal_rate(plain, "lpips_lite2", 0.95) is None
+    assert effort.change(0.15, 0.2) == "-25 %"
+    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+    sizes |= {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1], "rate_levels": [2.0, 0.5]}
+    model = random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes))
+    Codec(model, objective={"rate": 1.0, "mse": 2.0}).save_pretrained(tmp_path / "mine")
+    Image.fromarray(skimage.data.astronaut()[:80, :70]).save(tmp_path / "photo.png")
+    words = [str(tmp_path / "photo.png"), "--model", str(tmp_path / "mine"), "--side", "64", "--levels", "0.5"]
+    threads = torch.get_num_threads()
+    assert effort.main([*words, "--effort", "1", "--step", "1", "--json", str(tmp_path / "rows.json")]) == 0
+    torch.set_num_threads(threads)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["level"], row["effort"]) for row in rows] == [(0, 0), (1, 0), (0.5, 0), (0.5, 1)]
+    assert "| 0.5 | 1 |" in capsys.readouterr().out

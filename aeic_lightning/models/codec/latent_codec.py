@@ -328,7 +328,13 @@ class LatentCodec(nn.Module):
         """
         level = self.levels(len(x), level)
         y = self.scale_y(self.g_a(self.pad(x)), level)
-        z = self.hyper_encode(y)
+        return self.from_latents(y, self.hyper_encode(y), level)
+
+    def from_latents(self, y: Tensor, z: Tensor, level: Tensor | None = None) -> CodecOutput:
+        """As `forward`, of y in steps of the quantiser and z, whatever they were computed from.
+
+        `level` is (B,), as `levels` gives it.
+        """
         z_hat = self.prior.quantise(z)
         phi = self.hyper_decode(z_hat, *y.shape[2:])
         bits_z = bits(self.prior.likelihood(add_noise(z) if self.training else z_hat))
