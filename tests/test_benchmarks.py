@@ -65,7 +65,7 @@ def test_a_clock_leaves_out_the_first_steps():
 
 
 def test_models_beside_their_rivals_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):
-    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+    sizes: dict = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
     sizes |= {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1], "rate_levels": [8.0, 2.0, 0.5]}
     save(random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes)), tmp_path / "mine.ckpt")
     (tmp_path / "photos").mkdir()
@@ -190,7 +190,7 @@ def test_bits_at_equal_quality(tmp_path, capsys):
     assert effort.equal_rate(plain, "psnr", 22.1) is None
     assert effort.equal_rate(plain, "lpips_lite2", 0.95) is None
     assert effort.change(0.15, 0.2) == "-25 %"
-    sizes = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
+    sizes: dict = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
     sizes |= {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1], "rate_levels": [2.0, 0.5]}
     model = random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **sizes))
     Codec(model, objective={"rate": 1.0, "mse": 2.0}).save_pretrained(tmp_path / "mine")
