@@ -35,6 +35,7 @@ from aeic_lightning.study.anchors import Anchor, decoded, find_file, library, op
 from aeic_lightning.study.evaluate import Checkpoint, RatePoint
 from aeic_lightning.study.measurement import Images, Measurement, Sample, open_images
 from aeic_lightning.study.results import Label, Result, with_part_in_training, write_results
+from aeic_lightning.study.run_description import seen_in_training
 from benchmarks.shipped_page import crops, page
 from benchmarks.shipped_store import Measured, Store, centre, digest, spread
 
@@ -228,7 +229,7 @@ class Benchmark:
             model = self.models[codec]
             fields["notes"] += over_target_notes(name, rows)
             if model.config:
-                fields["metric_info"] = with_part_in_training(fields["metric_info"], model.config)
+                fields["metric_info"] = with_part_in_training(fields["metric_info"], seen_in_training(model.config))
             described: dict[str, Any] = model.description | {"name": name}
             described["labels"] = described["labels"] | {"codec": codec, "target": rate}
             return Result(kind="checkpoint", **described, **fields)

@@ -10,7 +10,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import METRICS
-from aeic_lightning.study.results import run_labels
+from aeic_lightning.study.run_description import run_labels
 from callbacks.base import OnEvaluation, tensorboard
 
 # Category -> chart -> tags, which TensorBoard reads as regular expressions matched from the start of a tag.
@@ -58,7 +58,7 @@ SHARED = {"arm": "-", "beta1": 0.0, "beta2": 0.0}  # columns of every run, with 
 class ComparisonLayout(Callback):
     """Writes the custom-scalars layout and the HParams columns, both once a run and into the run's own event files.
 
-    Columns are the run's labels, the same that name it in tables and reports (`study.results.run_labels`), and what
+    Columns are the run's labels, the same that name it in tables and reports (`study.run_description`), and what
     `pl_module.hparam_columns()` adds, where a system has that method: a flat dict of numbers, words and booleans that
     is known before `fit`. TensorBoard fills the metric columns
     with the last value of each tag, so they show the final metrics of fit and test. It takes the columns of the first

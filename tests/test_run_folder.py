@@ -18,6 +18,7 @@ from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.provenance import git_state, user_repository
 from aeic_lightning.run_folder import only_fit, run_folder, settle_run_folder
+from aeic_lightning.study.results import read_result
 
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "experiments" / "tiny" / "teacher_stage1.yaml"
@@ -107,6 +108,19 @@ def test_a_run_is_found_guarded_and_resumed_by_any_name_of_its_folder(tmp_path, 
     assert resumed["step"] == 2
     assert resumed["changed"] == {"model.init_args.objective.rate.weight": [3, 5], "trainer.max_steps": [2, 3]}
     assert resumed["resumed_from"] == str(folder / "checkpoints" / "last.ckpt")
+
+    # What the run says of itself is what its config says, after the resume as well; reading it takes JSON alone.
+    run = read_result(folder)
+    assert record["experiment"]["settings"]["trainer.max_steps"] == "3"
+    assert run.costs is not None
+    assert run.labels["lambda"] == 3
+    (folder / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k != "experiment"}))
+    assert read_result(folder) == run, "as it is derived for older runs"
+    (folder / "run.json").write_text(json.dumps(record))
+    reading = f"from aeic_lightning.study.results import read_result; read_result({str(folder)!r})"
+    modules = "import sys; print({'torch', 'yaml'} & set(sys.modules))"
+    read = subprocess.run([sys.executable, "-c", f"{reading}; {modules}"], capture_output=True, text=True, cwd=ROOT)
+    assert read.stdout == "set()\n", read.stderr
 
     # Another run's checkpoint would replace the records of this one.
     other = tmp_path / "other.ckpt"

@@ -4,6 +4,7 @@ import logging
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -74,8 +75,17 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | None = None) -> None:
-    """Run a subcommand of LightningCLI. Raises UserError for settings that it does not accept."""
+def run_lightning(
+    subcommand: str,
+    config: dict[str, Any],
+    print_config: str | None = None,
+    describe: Callable[[dict, dict], dict] | None = None,
+) -> None:
+    """Run a subcommand of LightningCLI. Raises UserError for settings that it does not accept.
+
+    `describe` is what `RunRecord` asks for what a run says of itself.
+    """
+    options: dict[str, Any] = OPTIONS | {"save_config_kwargs": OPTIONS["save_config_kwargs"] | {"describe": describe}}
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
                  "lightning.fabric.utilities.seed"):  # fmt: skip
         logging.getLogger(name).addFilter(_is_news)
@@ -91,10 +101,10 @@ def run_lightning(subcommand: str, config: dict[str, Any], print_config: str | N
     cli = type("CLI", (_CLI,), {"ckpt_path": path, "subcommands": staticmethod(lambda: only_this)})
     if print_config is not None:
         path = _write_temporary(config)
-        cli(args=[subcommand, "--config", path, f"--print_config={print_config}"], **OPTIONS)
+        cli(args=[subcommand, "--config", path, f"--print_config={print_config}"], **options)
         return
     try:
-        cli(args={"subcommand": subcommand, subcommand: config}, **OPTIONS)
+        cli(args={"subcommand": subcommand, subcommand: config}, **options)
     except ArgumentError as error:
         raise user_error(error) from error
     except MisconfigurationException as error:

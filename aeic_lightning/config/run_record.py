@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,15 @@ class RunRecord(SaveConfigCallback):
     edited are copied into `sources_step_XXXXXXX/`, and count as a setting that differs.
 
     `validate`, `test` and `predict` write `config_validate.yaml`, `run_validate.json`, and so on.
+
+    Args:
+        describe: from config and record to what is written as `experiment`: what the run says of itself to whoever
+            reads its results.
     """
+
+    def __init__(self, *args: Any, describe: Callable[[dict, dict], dict] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.describe = describe
 
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
@@ -52,7 +61,13 @@ class RunRecord(SaveConfigCallback):
             self._resume(trainer.ckpt_path, folder, before, record)
             return
         self._save_config(folder / "config.yaml")
-        _write(folder / "run.json", record | {"sources": _keep_sources(folder / "config.yaml", folder / SOURCES)})
+        record |= {"sources": _keep_sources(folder / "config.yaml", folder / SOURCES)}
+        _write(folder / "run.json", self._described(folder, record))
+
+    def _described(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+        if self.describe is None:
+            return record
+        return record | {"experiment": self.describe(_read(folder / "config.yaml"), record)}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add what warm starts took over, which is known by now."""
@@ -81,7 +96,8 @@ class RunRecord(SaveConfigCallback):
         else:
             own.unlink()
         resumed = [*before.get("resumed", []), {"step": step, "changed": changed} | record]
-        _write(folder / "run.json", before | {"resumed": resumed, "resumed_from": record["resumed_from"]})
+        now = before | {"resumed": resumed, "resumed_from": record["resumed_from"]}
+        _write(folder / "run.json", self._described(folder, now))
 
     def _save_config(self, path: Path) -> None:
         beside = path.with_name(f".{path.name}.part.yaml")
@@ -118,14 +134,14 @@ class RunRecord(SaveConfigCallback):
 
 def _keep_sources(config: Path, target: Path) -> dict[str, str]:
     """Copy the user's own classes of a config into `target`; returns their digests by module."""
-    sources = own_sources(yaml.safe_load(config.read_text()))
+    sources = own_sources(_read(config))
     copy_sources(sources, target)
     return source_digests(sources)
 
 
 def _changes(beginning: Path, now: Path) -> Changes:
     """Settings in which two configs differ; the place of the run folder, which may have been moved, is none."""
-    configs = [yaml.safe_load(path.read_text()) for path in (beginning, now)]
+    configs = [_read(path) for path in (beginning, now)]
     folders = [str((config.get("trainer") or {}).get("default_root_dir")) for config in configs]
     before, after = (
         {
@@ -137,6 +153,10 @@ def _changes(beginning: Path, now: Path) -> Changes:
     ignored = ("ckpt_path", "weights_only")
     keys = [key for key in {**before, **after} if key not in ignored and before.get(key) != after.get(key)]
     return {key: [before.get(key), after.get(key)] for key in keys}
+
+
+def _read(config: Path) -> Any:
+    return yaml.load(config.read_text(), Loader=yaml.CSafeLoader)
 
 
 def _of_beginning(folder: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from aeic_lightning.checkpoints.checkpoint import from_dict
 from aeic_lightning.checkpoints.released import RELEASED
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.codec import CodecConfig, LatentCodec
 from aeic_lightning.models.decoder import DecoderConfig
 
 SIZE = 1024  # square image on which MACs are counted; a multiple of the stride of z
@@ -35,31 +35,45 @@ class Cost:
     macs_per_pixel: float
 
 
-def codec_costs(model: AEIC) -> dict[str, Cost]:
-    """Costs by module, and of `encode`: all that the sender runs (g_a, h_a, h_s, all context steps, the prior).
+def sender_costs(codec: LatentCodec) -> dict[str, Cost]:
+    """Costs of the sender's modules, and of `encode`: all of them (g_a, h_a, h_s, all context steps, the prior).
 
-    The model may be on the meta device; nothing is computed.
+    The codec may be on the meta device; nothing is computed.
     """
-    codec = model.codec
-    config = codec.config
     side = SIZE // codec.stride
-    channels = codec.channels
     inputs = {
         "g_a": (codec.g_a, (3, SIZE, SIZE)),
-        "h_a": (codec.h_a, (channels, side, side)),
+        "h_a": (codec.h_a, (codec.channels, side, side)),
         "h_s": (codec.h_s, (codec.prior.channels, side // codec.z_stride, side // codec.z_stride)),
         "context": (_AllSteps(codec.context), (codec.context.phi_channels, side, side)),
-        "g_s": (codec.g_s, (channels, side, side)),
-        "denoiser": (model.decoder.denoiser, (config.l_T_channels, SIZE // 8, SIZE // 8)),
-        "vae": (model.decoder.vae, (config.l_res_channels, SIZE // 8, SIZE // 8)),
     }
-    costs = {name: Cost(name, _parameters(m), _macs(m, shape) / SIZE**2) for name, (m, shape) in inputs.items()}
+    costs = {name: _cost(name, *what) for name, what in inputs.items()}
     costs["prior"] = Cost("prior", _parameters(codec.prior), 0.0)
-    sender = [costs[name] for name in ("g_a", "h_a", "h_s", "context", "prior")]
+    sender = list(costs.values())
     costs["encode"] = Cost(
         "encode", sum(cost.parameters for cost in sender), sum(cost.macs_per_pixel for cost in sender)
     )
     return costs
+
+
+def codec_costs(model: AEIC) -> dict[str, Cost]:
+    """Costs by module, of the receiver as well, and of `encode`; see `sender_costs`."""
+    codec, config = model.codec, model.codec.config
+    side = SIZE // codec.stride
+    inputs = {
+        "g_s": (codec.g_s, (codec.channels, side, side)),
+        "denoiser": (model.decoder.denoiser, (config.l_T_channels, SIZE // 8, SIZE // 8)),
+        "vae": (model.decoder.vae, (config.l_res_channels, SIZE // 8, SIZE // 8)),
+    }
+    costs = sender_costs(codec)
+    encode = costs.pop("encode")
+    prior = costs.pop("prior")
+    receiver = {name: _cost(name, *what) for name, what in inputs.items()}
+    return costs | receiver | {"prior": prior, "encode": encode}
+
+
+def _cost(name: str, module: nn.Module, shape: tuple[int, ...]) -> Cost:
+    return Cost(name, _parameters(module), _macs(module, shape) / SIZE**2)
 
 
 def paper_encode(codec: CodecConfig) -> tuple[str, int, float] | None:

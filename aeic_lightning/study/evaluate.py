@@ -26,15 +26,9 @@ from aeic_lightning.files import file_name
 from aeic_lightning.image_files import image_names
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.models.codec.entropy import bits
-from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample, this_machine
-from aeic_lightning.study.results import (
-    Label,
-    Result,
-    encoder_costs,
-    run_labels,
-    with_part_in_training,
-)
+from aeic_lightning.study.results import Label, Result, experiment_of, with_part_in_training
+from aeic_lightning.study.run_description import encoder_costs, run_labels, seen_in_training
 
 # ---------------------------------------------------------------------- what is evaluated
 
@@ -117,12 +111,9 @@ class Checkpoint:
         run = self.path.resolve().parent.parent
         config = None if self.path.is_dir() else run_config(run)
         if config is not None:
-            seed = config.get("seed_everything")
-            labels = run_labels(config, seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
-            settings = experiment_settings(config, run_record(run))
-            return {"name": run.name, "labels": labels, "costs": encoder_costs(config), "step": self.step} | {
-                "settings": settings
-            }
+            said = experiment_of(run, run_record(run) or {"seed": config.get("seed_everything")})
+            own = {name: said[name] for name in ("labels", "costs", "settings")}
+            return {"name": run.name, "step": self.step} | own
         bare = {"model": {"class_path": "", "init_args": self.sizes}}
         labels = {name: value for name, value in run_labels(bare, None).items() if name != "role"}
         return {"name": self.path.stem, "labels": labels, "costs": encoder_costs(bare), "step": self.step}
@@ -274,7 +265,7 @@ def evaluate_checkpoint(
         samples = (sample.on(checkpoint.device) for sample in checkpoint.samples(images, point))
         fields = measure.of(samples, progress.see)
     if checkpoint.config:
-        fields["metric_info"] = with_part_in_training(fields["metric_info"], checkpoint.config)
+        fields["metric_info"] = with_part_in_training(fields["metric_info"], seen_in_training(checkpoint.config))
     described = dict(checkpoint.description)
     described["labels"] = described["labels"] | point.labels | (labels or {})
     described["name"] = (name or described["name"]) + point.words

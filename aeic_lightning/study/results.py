@@ -1,7 +1,7 @@
 """Results: what a codec at one setting reached on a set of images, wherever it was measured.
 
 A run folder of `fit`, and the JSON files of `evaluate`, `anchors` and `compare`, are all read as `Result`; tables,
-BD-rates and reports are made from those alone. A file holds
+BD-rates and reports are made from those alone. Reading imports no torch. A file holds
 
     {"format": "aeic_lightning results 1", "results": [{the fields of Result}, ...]}
 
@@ -15,24 +15,18 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
-from aeic_lightning.losses.objective import describe_objective, objective_settings, objective_weights, rate_target
-from aeic_lightning.models.encoders.labels import encoder_labels
 from aeic_lightning.output import finite_or_null
-from aeic_lightning.study.experiment import experiment_settings
+from aeic_lightning.study.labels import Label
 
 FORMAT = "aeic_lightning results 1"
 RATE_LABELS = ("lambda", "quality", "target", "level")
 """Labels that move a codec along its own rate-distortion curve; all others tell curves apart."""
 
-Label = int | float | str
 Kind = Literal["run", "checkpoint", "files", "anchor", "published"]
 
 
@@ -147,17 +141,17 @@ def _read_run(folder: Path) -> Result:
     if not (folder / "config.yaml").is_file():
         raise UserError(_UNFINISHED.format(folder, "config.yaml"))
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        experiment = experiment_of(folder, record)
         images = measured["images"]
         return Result(
             name=folder.resolve().name,
             kind="run",
-            labels=run_labels(config, record.get("seed")),
+            labels=experiment["labels"],
             metrics=measured["metrics"],
             set_metrics=measured.get("set_metrics", {}),
             images=images,
-            metric_info=with_part_in_training(measured.get("metric_info", {}), config),
-            costs=encoder_costs(config),
+            metric_info=with_part_in_training(measured.get("metric_info", {}), experiment["loss_saw"]),
+            costs=experiment["costs"],
             command=record["command"],
             git=record["git"],
             user_repository=record.get("user_repository"),
@@ -165,9 +159,9 @@ def _read_run(folder: Path) -> Result:
             step=measured["step"],
             folder=folder,
             pictures=_pictures(folder / "reconstructions", images),
-            settings=experiment_settings(config, record),
+            settings=experiment["settings"],
         )
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds damaged records ({type(error).__name__}: {error}); train it again") from error
 
 
@@ -183,46 +177,35 @@ def _json(path: Path, missing: str) -> Any:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def run_labels(config: dict[str, Any], seed: int | None) -> dict[str, Label]:
-    """What a run's config says of it; `model.init_args.labels`, which an experimenter wrote, win."""
-    model = config["model"]
-    settings = model["init_args"]
-    codec, weights = settings.get("codec") or {}, objective_weights(settings)
-    labels: dict[str, Label] = {"role": model["class_path"].rsplit(".", 1)[-1].removesuffix("System").lower()}
-    labels |= encoder_labels(codec)
-    called = {"lambda": "rate", "beta1": "L_enc", "beta2": "L_dec"}
-    labels |= {label: weights[term] for label, term in called.items() if term in weights}
-    target = rate_target(settings)
-    if target is not None:  # lambda is then what the run has found
-        labels["target"] = target
-        labels.pop("lambda", None)
-    if seed is not None:
-        labels["seed"] = seed
-    return labels | _loss_label(settings) | (settings.get("labels") or {})
+def experiment_of(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What a run says of its experiment (`run_description.describe_run`), by its record.
+
+    Runs that did not write it down yet have it derived from their `config.yaml`, which imports torch.
+    """
+    if "experiment" in record:
+        return record["experiment"]
+    import yaml
+
+    from aeic_lightning.study.run_description import describe_run
+
+    try:
+        return describe_run(yaml.load((folder / "config.yaml").read_text(), Loader=yaml.CSafeLoader), record)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
-def _loss_label(settings: dict[str, Any]) -> dict[str, Label]:
-    """The other terms of the loss: stages that learn from different terms are different curves."""
-    labelled = ("rate", "L_enc", "L_dec")  # lambda, beta1, beta2
-    weights = {name: weight for name, weight in objective_weights(settings).items() if name not in labelled}
-    words = [f"{name} {weight:g}{_form(settings, name)}" for name, weight in weights.items() if weight]
-    return {"loss": ", ".join(words)} if words else {}
-
-
-def _form(settings: dict[str, Any], name: str) -> str:
-    """Which form of a term it is, where the config says so: terms of two forms are two losses."""
-    term = objective_settings(settings).get(name)
-    form = ({**(term.get("init_args") or {}), **term}).get("form") if isinstance(term, Mapping) else None
-    return f" ({form})" if form else ""
-
-
-def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """`metric_info` with `in_training`: whether the loss of a config is the metric, or uses its network, or neither.
+def with_part_in_training(
+    info: dict[str, dict[str, Any]], loss_saw: Sequence[Mapping[str, str | None]]
+) -> dict[str, dict[str, Any]]:
+    """`metric_info` with `in_training`: whether the loss is the metric, or uses its network, or neither.
 
     A metric that was trained on flatters; one that is held out does not.
+
+    Args:
+        info: by metric.
+        loss_saw: metric and backbone of each term of the loss (`run_description.seen_in_training`).
     """
-    terms = [term.description for term in describe_objective(config["model"]["init_args"])]
-    metrics, networks = {term.metric for term in terms}, {term.backbone for term in terms} - {None}
+    metrics, networks = {term["metric"] for term in loss_saw}, {term["backbone"] for term in loss_saw} - {None}
 
     def part(name: str, entry: dict[str, Any]) -> str:
         if name in metrics:
@@ -232,37 +215,6 @@ def with_part_in_training(info: dict[str, dict[str, Any]], config: dict[str, Any
     costs = ("bpp", "encode_seconds", "decode_seconds")  # no metrics of quality
     return {
         name: entry if name in costs else entry | {"in_training": part(name, entry)} for name, entry in info.items()
-    }
-
-
-def encoder_costs(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
-    """Parameters and MACs per pixel of g_a, and of all that the sender runs.
-
-    None for another kind of model, and for an encoder that cannot be imported here, whose results can still be read.
-    """
-    settings = config["model"]["init_args"]
-    if not {"codec", "decoder"} <= set(settings):
-        return None
-    return _costs(json.dumps({"model": {"init_args": {part: settings[part] for part in ("codec", "decoder")}}}))
-
-
-@lru_cache
-def _costs(config: str) -> dict[str, dict[str, float]] | None:
-    import torch
-
-    from aeic_lightning.models.aeic import AEIC
-    from aeic_lightning.study.complexity import codec_costs, experiment_configs
-
-    codec, decoder = experiment_configs(json.loads(config), "config.yaml")
-    try:
-        codec.find_parts()
-    except UserError:
-        return None
-    with torch.device("meta"):
-        costs = codec_costs(AEIC(codec, decoder))
-    return {
-        "encoder_macs_per_pixel": {part: costs[part].macs_per_pixel for part in ("g_a", "encode")},
-        "encoder_parameters": {part: costs[part].parameters for part in ("g_a", "encode")},
     }
 
 

@@ -38,7 +38,8 @@ def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
     from aeic_lightning.study.claims import read_claims, unanswerable
     from aeic_lightning.study.curves import group
     from aeic_lightning.study.experiment import experiment_settings
-    from aeic_lightning.study.results import Result, run_labels
+    from aeic_lightning.study.results import Result
+    from aeic_lightning.study.run_description import run_labels
 
     wanted = sweep.report.get("evaluate") or {}
     expected = []

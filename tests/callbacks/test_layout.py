@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG
 from tiny_system import TinySystem
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.results import run_labels
+from aeic_lightning.study.run_description import run_labels
 from callbacks.accuracy import AccuracyMetrics
 from callbacks.distribution import PatchFID
 from callbacks.layout import CHARTS, FIRST, SHARED, ComparisonLayout, measured

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, seed_everything
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Rate
 from aeic_lightning.losses.objective import Objective
-from aeic_lightning.study.results import run_labels
+from aeic_lightning.study.run_description import run_labels
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig
 
 X = {"image": torch.zeros(2, 3, 8, 8)}

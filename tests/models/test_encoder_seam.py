@@ -19,7 +19,7 @@ from aeic_lightning.models.encoders.build import find_reach
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.complexity import codec_costs
-from aeic_lightning.study.results import encoder_costs, run_labels
+from aeic_lightning.study.run_description import encoder_costs, run_labels
 from tests.bitstream.forked_worker import fork_workers
 from tests.models.plain_encoder import AttentiveEncoder, PlainEncoder, PooledEncoder, PositionedEncoder
 

@@ -23,6 +23,7 @@ from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.evaluate import evaluate_files, file_samples
 from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import read_result, with_part_in_training
+from aeic_lightning.study.run_description import seen_in_training
 from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics
@@ -355,7 +356,10 @@ def test_what_was_trained_on_is_said():
 
     def parts(**loss):
         config = {"model": {"init_args": {"objective": loss}}}
-        return {name: entry.get("in_training") for name, entry in with_part_in_training(info, config).items()}
+        return {
+            name: entry.get("in_training")
+            for name, entry in with_part_in_training(info, seen_in_training(config)).items()
+        }
 
     assert parts(mse=1.0) == dict.fromkeys(info, "held out") | {
         "psnr": "in the loss",

@@ -17,10 +17,10 @@ from aeic_lightning.study.results import (
     Result,
     read_result,
     read_results,
-    run_labels,
     summary_rows,
     write_results,
 )
+from aeic_lightning.study.run_description import run_labels
 
 
 def image(name, **figures):

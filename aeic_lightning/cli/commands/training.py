@@ -70,6 +70,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         _check_checkpoint(args, folder, config["trainer"])
 
     from aeic_lightning.config.lightning_cli import run_lightning
+    from aeic_lightning.study.run_description import describe_run
 
     with contextlib.ExitStack() as stack:
         if args.print_config is None and config["trainer"].get("fast_dev_run"):
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 if _nothing_to_do(args, folder, config["trainer"]):
                     _give_figures(args, folder)
                     return 0
-        run_lightning(args.command, config, args.print_config)
+        run_lightning(args.command, config, args.print_config, describe_run)
         if args.print_config is None:
             _give_figures(args, Path(config["trainer"]["default_root_dir"]))
     return 0
