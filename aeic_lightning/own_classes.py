@@ -14,8 +14,13 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from aeic_lightning.errors import UserError, did_you_mean
+
+Kind = TypeVar("Kind")
 
 HOME = Path(__file__).parents[1]
 """Where this project's top-level packages and `experiments` are: the checkout, or site-packages."""
@@ -78,6 +83,74 @@ def find_experiment(file: str | Path, folder: str | Path = "") -> Path:
         return path
     return next((own for own in (HOME / named, HOME / "experiments" / named) if own.is_file()), path)
 
+
+# ---------------------------------------------------------------------- class paths
+
+
+def find_class(path: str, where: str, base: type[Kind] = object) -> type[Kind]:
+    """The class that a config names by its path; it is not called.
+
+    Args:
+        path: such as `my_package.MyEncoder`.
+        where: the setting, for messages: `codec.encoder`.
+        base: what the class must be or derive from.
+
+    Raises UserError for what cannot be imported, and for another kind of class.
+    """
+    module, _, name = str(path).rpartition(".")
+    if not module:
+        raise UserError(f"{where}: {path} names no module; write the whole path, as in my_package.{path}")
+    try:
+        loaded = import_module(module)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{where}: class_path {path} cannot be imported ({error}); put it on PYTHONPATH or correct class_path"
+        ) from error
+    try:
+        found = getattr(loaded, name)
+    except AttributeError:
+        hint = did_you_mean(name, public_names(loaded)) or "; correct class_path"
+        raise UserError(f"{where}: module {module} has no {name}{hint}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        # By the shortest path: that of the package that shows the class, not of the file that defines it.
+        parts = base.__module__.split(".")
+        packages = [".".join(parts[: n + 1]) for n in range(len(parts))]
+        home = next(package for package in packages if getattr(sys.modules[package], base.__name__, None) is base)
+        raise UserError(f"{where}: {path} is no subclass of {home}.{base.__name__}; give one")
+    return found
+
+
+def class_or_none(path: Any) -> type | None:
+    """The class of a path; None where `find_class` would raise."""
+    try:
+        return find_class(str(path), "")
+    except UserError:
+        return None
+
+
+def public_names(module: Any) -> list[str]:
+    """What a module shows to whoever imports from it."""
+    return [name for name in dir(module) if not name.startswith("_")]
+
+
+def arguments_of(kind: Any) -> dict[str, Parameter]:
+    """What the constructor of a class takes by name, those arguments included that it hands on to its bases."""
+    found: dict[str, Parameter] = {}
+    for base in getattr(kind, "__mro__", ()):
+        if "__init__" not in vars(base) or base is object:
+            continue
+        try:
+            parameters = signature(base.__init__, eval_str=True).parameters
+        except NameError:  # an annotation that is there for type checkers alone
+            parameters = signature(base.__init__).parameters
+        named = {name: p for name, p in parameters.items() if name != "self" and p.kind not in _NOT_BY_NAME}
+        found = named | found
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
+
+
+_NOT_BY_NAME = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL, Parameter.POSITIONAL_ONLY)
 
 # ---------------------------------------------------------------------- sources
 

@@ -131,6 +131,14 @@ def test_print_config_shows_every_setting(tmp_path, capfd):
     assert printed["trainer"]["default_root_dir"] == f"{tmp_path}/teacher_stage1"
 
 
+@pytest.mark.parametrize("option", ["--print_config", "--dry-run"])
+def test_a_misspelt_setting_is_said_in_one_line(option, capfd):
+    assert main(["fit", "--config", str(TEACHER), "--model.init_args.codec.width=3", option]) == 2
+    assert (
+        capfd.readouterr().err == "error: model: Group 'codec' does not accept option 'width'; did you mean widths?\n"
+    )
+
+
 def test_a_failure_is_exit_code_1(tmp_path, capfd, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("of its own making")

@@ -4,7 +4,6 @@ import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from aeic_lightning.images import to_uint8
 from aeic_lightning.losses.objective import objective_weights
 from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
 from aeic_lightning.output import align
+from aeic_lightning.own_classes import find_class
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.comparison import markdown_table, mean_bytes
 from aeic_lightning.study.curves import check_same_images, group
@@ -106,8 +106,7 @@ def _images_from_validation(run: Result) -> list[dict[str, Any]]:
 
 def _data(config: dict[str, Any]) -> Any:
     """The data module of a run, ready for testing."""
-    module, name = config["data"]["class_path"].rsplit(".", 1)
-    data = getattr(import_module(module), name)(**config["data"]["init_args"])
+    data: Any = find_class(config["data"]["class_path"], "data")(**config["data"]["init_args"])
     data.setup("test")
     return data
 

@@ -6,14 +6,13 @@ Mappings are merged key by key; everything else, lists included, is replaced. Tw
 - a mapping with numbers for keys changes elements of a list, as `--trainer.callbacks.1.init_args.every_n_steps=5` does.
 """
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
-from inspect import Parameter, isclass, signature
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.own_classes import arguments_of, class_or_none
 
 MISSING = "???"  # OmegaConf's mark of a value that a later file must give
 ASIDE = "init_args of another class"  # while merging: what the class does not take, in case that a later one does
@@ -73,31 +72,12 @@ def _with_elements(old: list, new: dict, key: str) -> list:
 
 def _with_arguments_of(class_path: str, old: dict) -> dict:
     """The mapping with those of its arguments that the class takes; the others are set aside."""
-    known, arguments = arguments_of(class_path), old.get("init_args") or {}
-    if known is None or not isinstance(arguments, dict):
+    kind, arguments = class_or_none(class_path), old.get("init_args") or {}
+    if kind is None or not isinstance(arguments, dict):
         return old
+    known = arguments_of(kind)
     arguments = old.get(ASIDE, {}) | arguments
     return old | {
         "init_args": {name: value for name, value in arguments.items() if name in known},
         ASIDE: {name: value for name, value in arguments.items() if name not in known},
     }
-
-
-def arguments_of(class_path: str) -> Mapping[str, Parameter] | None:
-    """What a class takes, with what it hands on to its bases; None where that cannot be known (a misspelt class)."""
-    module, _, name = str(class_path).rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    if not isclass(kind):
-        return None
-    found: dict[str, Parameter] = {}
-    for base in kind.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = signature(base.__init__).parameters
-        found = {name: p for name, p in parameters.items() if name != "self"} | found
-        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
-            break
-    return found

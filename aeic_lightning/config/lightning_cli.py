@@ -1,11 +1,14 @@
 """LightningCLI on a resolved config."""
 
 import logging
+import pkgutil
 import re
 import tempfile
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import is_dataclass
+from importlib import import_module
+from typing import Any, get_args
 
 import lightning
 from jsonargparse import ArgumentError, set_dumper
@@ -14,9 +17,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aeic_lightning.config import as_yaml
-from aeic_lightning.config.near_miss import user_error
 from aeic_lightning.config.run_record import RunRecord
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.own_classes import arguments_of, class_or_none, public_names
 
 
 class ValidateTheEnd(Callback):
@@ -99,12 +102,14 @@ def run_lightning(
     # The parser of every other subcommand takes as long to build as the one of this, and reads nothing.
     only_this = {subcommand: LightningCLI.subcommands()[subcommand]}
     cli = type("CLI", (_CLI,), {"ckpt_path": path, "subcommands": staticmethod(lambda: only_this)})
-    if print_config is not None:
-        path = _write_temporary(config)
-        cli(args=[subcommand, "--config", path, f"--print_config={print_config}"], **options)
-        return
     try:
-        cli(args={"subcommand": subcommand, subcommand: config}, **options)
+        if print_config is None:
+            cli(args={"subcommand": subcommand, subcommand: config}, **options)
+            return
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(as_yaml(config))
+            file.flush()
+            cli(args=[subcommand, "--config", file.name, f"--print_config={print_config}"], **options)
     except ArgumentError as error:
         raise user_error(error) from error
     except MisconfigurationException as error:
@@ -137,7 +142,59 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not NO_NEWS.match(record.getMessage())
 
 
-def _write_temporary(config: dict[str, Any]) -> str:
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        file.write(as_yaml(config))
-    return file.name
+# ---------------------------------------------------------------------- what is wrong with a setting
+
+# jsonargparse says which word it does not know, some levels down in a chain of exceptions; what it would have known
+# follows from the signatures of the classes that the config names.
+
+SECTIONS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "vars", "include")
+PACKAGES = ("aeic_lightning", "callbacks", "datamodules", "lightning", "torch", "torchmetrics")
+
+
+def user_error(error: BaseException) -> UserError:
+    """The UserError inside of jsonargparse's wrapping, or one made of the innermost reason."""
+    chain = [error]
+    while not isinstance(chain[-1], UserError) and (inner := chain[-1].__cause__ or chain[-1].__context__):
+        chain.append(inner)
+    reason = chain[-1]
+    if isinstance(reason, UserError):
+        return reason
+    texts = [str(link) for link in chain]
+    # The outermost exception tells the section, the innermost the setting within it.
+    keys = list(dict.fromkeys(key for text in texts for key in re.findall(r'[Kk]ey "([\w.]+)"', text)))
+    classes = re.findall(r"given class_path '([\w.]+)'", "\n".join(texts))
+    where = ".init_args.".join(keys[:1] + keys[-1:] if len(keys) > 1 else keys)
+    message = " ".join(texts[-1].split())
+    message = re.sub(r"typing\.Literal\[([^]]*)\]", r"value among \1", re.sub(r"<class '(\w+)'>", r"\1", message))
+    hint = _hint(message, classes[-1] if classes else None)
+    return UserError((f"{where}: " if where and where not in message else "") + message + hint)
+
+
+def _hint(message: str, class_path: str | None) -> str:
+    if match := re.search(r"(?:Group '(\w+)' does not accept option|[Oo]ption) '([\w.]+)'", message):
+        group, path = match[1], match[2].split(".")
+        if class_path is None:
+            section, name = (group, path[-1]) if group else (path[0], path[-1])
+            return (
+                did_you_mean(name, arguments_of(lightning.Trainer))
+                if section == "trainer"
+                else (did_you_mean(section, SECTIONS))
+            )
+        kind = class_or_none(class_path)
+        for step in ([group] if group else []) + path[:-1]:
+            parameter = arguments_of(kind).get(step)
+            kind = _dataclass(parameter.annotation) if parameter else None
+        return did_you_mean(path[-1], arguments_of(kind))
+    if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return did_you_mean(match[2], public_names(import_module(match[1])))
+    if match := re.search(r"No module named '([\w.]+)'", message):
+        parent, _, name = match[1].rpartition(".")
+        if not parent:
+            return did_you_mean(name, PACKAGES)
+        return did_you_mean(name, [module.name for module in pkgutil.iter_modules(import_module(parent).__path__)])
+    return ""
+
+
+def _dataclass(kind: Any) -> Any:
+    """The dataclass in `Config` or `Config | None`."""
+    return next((part for part in (kind, *get_args(kind)) if is_dataclass(part)), None)

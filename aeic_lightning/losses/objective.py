@@ -15,11 +15,9 @@ In YAML it maps each term's name to what it is, so that an including file change
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from importlib import import_module
-from inspect import signature
 from operator import add
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +37,7 @@ from aeic_lightning.losses.tap_term import (
 from aeic_lightning.losses.term import MSE, Chroma, Description, Term
 from aeic_lightning.metrics.pairs import Pair
 from aeic_lightning.models.base import CompressionModel
+from aeic_lightning.own_classes import arguments_of, find_class
 
 Kind = TypeVar("Kind", bound=Term)
 
@@ -313,7 +312,9 @@ def _read_entry(name: str, value: Any) -> Entry | None:
             f"objective: no term {name!r}{did_you_mean(name, SHIPPED)}; the shipped ones are {', '.join(SHIPPED)}, "
             f"any other needs a class_path (to change its weight alone, set objective.{name}.weight)"
         )
-    kind, arguments = (_load(name, path), {}) if path else SHIPPED[name]
+    if str(path).startswith("aeic_lightning.losses."):  # where a shipped term once had a file of its own
+        path = f"aeic_lightning.losses.{str(path).rpartition('.')[2]}"
+    kind, arguments = (find_class(path, f"objective.{name}", Term), {}) if path else SHIPPED[name]
     arguments = arguments | (given.pop("init_args", None) or {}) | given
     for key, number in (("weight", weight), ("warmup_steps", warmup_steps), ("share", share)):
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
@@ -322,23 +323,10 @@ def _read_entry(name: str, value: Any) -> Entry | None:
         raise UserError(f"objective.{name}: share is above 0 and at most 1, not {share!r}")
     if share < 1 and not kind.of_single_images:
         raise UserError(f"objective.{name}: {kind.__name__} needs the whole batch; leave share out")
-    parameters = signature(kind).parameters
+    parameters = arguments_of(kind)
     for argument in arguments:
         if argument not in parameters:
             known = [*parameters, "weight", "warmup_steps", "share"]
             hint = did_you_mean(argument, known) or f"; it takes {', '.join(known)}"
             raise UserError(f"objective.{name}: {kind.__name__} does not take {argument!r}{hint}")
     return Entry(name, float(weight), int(warmup_steps), float(share), kind, arguments)
-
-
-def _load(name: str, path: str) -> type[Term]:
-    module, _, kind = path.rpartition(".")
-    if module.startswith("aeic_lightning.losses."):  # where a shipped term once had a file of its own
-        module = "aeic_lightning.losses"
-    try:
-        found: Callable = getattr(import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"objective.{name}: class_path {path} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Term)):
-        raise UserError(f"objective.{name}: {path} is no subclass of aeic_lightning.losses.Term")
-    return found

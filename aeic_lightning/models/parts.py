@@ -1,13 +1,13 @@
 """Parts of the codec that a config names by class path, as `{class_path: my_package.MyPart, init_args: {...}}`."""
 
 import inspect
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.own_classes import find_class
 
 
 def part_class(part: dict[str, Any], where: str, base: type[nn.Module] = nn.Module) -> type[nn.Module]:
@@ -28,22 +28,7 @@ def part_class(part: dict[str, Any], where: str, base: type[nn.Module] = nn.Modu
     ):
         name = f"My{where.rsplit('.', 1)[-1].title().replace('_', '')}"
         raise UserError(f"{where}: {part!r}; write {{class_path: my_package.{name}, init_args: {{...}}}}")
-    path = str(part["class_path"])
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise UserError(f"{where}: {path} names no module; write the whole path, as in my_package.{path}")
-    try:
-        found = getattr(import_module(module), name)
-    except ImportError as error:
-        raise UserError(
-            f"{where}: {path} cannot be imported ({error}); put it on PYTHONPATH or correct class_path"
-        ) from error
-    except AttributeError:
-        raise UserError(f"{where}: module {module} has no {name}; correct class_path") from None
-    if not (isinstance(found, type) and issubclass(found, base)):
-        expected = "torch.nn.Module" if base is nn.Module else f"{base.__module__}.{base.__name__}"
-        raise UserError(f"{where}: {path} is not a {expected}; give a class of that kind")
-    return found
+    return find_class(part["class_path"], where, base)
 
 
 def build_part(part: dict[str, Any], where: str, *sizes: int, base: type[nn.Module] = nn.Module) -> nn.Module:
@@ -67,21 +52,36 @@ def build_part(part: dict[str, Any], where: str, *sizes: int, base: type[nn.Modu
 
 
 @torch.no_grad()
-def ask(module: nn.Module, where: str, channels: int, side: int, what: str, expected: str) -> Tensor:
-    """What a part on the CPU gives for zeros (1, channels, side, side): one map (1, C, h, h).
+def build_asked(
+    part: dict[str, Any], where: str, sizes: tuple[int, ...], takes: tuple[str, int, int], gives: str, *size: int
+) -> tuple[nn.Module, int, int]:
+    """The part on the default device, and the size (C, h) of the map (1, C, h, h) that it gives for zeros.
 
-    `what` and `expected` say in messages what it is given and must give. Raises UserError where it fails, or gives
-    something else.
+    It is built and asked on the CPU, then moved: the constructors of many networks compute, which the meta device
+    cannot.
+
+    Args:
+        part, where, sizes: see `build_part`.
+        takes: name, channels and side of the zeros, as in ("an image", 3, 256).
+        gives: what the part must give, for messages, as in "z (1, N, h/r, h/r)".
+        size: C and h of that, where they are known.
+
+    Raises UserError where the part cannot be built, fails, or gives something else.
     """
-    name = type(module).__name__
-    try:
-        out = evaluate(module, torch.zeros(1, channels, side, side))
-    except Exception as error:
-        raise UserError(f"{where}: {name} fails on {what}: {_line(error)}") from error
-    if not isinstance(out, Tensor) or out.dim() != 4 or out.shape[2] != out.shape[3]:
-        given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise UserError(f"{where}: {name} gives {given} for (1, {channels}, {side}, {side}); it must give {expected}")
-    return out
+    device = torch.get_default_device()
+    what, channels, side = takes
+    zeros = f"{what} (1, {channels}, {side}, {side})"
+    with torch.device("cpu"):
+        module = build_part(part, where, *sizes)
+        name = type(module).__name__
+        try:
+            out = evaluate(module, torch.zeros(1, channels, side, side))
+        except Exception as error:
+            raise UserError(f"{where}: {name} fails on {zeros}: {_line(error)}") from error
+    shape = tuple(out.shape) if isinstance(out, Tensor) else ()
+    if len(shape) != 4 or shape[2] != shape[3] or (size and shape[1:3] != size):
+        raise UserError(f"{where}: {name} gives {shape or type(out).__name__} for {zeros}; it must give {gives}")
+    return module.to(device), shape[1], shape[2]
 
 
 def evaluate(module: nn.Module, x: Tensor) -> Any:

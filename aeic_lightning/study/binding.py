@@ -7,7 +7,6 @@ the same sweep, of which there is a config and no checkpoint yet.
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from aeic_lightning.losses.term import Term
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.own_classes import class_or_none
 from aeic_lightning.study.sweep_file import Run
 from aeic_lightning.systems import CompressionSystem, DistillationSystem, OnlineDistillationSystem
 from aeic_lightning.systems.distillation import check_levels, check_read
@@ -37,7 +37,7 @@ def bind(config: dict[str, Any], student: AEIC, teacher: AEIC | None) -> dict[st
     model lacks or that has another stride in the other, other rate levels.
     """
     settings = config["model"]["init_args"]
-    system = _class(config["model"]["class_path"])
+    system = class_or_none(config["model"]["class_path"])
     entries = read_objective(objective_settings(settings))
     with torch.device("meta"):
         terms = {name: entry.build() for name, entry in entries.items() if _reads_taps(entry)}
@@ -61,15 +61,6 @@ def bind(config: dict[str, Any], student: AEIC, teacher: AEIC | None) -> dict[st
 
 def _otherwise(online: bool) -> str:
     return "TeacherSystem" if online else "StudentSystem"
-
-
-def _class(path: str) -> type | None:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return found if isinstance(found, type) else None
 
 
 def _reads_taps(entry: Entry) -> bool:
@@ -122,7 +113,7 @@ def bind_runs(runs: list[Run], configs: dict[str, dict[str, Any]]) -> None:
     for run in runs:
         model = configs[run.name].get("model") or {}
         settings = model.get("init_args") or {}
-        system = _class(str(model.get("class_path")))
+        system = class_or_none(model.get("class_path"))
         if run.done or system is None:  # which the run itself says
             continue
         try:

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from aeic_lightning.config import load_config
-from aeic_lightning.config.layers import arguments_of, flat
+from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import SHIPPED, Entry, objective_settings, read_objective
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
+from aeic_lightning.own_classes import arguments_of, class_or_none
 from aeic_lightning.study.complexity import PAPER_ENCODE
 from aeic_lightning.study.paper_points import published
 from aeic_lightning.study.results import Result
@@ -198,7 +198,7 @@ def _complete(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_defaults(class_path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a class with their defaults; those given alone where the class is not there."""
-    known = {name: p.default for name, p in (arguments_of(class_path) or {}).items() if p.default is not p.empty}
+    known = {name: p.default for name, p in arguments_of(class_or_none(class_path)).items() if p.default is not p.empty}
     return known | dict(given)
 
 
@@ -212,7 +212,7 @@ def _entry(entry: Entry | None) -> str:
     """A term's weight, and what else of it is not the default."""
     if entry is None:
         return _ABSENT
-    defaults = {name: p.default for name, p in signature(entry.kind).parameters.items()}
+    defaults = {name: p.default for name, p in arguments_of(entry.kind).items()}
     arguments = {name: value for name, value in sorted(entry.arguments.items()) if value != defaults.get(name)}
     if entry.kind is not SHIPPED.get(entry.name, (None,))[0]:
         arguments = {"class": entry.kind.__name__} | arguments

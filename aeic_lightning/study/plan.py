@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,14 @@ from torch.overrides import TorchFunctionMode
 from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds
 from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.checkpoints.weights import locate
-from aeic_lightning.config.lightning_cli import OPTIONS
-from aeic_lightning.config.near_miss import user_error
+from aeic_lightning.config.lightning_cli import OPTIONS, user_error
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.losses.objective import Described, describe_objective, share_of
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.backbone_files import require_backbone
 from aeic_lightning.models.decoder import stable_diffusion
+from aeic_lightning.own_classes import arguments_of, find_class
 from aeic_lightning.study import binding
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig
@@ -131,8 +129,7 @@ def _processes(trainer: dict[str, Any]) -> int:
 
 def _default(data: dict[str, Any], argument: str) -> Any:
     """Default of an argument of the data module that a config names."""
-    module, _, name = data["class_path"].rpartition(".")
-    return signature(getattr(import_module(module), name)).parameters[argument].default
+    return arguments_of(find_class(data["class_path"], "data"))[argument].default
 
 
 def check_settings(config: dict[str, Any]) -> None:

@@ -238,6 +238,7 @@ def test_a_file_that_includes_another_changes_one_weight():
             "aeic_lightning.losses.mse.Term2 cannot be imported",
         ),
         ({"mine": {"class_path": "nowhere.Term"}}, "class_path nowhere.Term cannot be imported"),
+        ({"mine": {"class_path": "aeic_lightning.losses.Terms"}}, r"module .* has no Terms; did you mean Term\?"),
         ({"mine": {"class_path": "torch.nn.Identity"}}, "is no subclass of aeic_lightning.losses.Term"),
         ({"mse": 0}, "no term has a weight above 0"),
         ({"L_enc": 1.0}, "there is no teacher; train with DistillationSystem"),

@@ -88,7 +88,7 @@ def test_star_by_class_path_is_the_short_spelling(codec_config):
         ({"class_path": f"{HERE}.Missing"}, "has no Missing"),
         ({"class_path": "MyEncoder"}, "names no module"),
         ({"class": "MyEncoder"}, "write {class_path"),
-        ({"class_path": "os.getcwd"}, "is not a torch.nn.Module"),
+        ({"class_path": "os.getcwd"}, "is no subclass of torch.nn.Module"),
         (named("PlainEncoder"), "missing a required argument: 'width'"),
         (named("PlainEncoder", width=8, depth=3), "unexpected keyword argument 'depth'"),
         (named("PlainEncoder", width="wide"), "PlainEncoder cannot be built"),

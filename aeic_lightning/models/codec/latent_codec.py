@@ -31,7 +31,7 @@ from aeic_lightning.models.encoders.labels import STAR, encoder_labels
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.layers import Down, Up
-from aeic_lightning.models.parts import ask, build_part, part_class
+from aeic_lightning.models.parts import build_asked, build_part, part_class
 from aeic_lightning.models.taps import Tap
 
 LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
@@ -382,15 +382,14 @@ def _hyper_analysis(config: CodecConfig, channels: int) -> tuple[nn.Module, int,
     """h_a, the channels of z, and the positions of y for each of z, along each side."""
     if config.h_a is None:
         return HyperAnalysis(channels), channels // 2, 4
-    module = build_part(config.h_a, "codec.h_a", channels)
-    z = ask(module, "codec.h_a", channels, PROBE, f"y (1, {channels}, {PROBE}, {PROBE})", "z (1, N, h/r, h/r)")
-    stride = PROBE // z.shape[2]
-    if z.shape[2] * stride != PROBE:
+    takes = ("y", channels, PROBE)
+    module, z_channels, side = build_asked(config.h_a, "codec.h_a", (channels,), takes, "z (1, N, h/r, h/r)")
+    if PROBE % side:
         raise UserError(
-            f"codec.h_a: {type(module).__name__} gives z of side {z.shape[2]} for y of side {PROBE}; it must divide "
+            f"codec.h_a: {type(module).__name__} gives z of side {side} for y of side {PROBE}; it must divide "
             "the sides of y by a power of two"
         )
-    return module.to(torch.get_default_device()), z.shape[1], stride
+    return module, z_channels, PROBE // side
 
 
 def _hyper_synthesis(config: CodecConfig, z_channels: int, phi_channels: int, z_stride: int) -> nn.Module:
@@ -398,15 +397,8 @@ def _hyper_synthesis(config: CodecConfig, z_channels: int, phi_channels: int, z_
         if z_stride != 4:
             raise UserError(f"codec.h_a: z has {z_stride} positions of y along each side, h_s 4; give an h_s as well")
         return HyperSynthesis(z_channels, phi_channels)
-    module = build_part(config.h_s, "codec.h_s", z_channels, phi_channels)
-    side = PROBE // z_stride
-    given, expected = f"z (1, {z_channels}, {side}, {side})", f"phi (1, {phi_channels}, {PROBE}, {PROBE})"
-    phi = ask(module, "codec.h_s", z_channels, side, given, expected)
-    if tuple(phi.shape[1:]) != (phi_channels, PROBE, PROBE):
-        raise UserError(
-            f"codec.h_s: {type(module).__name__} gives {tuple(phi.shape)} for {given}; it must give {expected}"
-        )
-    return module.to(torch.get_default_device())
+    takes, gives = ("z", z_channels, PROBE // z_stride), f"phi (1, {phi_channels}, {PROBE}, {PROBE})"
+    return build_asked(config.h_s, "codec.h_s", (z_channels, phi_channels), takes, gives, phi_channels, PROBE)[0]
 
 
 def _context(config: CodecConfig, channels: int) -> ContextModel:
@@ -417,19 +409,13 @@ def _context(config: CodecConfig, channels: int) -> ContextModel:
 
 
 def _synthesis(config: CodecConfig, channels: int, stride: int) -> nn.Module:
-    out_channels = config.l_T_channels + config.l_res_channels
+    features = config.l_T_channels + config.l_res_channels
     if config.g_s is None:
         sizes = cast(tuple[list[int], list[int]], (config.synthesis_widths, config.synthesis_depths))
-        return SynthesisTransform(channels, out_channels, *sizes)
-    module = build_part(config.g_s, "codec.g_s", channels, out_channels)
+        return SynthesisTransform(channels, features, *sizes)
     side = 8 * stride // LATENT_STRIDE
-    given, expected = f"y (1, {channels}, 8, 8)", f"l_T and l_res together, (1, {out_channels}, {side}, {side})"
-    features = ask(module, "codec.g_s", channels, 8, given, expected)
-    if tuple(features.shape[1:]) != (out_channels, side, side):
-        raise UserError(
-            f"codec.g_s: {type(module).__name__} gives {tuple(features.shape)} for {given}; it must give {expected}"
-        )
-    return module.to(torch.get_default_device())
+    gives = f"l_T and l_res together, (1, {features}, {side}, {side})"
+    return build_asked(config.g_s, "codec.g_s", (channels, features), ("y", channels, 8), gives, features, side)[0]
 
 
 def _given(level: Tensor | None) -> Tensor:

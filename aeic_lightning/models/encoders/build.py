@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.parts import ask, build_part
+from aeic_lightning.models.parts import build_asked
 
 PROBE_SIDE = 256  # pixels of the square image that an encoder is asked with
 
@@ -14,22 +14,16 @@ PROBE_SIDE = 256  # pixels of the square image that an encoder is asked with
 def build_encoder(encoder: dict[str, Any]) -> tuple[nn.Module, int, int]:
     """The encoder of `{class_path, init_args}`, its channels M and its stride, asked with one image of zeros.
 
-    It is built and asked on the CPU, then moved to the default device: the constructors of many networks compute, which
-    the meta device cannot.
-
     Raises UserError where it cannot be built, or gives no (1, M, H/s, W/s) for an image (1, 3, H, W).
     """
-    device = torch.get_default_device()
-    with torch.device("cpu"):
-        module = build_part(encoder, "codec.encoder")
-        expected = "y (1, M, H/s, W/s) with one stride s"
-        y = ask(module, "codec.encoder", 3, PROBE_SIDE, f"an image of {PROBE_SIDE} x {PROBE_SIDE} pixels", expected)
-    if PROBE_SIDE % y.shape[2]:
+    gives = "y (1, M, H/s, W/s) with one stride s"
+    module, channels, side = build_asked(encoder, "codec.encoder", (), ("an image", 3, PROBE_SIDE), gives)
+    if PROBE_SIDE % side:
         raise UserError(
-            f"codec.encoder: {type(module).__name__} gives {tuple(y.shape)} for (1, 3, {PROBE_SIDE}, {PROBE_SIDE}); "
-            f"it must give {expected}"
+            f"codec.encoder: {type(module).__name__} gives y of side {side} for an image of {PROBE_SIDE}; it must give "
+            f"{gives}"
         )
-    return module.to(device), y.shape[1], PROBE_SIDE // y.shape[2]
+    return module, channels, PROBE_SIDE // side
 
 
 # ---------------------------------------------------------------------- reach
