@@ -21,7 +21,7 @@ from aeic_lightning.images import from_uint8, read_image
 from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.metrics.pixels import psnr
 
-METRICS = {"psnr": 1, "lpips_lite2": -1}
+BETTER = {"psnr": 1, "lpips_lite2": -1}
 """Metric -> 1 where more is better, -1 where less is."""
 
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     for level in args.levels:
         for effort in (0, *args.effort):
             mean = measure(level, effort)
-            saved = [change(mean["bpp"], equal_rate(plain, name, mean[name])) for name in METRICS]
+            saved = [change(mean["bpp"], equal_rate(plain, name, mean[name])) for name in BETTER]
             print(
                 f"| {level:g} | {effort} | {mean['seconds']:.1f} | {mean['bpp']:.4f} | {mean['psnr']:.2f} | "
                 f"{mean['lpips_lite2']:.4f} | {saved[0]} | {saved[1]} |",
@@ -88,7 +88,7 @@ def quality(codec: Codec, lpips: LPIPS, encoded: Encoded, image: torch.Tensor) -
 
 def equal_rate(plain: list[dict[str, float]], name: str, value: float) -> float | None:
     """Bits per pixel at which the curve without effort first reaches a value; None where no level does."""
-    better = METRICS[name]
+    better = BETTER[name]
     for low, high in itertools.pairwise(plain):
         ends = better * low[name], better * high[name]
         if ends[0] <= better * value <= ends[1]:

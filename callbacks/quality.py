@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -39,6 +40,7 @@ class QualityMetrics(OnEvaluation):
         lpips: backbones of LPIPS instead of `backbone`; each gives a metric of its own; [] for none.
         dists: the same for DISTS (which has no "alex").
         same_class: whether to compare the classes that a held-out classifier gives (`same_class_lite2`).
+        metrics: metrics of your own, as {class_path: my_metric.MyMetric, higher: false}; see CONTRIBUTING.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class QualityMetrics(OnEvaluation):
         lpips: Sequence[str] | None = None,
         dists: Sequence[str] | None = None,
         same_class: bool = False,
+        metrics: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.options = {
             "ms_ssim": ms_ssim,
             "lpips": [backbone] if lpips is None else list(lpips),
             "dists": [backbone] if dists is None else list(dists),
             "same_class": same_class,
+            "metrics": list(metrics),
         }
         self.rows: list[dict] = []  # one an image, of the last validation or test
         self.means: dict[str, float] = {}
@@ -70,7 +74,14 @@ class QualityMetrics(OnEvaluation):
     @property
     def measured(self) -> list[str]:
         ms_ssim = ["ms_ssim"] if self.options["ms_ssim"] else []
-        return ["bpp", "bpp_estimate", "psnr", *ms_ssim, *(network.name for network in self.quality.networks)]
+        return [
+            "bpp",
+            "bpp_estimate",
+            "psnr",
+            *ms_ssim,
+            *(network.name for network in self.quality.networks),
+            *self.quality.own_built,
+        ]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows, self.means = [], {}

@@ -1,5 +1,6 @@
 """What CONTRIBUTING.md says works: its parts, taken out of the page, train for two steps in one experiment."""
 
+import json
 import re
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.complexity import experiment_configs
+from aeic_lightning.study.curves import metrics_of
+from aeic_lightning.study.results import read_result
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 PARTS = {
     "Encoder": "my_encoder.py",
     "Entropy model": "my_context.py",
     "Term of the loss": "my_term.py",
+    "Metric": "my_metric.py",
     "Tap": None,
     "Data set": "my_data.py",
     "Callback": "my_callback.py",
@@ -71,6 +75,9 @@ def test_all_parts_train_together(tmp_path, monkeypatch):
         files.append(f"{i}.yaml")
         Path(files[-1]).write_text(text)
     assert yaml.safe_load(Path("0.yaml").read_text()) == {"include": ["tiny/student_enc.yaml"]}
+    # A list replaces those before it: here both parts' callbacks are wanted.
+    trainers = [yaml.safe_load(Path(file).read_text()).get("trainer") or {} for file in files]
+    callbacks = [callback for trainer in trainers for callback in trainer.get("callbacks", [])]
     teacher = Path("runs/tiny/teacher_stage2/checkpoints/last.ckpt")
     teacher.parent.mkdir(parents=True)
     save(AEIC(*experiment_configs(load_config(["tiny/teacher_stage2.yaml"]), "teacher")), teacher)
@@ -80,7 +87,7 @@ def test_all_parts_train_together(tmp_path, monkeypatch):
                 "include": files,
                 "vars": {"steps": 2, "val_every": 2},
                 "data": {"init_args": {"batch_size": 1, "crop_size": 128, "val_max_size": [128, 128]}},
-                "trainer": {"log_every_n_steps": 1},
+                "trainer": {"log_every_n_steps": 1, "callbacks": callbacks},
             }
         )
     )
@@ -94,5 +101,11 @@ def test_all_parts_train_together(tmp_path, monkeypatch):
     events = EventAccumulator(str(run)).Reload()
     assert events.Scalars("train/brightness")[-1].value > 0
     assert events.Scalars("train/distill/decoder/decoder.denoiser.trunk.mid_block")[-1].value > 0
+    (edges,) = events.Scalars("val/edge_error")
+    result = read_result(run)
+    assert edges.value == pytest.approx(result.value("edge_error"))
+    assert 0 < edges.value < 1
+    assert [(m.name, m.higher) for m in metrics_of([result])][-1] == ("edge_error", False)
+    assert "my_metric" in json.loads((run / "run.json").read_text())["sources"]
     (largest,) = events.Scalars("val/largest_file")
     assert largest.value > 30, "the bytes of one file"

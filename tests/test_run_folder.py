@@ -23,7 +23,7 @@ from aeic_lightning.study.results import read_result
 ROOT = Path(__file__).parent.parent
 TEACHER = ROOT / "experiments" / "tiny" / "teacher_stage1.yaml"
 CHECKPOINTS = "{class_path: callbacks.checkpoint.LastCheckpoint, init_args: {every_n_steps: 1}}"
-METRICS = "{class_path: callbacks.quality.QualityMetrics, init_args: {ms_ssim: false, lpips: [], dists: []}}"
+MEASURES = "{class_path: callbacks.quality.QualityMetrics, init_args: {ms_ssim: false, lpips: [], dists: []}}"
 
 
 def words(root: str | Path, *more: str, command: str = "fit", steps: int = 2) -> list[str]:
@@ -33,7 +33,7 @@ def words(root: str | Path, *more: str, command: str = "fit", steps: int = 2) ->
         "--vars.val_every=100", "--data.init_args.batch_size=1", "--data.init_args.val_max_size=[128,128]",
         "--model.init_args.write_streams=false",
         "--model.init_args.objective.lpips=0", "--model.init_args.objective.semantic=0",
-        f"--trainer.callbacks=[{CHECKPOINTS}, {METRICS}]", *more,
+        f"--trainer.callbacks=[{CHECKPOINTS}, {MEASURES}]", *more,
     ]  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_a_run_is_found_guarded_and_resumed_by_any_name_of_its_folder(tmp_path, 
 def test_fast_dev_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     curve = "{class_path: callbacks.curves.RateDistortionPicture, init_args: {metrics: [psnr]}}"
-    callbacks = f"[{CHECKPOINTS}, {METRICS}, {curve}]"
+    callbacks = f"[{CHECKPOINTS}, {MEASURES}, {curve}]"
     assert main(words(tmp_path / "runs", "--trainer.fast_dev_run=true", f"--trainer.callbacks={callbacks}")) == 0
     assert list(tmp_path.iterdir()) == []
 

@@ -1,19 +1,21 @@
 """The metrics of one image, on the 8-bit images that a file would hold: one place for callbacks and commands."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeic_lightning import __version__
+from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics.agreement import ClassAgreement
 from aeic_lightning.metrics.dists import DISTS
 from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.metrics.patches import network_digest
 from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
 from aeic_lightning.metrics.ssimulacra2 import SSIMULACRA2
@@ -34,6 +36,7 @@ class ImageQuality:
         dists: the same for DISTS (which has no "alex").
         same_class: whether the class of the held-out classifier is compared (`ClassAgreement`).
         ssimulacra2: whether to compute SSIMULACRA2; it needs the package of that name.
+        metrics: metrics of the user's own, as {class_path, higher, init_args, ...} (`metrics.own`).
 
     Raises UserError for a backbone whose weights, and for a metric whose package, are missing.
     """
@@ -45,20 +48,24 @@ class ImageQuality:
         dists: Sequence[Any] = ("lite0",),
         same_class: bool = False,
         ssimulacra2: bool = False,
+        metrics: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.ms_ssim = ms_ssim
+        self.own = read_metrics(metrics)
         self.ssimulacra2 = SSIMULACRA2() if ssimulacra2 else None
         # Building a network may draw initial weights, even when a file then overwrites them.
         with own_random_state():
             built: list[tuple[Any, str]] = [(LPIPS(b), b) for b in lpips] + [(DISTS(b), b) for b in dists]
             built += [(ClassAgreement(), "lite2")] if same_class else []
+            self.own_built = {own.metric.name: own.build() for own in self.own}
         self.networks = [network for network, _ in built]
         self.backbones = {network.name: backbone for network, backbone in built}
 
     def to(self, device: torch.device | str) -> "ImageQuality":
         """Where the networks compute."""
-        for network in self.networks:
-            network.to(device)
+        for network in (*self.networks, *self.own_built.values()):
+            if isinstance(network, nn.Module):
+                network.to(device)
         return self
 
     @torch.no_grad()
@@ -93,6 +100,11 @@ class ImageQuality:
         original, reconstruction = from_uint8(x8), from_uint8(x8_hat)
         for network in self.networks:
             row[network.name] = network(reconstruction, original).item()
+        for metric, function in self.own_built.items():
+            value = torch.as_tensor(function(reconstruction, original))
+            if value.numel() != 1:
+                raise UserError(f"metric {metric} gives {tuple(value.shape)} for one image; it must give one number")
+            row[metric] = float(value)
         return row
 
     @cached_property
@@ -127,4 +139,4 @@ class ImageQuality:
                 "version": f"{package} {version(package)}" if package else ours,
                 "options": {"range": "[-1, 1]"},
             }
-        return info
+        return info | {own.metric.name: own.info for own in self.own}

@@ -1,6 +1,10 @@
 """The metrics: what each is called, and whether higher is better. Tables, plots, BD-rates and callbacks read it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from aeic_lightning.errors import UserError
 
 BACKBONES = {
     "lite0": "EfficientNet-Lite0",
@@ -12,6 +16,10 @@ BACKBONES = {
 }
 STANDARD_BACKBONE = {"dists": "vgg", "fid": "inception", "kid": "inception"}
 """The backbone of a metric whose name says none."""
+
+
+KINDS = ("distortion", "perception", "accuracy")
+"""Of metrics, in the order of their plots."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,16 @@ class Metric:
         """Title and backbone."""
         return f"{self.title}, {self.backbone}" if self.backbone else self.title
 
+    @property
+    def own(self) -> bool:
+        """Whether it is one of the user's own (`metrics.own`)."""
+        return self.name in _own
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As plain values, by which a result says what its own metrics are; see `declare`."""
+        return {"title": self.title, "higher": self.higher, "kind": self.kind, "digits": self.digits}
+
     def text(self, value: float) -> str:
         """A value for a table or a plot; an accuracy in per cent."""
         return f"{value:.1%}" if self.kind == "accuracy" else f"{value:.{self.digits}f}"
@@ -60,11 +78,31 @@ METRICS = {
     "top1": Metric("top1", "top-1 accuracy", "", True, "accuracy"),
     "top5": Metric("top5", "top-5 accuracy", "", True, "accuracy"),
 }
-"""By the name without a backbone, in the order of tables."""
+"""The shipped metrics, by the name without a backbone, in the order of tables."""
+
+_own: dict[str, Metric] = {}
+
+
+def declare(metric: Metric) -> None:
+    """Make a metric of the user's own known by its name. Raises UserError if of one of the name the other is better."""
+    if _own.setdefault(metric.name, metric).higher != metric.higher:
+        raise UserError(
+            f"metric {metric.name!r}: higher is said to be better in one place and worse in another; correct `higher`, "
+            "or give one of the two another `name`"
+        )
+
+
+def declare_all(info: Mapping[str, Mapping[str, Any]]) -> None:
+    """The same for the own metrics of a result's `metric_info`."""
+    for name, entry in info.items():
+        if described := entry.get("metric"):
+            declare(Metric(name, backbone="", **described))
 
 
 def find_metric(name: str) -> Metric | None:
     """A metric of quality by its name in results; None for rates, times and whatever else a result may hold."""
+    if name in _own:
+        return _own[name]
     base, _, backbone = (name, "", "") if name in METRICS else name.rpartition("_")
     if base not in METRICS or (backbone and backbone not in BACKBONES):
         return None
@@ -74,7 +112,7 @@ def find_metric(name: str) -> Metric | None:
 
 
 def in_order(names: list[str]) -> list[Metric]:
-    """The metrics of quality among these names, each once, in the order of `METRICS`."""
+    """The metrics of quality among these names, each once, in the order of `METRICS`; the user's own come last."""
     found = [metric for name in dict.fromkeys(names) if (metric := find_metric(name))]
     titles = [metric.title for metric in METRICS.values()]
-    return sorted(found, key=lambda metric: titles.index(metric.title))
+    return sorted(found, key=lambda m: len(titles) if m.own else titles.index(m.title))

@@ -137,10 +137,11 @@ def measurement(
     min_images: int = 50,
     ms_ssim: bool = True,
     ssimulacra2: bool = False,
+    metrics: Sequence[Mapping[str, Any]] = (),
 ) -> Measurement:
     """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS, FID, KID,
     agreement of classes), alex (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID), hed (LPIPS, DISTS); and SSIMULACRA2
-    if it is asked for.
+    if it is asked for, and the user's own `metrics` (`metrics.own`).
 
     By default every backbone but hed whose weights are available; a note lists the others. Raises UserError for a
     backbone that was asked for and is missing.
@@ -156,6 +157,7 @@ def measurement(
         dists=[name for name in chosen if name in ("lite0", "lite2", "vgg", "hed")],
         same_class="lite2" in chosen,
         ssimulacra2=ssimulacra2,
+        metrics=metrics,
     )
     with_patches: list[Any] = [b for b in chosen if b in ("lite0", "lite2", "inception")]
     patches = [PatchDistances(b, patch_size, min_patches, min_images) for b in with_patches]

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
+from aeic_lightning.metrics.table import declare_all
 from aeic_lightning.output import finite_or_null
 from aeic_lightning.study.labels import Label
 
@@ -72,6 +73,9 @@ class Result:
     folder: Path | None = None
     pictures: dict[str, Path] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        declare_all(self.metric_info)
 
     def value(self, metric: str) -> float | None:
         """The mean over images, or the value of the whole set; None where it was not measured or is not finite."""

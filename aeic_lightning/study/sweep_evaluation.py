@@ -11,6 +11,7 @@ and images that nothing was chosen on:
         models: [small-teacher]                                   # shipped ones, beside the runs
         labels: {arm: teacher}                                    # of these models
         backbones: [lite0, lite2]
+        metrics: [{class_path: my_metric.MyMetric, higher: false}]    # of your own
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Pa
     for name, folder in (wanted.get("images") or {"validation": None}).items():
         cut = "_" + "x".join(map(str, max_size)) if folder and max_size else ""
         sets[name + cut] = open_images(folder, max_size) if folder else images_like([read_result(runs[0].folder)])
-    figures = measurement(wanted.get("backbones"))
+    figures = measurement(wanted.get("backbones"), metrics=wanted.get("metrics") or [])
     for checkpoint, place, labels in places:
         missing = {
             name: images

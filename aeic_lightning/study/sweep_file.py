@@ -61,7 +61,7 @@ from aeic_lightning.config import as_override, load_config, used_vars
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.image_files import require_images
-from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.labels import OF_CONFIGS, agree
@@ -81,7 +81,7 @@ REPORT_KEYS = {
 }
 COMPARE_KEYS = {"runs", "out", "by", "models"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
-EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones"}
+EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones", "metrics"}
 ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "exceptions", "labels", "threads", "gpus"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
 
@@ -340,8 +340,6 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
                 raise UserError(f"{file}: report: {key} is a whole number from 1 on, not {least!r}")
         for entry in sweep.report.get("claims") or []:
             _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))
-            if find_metric(entry["metric"]) is None:
-                raise UserError(f"{file}: report: claims: there is no metric {entry['metric']!r}")
     for model in sweep.compare.get("models") or []:
         require(model, f"{file}: compare.models")
     by = sweep.compare.get("by", "quality")
@@ -353,6 +351,7 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
 
 def _check_evaluate(wanted: dict[str, Any], file: Path) -> None:
     _only(wanted, EVALUATE_KEYS, f"{file}: report: evaluate")
+    read_metrics(wanted.get("metrics"))
     size = wanted.get("max_size")
     if size is not None and not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
         raise UserError(f"{file}: report: evaluate.max_size is [HEIGHT, WIDTH], as in [256, 256], not {size!r}")

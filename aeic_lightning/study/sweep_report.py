@@ -35,6 +35,8 @@ def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
         sweep: the sweep.
         settings: the resolved config of each run, by name.
     """
+    from aeic_lightning.metrics.own import read_metrics
+    from aeic_lightning.metrics.table import find_metric
     from aeic_lightning.study.claims import read_claims, unanswerable
     from aeic_lightning.study.curves import group
     from aeic_lightning.study.experiment import experiment_settings
@@ -43,6 +45,10 @@ def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
 
     wanted = sweep.report.get("evaluate") or {}
     expected = []
+    for config in settings.values():
+        callbacks = (config.get("trainer") or {}).get("callbacks")
+        for callback in callbacks if isinstance(callbacks, list) else []:
+            read_metrics((callback.get("init_args") or {}).get("metrics") if _measures(callback) else None)
     for run in labelled(sweep.runs, sweep.report.get("select") or {}):
         config = settings[run.name]
         labels = run_labels(config, config.get("seed_everything"))
@@ -50,12 +56,18 @@ def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
     expected += [Result(model, "checkpoint", wanted.get("labels") or {}, {}) for model in wanted.get("models") or []]
     curves = group(expected)
     for claim in read_claims(sweep.report.get("claims")):
+        if find_metric(claim.metric) is None:
+            raise UserError(f"report: claims: there is no metric {claim.metric!r}")
         why = unanswerable(claim, curves)
         if why and not (sweep.report.get("optional_claims") and why.startswith("no curve")):
             raise UserError(
                 f'report: claims: "{claim.says}": {why}; correct the claim or the runs, or say optional_claims: true '
                 "for claims about arms that are left out"
             )
+
+
+def _measures(callback: Any) -> bool:
+    return isinstance(callback, dict) and str(callback.get("class_path")).endswith("QualityMetrics")
 
 
 def _compare(sweep: Sweep, names: Sequence[str]) -> None:

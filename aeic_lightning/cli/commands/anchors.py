@@ -3,7 +3,7 @@
 import argparse
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.cli.commands.evaluate import add_measure_arguments, check_measure_arguments
+from aeic_lightning.cli.commands.evaluate import add_measure_arguments, check_measure_arguments, own_metrics
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_file_names
 from aeic_lightning.output import align, give_file
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         images, targets = given, [bpp_target(bpp) for bpp in args.bpp]
     if args.pictures:
         check_file_names(images.names)
-    measure = measurement(args.backbones, args.patch_size, args.min_patches, args.min_images)
+    measure = measurement(args.backbones, args.patch_size, args.min_patches, args.min_images, metrics=own_metrics(args))
     made = []
     for result in anchors(args.codecs, targets, images, measure, args.pictures):
         made.append(replace(result, labels=result.labels | labels))

@@ -49,6 +49,8 @@ def add_measure_arguments(parser: argparse.ArgumentParser, images_required: bool
         "networks of the metrics: lite0, lite2, alex, vgg, inception (default: all whose weights are available), hed"
     )
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help=backbones)
+    own = "metrics of your own, as YAML: '[{class_path: my_metric.MyMetric, higher: false}]' (CONTRIBUTING.md)"
+    parser.add_argument("--metrics", metavar="LIST", help=own)
     size = "take at most the centre of an image, as data.val_max_size does (default: the full size)"
     parser.add_argument("--max-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help=size)
     parser.add_argument("--patch-size", type=int, default=256, help="of FID and KID, pixels (default 256)")
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if args.pictures:
         check_file_names(images.names)
     settings = {"backbones": args.backbones, "patch_size": args.patch_size}
-    settings |= {"min_patches": args.min_patches, "min_images": args.min_images}
+    settings |= {"min_patches": args.min_patches, "min_images": args.min_images, "metrics": own_metrics(args)}
     measure = measurement(**settings)
     if args.checkpoint:
         warn_of_untrained_rate(args.checkpoint)
@@ -119,6 +121,19 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         print(f"\n{result.name}: {len(result.images)} images of {args.images}\n\n{align(summary(result))}")
     print(f"written: {', '.join(map(str, written))}")
     give_file(args, args.out)
+
+
+def own_metrics(args: argparse.Namespace) -> list[dict]:
+    """What `--metrics` lists. Raises UserError for what is no list."""
+    import yaml
+
+    try:
+        listed = yaml.safe_load(args.metrics or "[]")
+    except yaml.YAMLError:
+        listed = None
+    if not isinstance(listed, list):
+        raise UserError(f"--metrics {args.metrics}: write '[{{class_path: my_metric.MyMetric, higher: false}}]'")
+    return listed
 
 
 def check_measure_arguments(args: argparse.Namespace) -> tuple[dict[str, int | float | str], tuple[int, int] | None]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from aeic_lightning.metrics.table import Metric
+from aeic_lightning.metrics.table import KINDS, Metric
 from aeic_lightning.study.bd_rate import bd_rates
 from aeic_lightning.study.comparison import result_rows
 from aeic_lightning.study.curves import Curve, ImageSet, default_reference, matching
@@ -11,8 +11,6 @@ from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
 from aeic_lightning.study.report.records import Pictures
 from aeic_lightning.study.results import Result, sample
-
-KINDS = ("distortion", "perception", "accuracy")  # of metrics, in the order of their plots
 
 
 def image_section(
