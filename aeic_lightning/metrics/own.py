@@ -4,12 +4,11 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.metrics.table import KINDS, Metric, declare, find_metric
-from aeic_lightning.own_classes import own_sources, source_digests
+from aeic_lightning.own_classes import find_class, own_sources, source_digests
 
 KEYS = ("class_path", "init_args", "higher", "name", "title", "kind", "digits")
 
@@ -32,15 +31,12 @@ class OwnMetric:
 
     def build(self) -> Any:
         """The class, called with its arguments. Raises UserError where that cannot be."""
-        module, _, name = self.class_path.rpartition(".")
-        try:
-            kind = getattr(import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"metrics: {self.class_path} cannot be imported: {error}; correct class_path") from error
+        kind = find_class(self.class_path, "metrics")
         try:
             inspect.signature(kind).bind(**self.init_args)
         except TypeError as error:
-            raise UserError(f"metrics: {name}{inspect.signature(kind)}: {error}; correct init_args") from error
+            said = f"{kind.__name__}{inspect.signature(kind)}: {error}"
+            raise UserError(f"metrics: {said}; correct init_args") from error
         return kind(**self.init_args)
 
     @property

@@ -70,7 +70,7 @@ def test_it_is_computed_of_the_8_bit_images():
         (ENTRY | {"hihger": True}, "no 'hihger'; did you mean higher"),
         (ENTRY | {"name": "psnr"}, "'psnr' is the name of a shipped metric"),
         (ENTRY | {"kind": "taste"}, "of kind 'taste'; there are distortion, perception, accuracy"),
-        (ENTRY | {"class_path": "drift_of_colour.Gone"}, "drift_of_colour.Gone cannot be imported"),
+        (ENTRY | {"class_path": "drift_of_colour.Gone"}, "metrics: module drift_of_colour has no Gone"),
         (ENTRY | {"init_args": {"sigma": 1}}, "correct init_args"),
     ],
 )
