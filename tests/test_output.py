@@ -79,7 +79,7 @@ PRINTING = {
     "bench": ([*MODEL, *BENCH], lambda d: d["sizes"][0]["width"] == 64),
 }
 NO_FIGURES = {"predict", "report", "export", "import-released", "serve"}
-OWN_TESTS = {"classify", "accuracy", "fit", "validate", "test", "sweep"}
+OWN_TESTS = {"board", "classify", "accuracy", "fit", "validate", "test", "sweep"}
 
 
 @pytest.mark.parametrize("command", PRINTING)

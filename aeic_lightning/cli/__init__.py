@@ -31,6 +31,7 @@ COMMANDS = {
     "anchors": ("anchors", "JPEG, WebP, AVIF and JPEG XL at the bytes of a result, or at given rates"),
     "bd-rate": ("bd_rate", "bits that curves spend against a reference at equal quality, with intervals"),
     "report": ("report", "one self-contained page of runs and result files: curves, BD-rates, pictures, configs"),
+    "board": ("board", "a leaderboard: submissions decoded and measured anew beside rivals, or refused"),
     "compress": ("compress", "write images as .aeic files"),
     "decompress": ("decompress", "read .aeic files back as PNG"),
     "serve": ("serve", "a page on this machine to try the codec: a photograph beside JPEG, WebP and AVIF"),
