@@ -17,6 +17,7 @@ data is needed to calibrate, and nothing saturates.
 Layout: float32 (B, h, w, C), channels last, on the CPU. What each image becomes does not depend on the others.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from aeic_lightning.models.codec.context import (
     Position,
     code_in_steps,
 )
+from aeic_lightning.models.integer import IntegerNetwork
 from aeic_lightning.models.layers import (
     Adapter,
     ChannelNorm,
@@ -450,6 +452,20 @@ def _gelu(module: nn.GELU) -> nn.Module:
 @exact_layer.register
 def _sequence(module: nn.Sequential) -> nn.Module:
     return nn.Sequential(*map(exact_form, module))
+
+
+class Integers(nn.Module):
+    """`IntegerNetwork`, which is exact as it is."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).float().cpu().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_tokens(self.network(from_tokens(x)))
+
+
+exact_layer.register(IntegerNetwork, Integers)
 
 
 class HyperSynthesis(nn.Module):

@@ -1,4 +1,4 @@
-"""`export`: the send and the receive half as ONNX, the weights apart from training state, or the decoder as a base."""
+"""`export`: both halves as ONNX, the sender as C, the weights apart from training state, or the decoder as a base."""
 
 import argparse
 from collections.abc import Callable
@@ -18,6 +18,9 @@ command takes where it asks for a checkpoint, and `Codec.from_pretrained` too.
 With --base, it is a folder of unet/ and vae.safetensors: the decoder as the frozen base of others, which train adapters
 over it (`decoder.pretrained: {unet: DIR/unet, vae: DIR/vae.safetensors}`).
 
+With --c, it is a folder of C99 without floating point or libraries, for a model whose sender is in integers
+(experiments/micro): `make -C DIR` builds `send`, which writes the streams of `compress`, byte for byte.
+
 examples:
   python -m aeic_lightning export --checkpoint runs/tiny/student/checkpoints/last.ckpt -o exported/
   python -m aeic_lightning export --checkpoint student.ckpt --weights -o my-student/ --results kodak.json
@@ -32,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--weights", action="store_true", help="the weights for this package instead of ONNX")
     form.add_argument("--base", action="store_true", help="the decoder as a base for adapters instead of ONNX")
+    form.add_argument("--c", action="store_true", help="the sender as C without floating point instead of ONNX")
     parser.add_argument("--card", type=Path, metavar="FILE.yaml",
                         help="with --weights: entries of the model card, each a line or a list of lines")  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="FILE.json",
@@ -51,7 +55,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.checkpoints import weights
 
     weights.require(args.checkpoint)
-    write = _weights(args) if args.weights else _base(args) if args.base else _onnx(args)
+    forms = {"weights": _weights, "base": _base, "c": _c}
+    write = next((forms[name] for name in forms if getattr(args, name)), _onnx)(args)
     import shutil
     import tempfile
 
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         beside.rename(output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    if args.weights or args.base:
+    if any(getattr(args, name) for name in forms):
         size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
         print(f"{output}  {size / 2**20:.1f} MiB")
         return
@@ -86,6 +91,14 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
         copy_sources(own_sources(model.config), folder / SOURCES)
 
     return write
+
+
+def _c(args: argparse.Namespace) -> Callable[[Path], None]:
+    from aeic_lightning.bitstream.c_sender import export_c
+    from aeic_lightning.checkpoints.checkpoint import load_aeic
+
+    model = load_aeic(args.checkpoint)
+    return lambda folder: export_c(model, folder)
 
 
 def _weights(args: argparse.Namespace) -> Callable[[Path], None]:

@@ -30,6 +30,7 @@ from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.encoders.labels import STAR, encoder_labels
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
+from aeic_lightning.models.integer import integer_gain
 from aeic_lightning.models.layers import Down, Up
 from aeic_lightning.models.parts import build_asked, build_part, part_class
 from aeic_lightning.models.taps import Tap
@@ -312,7 +313,13 @@ class LatentCodec(nn.Module):
 
     def scale_y(self, y: Tensor, level: Tensor | None) -> Tensor:
         """y of g_a in steps of the quantiser: times the gains of `level` (B,)."""
-        return y if self.gains is None else y * self.gains.gain(_given(level))
+        if self.gains is None:
+            return y
+        scaled, level = y * self.gains.gain(_given(level)), _given(level)
+        if not getattr(self.g_a, "integer", False):
+            return scaled
+        exact = integer_gain(y, self.gains.log_gain, level)
+        return scaled + (exact - scaled).detach() if torch.is_grad_enabled() else exact
 
     def synthesise(self, y_hat: Tensor, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y_hat -> l_T, l_res."""

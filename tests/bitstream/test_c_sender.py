@@ -1,0 +1,249 @@
+"""The sender in C against `compress`: another language, another compiler, integers alone."""
+
+import os
+import random
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aeic_lightning.bitstream.c_sender import export_c
+from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
+from aeic_lightning.images import from_uint8, read_image
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.integer import POSITIVE, SIGNED, IntegerConv, integer_gain, log_gains
+from aeic_lightning.models.random_model import random_model, save
+from tests.bitstream.small import LEVELS
+
+PARTS = "aeic_lightning.models."
+SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Werror"
+
+
+def micro(rate_levels: list[float] | None = LEVELS, integer: bool = True, **sizes) -> CodecConfig:
+    """A sender of few weights, its receiver smaller still."""
+    widths = {"widths": [16, 24, 24, 32], "hidden": [16, 0, 32, 24], "kernels": [3, 3, 5, 3], "channels": 32}
+    return CodecConfig(
+        encoder={"class_path": f"{PARTS}encoders.micro.MicroEncoder", "init_args": widths | {"integer": integer}},
+        h_a={"class_path": f"{PARTS}codec.micro.MicroHyperAnalysis", "init_args": {"width": 16, "integer": integer}},
+        h_s={"class_path": f"{PARTS}codec.micro.MicroHyperSynthesis", "init_args": {"widths": [16, 24]}},
+        context={"class_path": f"{PARTS}codec.context.NoContext"},
+        synthesis_widths=[16, 16, 16], synthesis_depths=[1, 1, 1], l_T_channels=8, l_res_channels=8,
+        rate_levels=rate_levels, **sizes,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def wide_open(config: CodecConfig) -> AEIC:
+    """Random weights, and latents so large that many lie outside of their tables."""
+    model = random_model(config)
+    model.codec.g_a[-1].weight.mul_(12)
+    model.codec.h_a[-1].weight.mul_(6)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> AEIC:
+    return wide_open(micro())
+
+
+@pytest.fixture(scope="module")
+def bitstream(model) -> Bitstream:
+    return Bitstream(model)
+
+
+def build(model: AEIC, folder: Path, flags: str = SANITIZE) -> Path:
+    folder.mkdir()
+    export_c(model, folder)
+    subprocess.run(["make", "-C", folder, f"CFLAGS={flags}"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory) -> Path:
+    return build(model, tmp_path_factory.mktemp("c") / "sender")
+
+
+def ppm(pixels: np.ndarray) -> bytes:
+    return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
+
+
+def send(folder: Path, pixels: np.ndarray, *order: object) -> bytes:
+    (folder / "photo.ppm").write_bytes(ppm(pixels))
+    done = subprocess.run(
+        [folder / "send", folder / "photo.ppm", folder / "photo.aeic", *map(str, order)], capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+    return (folder / "photo.aeic").read_bytes()
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    return from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+
+
+def pictures(count: int, largest: int):
+    """Photographs cut and turned, smooth areas and noise, of sizes even in log."""
+    chance, noise = random.Random(1), np.random.default_rng(1)
+    from skimage.data import astronaut, chelsea
+
+    photos = [astronaut(), chelsea()]
+    for number in range(count):
+        height, width = (round(largest ** chance.random()) for _ in range(2))
+        photo = photos[number % 2]
+        top, left = chance.randrange(photo.shape[0] - height), chance.randrange(photo.shape[1] - width)
+        cut = photo[top : top + height, left : left + width]
+        if number % 5 == 3:
+            cut = noise.integers(0, 256, cut.shape).astype(np.uint8)
+        if number % 5 == 4:
+            cut = np.full_like(cut, chance.choice([0, 255, 127]))
+        yield np.ascontiguousarray(cut)
+
+
+def test_the_streams_are_those_of_python_and_decode(folder, bitstream):
+    escaped = 0
+    for number, pixels in enumerate(pictures(25, 150)):
+        dial = (0, 255, 51 * (number % 6))[number % 3]
+        encoded = bitstream.encode_fully(tensor(pixels), dial * 2 / 255)
+        assert send(folder, pixels, "--position", dial) == encoded.data
+        bitstream.decode(encoded.data)  # its latents are checked there
+        escaped += encoded.escaped
+    assert escaped > 100
+
+
+def test_rates_to_order_are_those_of_python(folder, bitstream):
+    (pixels,) = pictures(1, 150)
+    x = tensor(pixels)
+    smallest, largest = (len(bitstream.encode(x, level)) for level in (0.0, 2.0))
+    assert send(folder, pixels) == bitstream.encode(x)
+    assert send(folder, pixels, "--level", 1.3) == bitstream.encode(x, 1.3)
+    for most in (smallest, smallest + 1, (smallest + largest) // 2, largest, largest + 1000):
+        assert send(folder, pixels, "--bytes", most) == bitstream.encode_at(x, max_bytes=most).data
+    bpp = 8 * (smallest + largest) / 2 / pixels[..., 0].size
+    assert send(folder, pixels, "--bpp", bpp) == bitstream.encode_at(x, bpp=bpp).data
+    with pytest.raises(AssertionError, match="smallest stream of this model is larger"):
+        send(folder, pixels, "--bytes", smallest - 1)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"skip_threshold": None}, {"z_only": True}, {}], ids=["all coded", "z alone", "one rate"]
+)
+def test_other_kinds_of_models(sizes, tmp_path):
+    model = random_model(micro(None, **sizes))
+    folder, bitstream = build(model, tmp_path / "sender"), Bitstream(model)
+    for pixels in pictures(3, 100):
+        assert send(folder, pixels) == bitstream.encode(tensor(pixels))
+
+
+def test_make_check_compares_with_the_golden_streams(folder):
+    assert len(list((folder / "golden").glob("*.aeic"))) == 9
+    subprocess.run(["make", "-C", folder, "check"], check=True, capture_output=True)
+    golden = folder / "golden" / "waves.128.aeic"
+    data = golden.read_bytes()
+    golden.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert subprocess.run(["make", "-C", folder, "check"], capture_output=True).returncode
+    golden.write_bytes(data)
+
+
+def test_no_floating_point_and_no_library(folder, tmp_path):
+    """Compiled for a machine whose floating point is in a library, the object asks for none of it."""
+    subprocess.run(
+        [os.environ.get("CC", "cc"), "-std=c99", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", "-O2", "-mno-sse",
+         "-msoft-float", "-mno-80387", "-c", folder / "aeic_sender.c", "-o", tmp_path / "sender.o"], check=True,
+    )  # fmt: skip
+    symbols = subprocess.run(["nm", "-u", tmp_path / "sender.o"], capture_output=True, text=True, check=True).stdout
+    wanted = {line.split()[-1] for line in symbols.splitlines()} - {"_GLOBAL_OFFSET_TABLE_"}
+    assert wanted <= {"memcpy", "memset", "memmove", "__stack_chk_fail"}
+
+
+def test_damaged_pictures_are_refused_without_a_fault(folder, tmp_path):
+    """Mutations of a PPM under AddressSanitizer and UndefinedBehaviorSanitizer: a stream or one line of error."""
+    (pixels,) = pictures(1, 40)
+    whole, chance = ppm(pixels[:9, :7]), random.Random(0)
+    photo, target = tmp_path / "photo.ppm", tmp_path / "photo.aeic"
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 3])):
+            at = chance.randrange(14 if chance.random() < 0.8 else len(data))
+            data[at : at + chance.choice([0, 1, 1, 2])] = chance.choice([b"", b"9", b"-", b"#", b"\n", b"\0", b"65536"])
+        photo.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data) + 1)])])
+        done = subprocess.run([folder / "send", photo, target], capture_output=True, text=True)
+        assert done.returncode in (0, 2), done.stderr
+        assert done.stderr.count("\n") == (done.returncode == 2), done.stderr
+        refused += done.returncode == 2
+    assert 50 < refused < 150
+
+
+def test_the_command_line(model, bitstream, tmp_path, capsys):
+    save(model, tmp_path / "micro.ckpt")
+    assert main(["export", "--checkpoint", str(tmp_path / "micro.ckpt"), "--c", "-o", str(tmp_path / "c")]) == 0
+    subprocess.run(["make", "-C", tmp_path / "c", "check"], check=True, capture_output=True)
+    assert (tmp_path / "c" / "golden" / "pixel.0.aeic").read_bytes() == bitstream.encode(
+        tensor(read_image(tmp_path / "c" / "golden" / "pixel.ppm")), 0.0
+    )
+
+
+def test_what_has_no_form_in_c_is_refused(model, model_of_levels, tmp_path):
+    for other in (model_of_levels, random_model(micro(integer=False))):
+        with pytest.raises(UserError, match="which has no form in C"):
+            export_c(other, tmp_path)
+    grid = replace(micro(), context={"class_path": f"{PARTS}codec.context.CheckerboardContext",
+                                     "init_args": {"width": 16, "depth": 1}})  # fmt: skip
+    with pytest.raises(UserError, match="CheckerboardContext"):
+        export_c(random_model(grid), tmp_path)
+    assert not shutil.os.listdir(tmp_path)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def test_training_computes_what_evaluation_does_and_learns():
+    torch.manual_seed(0)
+    model = random_model(micro())
+    x = tensor(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
+    with torch.no_grad():
+        expected = model.codec.g_a(x)
+    y = model.codec.g_a(x)
+    assert torch.equal(y, expected)
+    y.square().mean().backward()
+    for name, parameter in model.codec.g_a.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_convolution_is_its_integers():
+    """Against products of int64, over weights of very different sizes."""
+    torch.manual_seed(0)
+    conv = IntegerConv(40, 24, POSITIVE, SIGNED)
+    with torch.no_grad():
+        conv.weight.mul_(torch.logspace(-4, 3, 24)[:, None, None, None])
+        conv.bias.normal_(std=3)
+    x = torch.randint(0, 256, (2, 40, 5, 3))
+    weight, bias, shift = (part.long() for part in conv.integers())
+    assert weight.abs().amax((1, 2, 3)).max() == 127
+    sums = torch.einsum("bkhw,ok->bohw", x, weight.flatten(1)) + bias.view(-1, 1, 1)
+    shift = shift.view(-1, 1, 1)
+    expected = (sums + (1 << shift >> 1) >> shift).clamp(-128, 127)
+    with torch.no_grad():
+        assert torch.equal(conv(x / 32) * 16, expected.float())
+    assert torch.equal(conv(x / 32) * 16, expected.float())
+
+
+def test_integer_gains_are_near_those_of_floating_point():
+    torch.manual_seed(0)
+    log_gain, y = torch.randn(3, 8) * 1.5, torch.randint(-2000, 2000, (4, 8, 6, 6)) / 64
+    level = torch.tensor([0, 89, 128, 255]) * 2 / 255
+    at = level.floor().clamp(max=1).long()
+    share = (level - at)[:, None]
+    gain = (log_gain[at] * (1 - share) + log_gain[at + 1] * share).exp()[..., None, None]
+    scaled = integer_gain(y, log_gain, level)
+    assert torch.equal(scaled * 256, (scaled * 256).round())
+    # One and a half steps of the logarithm, and half a step of y.
+    assert ((scaled - y * gain).abs() <= 0.0041 * (y * gain).abs() + 1 / 512).all()
+    assert log_gains(log_gain * 100).abs().max() == 8 * 256

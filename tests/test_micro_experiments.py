@@ -1,0 +1,54 @@
+"""The files of experiments/micro: sizes within their budget, two steps of training, and the sender in C of one."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from aeic_lightning.checkpoints.checkpoint import read_checkpoint
+from aeic_lightning.cli import main
+from aeic_lightning.config import load_config
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.study.complexity import codec_costs, experiment_configs
+
+ROOT = Path(__file__).parent.parent
+FILES = ROOT / "experiments" / "micro"
+ARMS = ["integer_none", "integer_enc", "float_none", "float_enc"]
+
+
+def test_every_file_is_known_here():
+    assert {path.stem for path in FILES.glob("*.yaml")} == {*ARMS, "base", "distilled"}
+
+
+def test_the_sender_is_within_its_budget():
+    for name in ARMS:
+        with torch.device("meta"):
+            model = AEIC(*experiment_configs(load_config([FILES / f"{name}.yaml"], []), name))
+        encode = codec_costs(model)["encode"]
+        assert encode.macs_per_pixel <= 1000
+        assert encode.parameters <= 400_000
+
+
+@pytest.mark.parametrize("name", ["integer_enc", "float_enc"])
+def test_two_steps(name, tmp_path, monkeypatch):
+    """Of the arms with distillation, which hold the others; the receiver stays that of the shipped student."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in ("astronaut", "chelsea", "coffee"):
+        Image.fromarray(getattr(skimage.data, photo)()[:200, :200]).save(photos / f"{photo}.png")
+    monkeypatch.chdir(ROOT)
+    words = ["fit", "--config", f"experiments/micro/{name}.yaml", f"--vars.root={tmp_path}", "--vars.steps=2",
+             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.val_count=1",
+             "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+    assert main(words) == 0
+    checkpoint = tmp_path / name / "checkpoints" / "last.ckpt"
+    ours, theirs = (read_checkpoint(path)["state_dict"] for path in (checkpoint, "small-student"))
+    for tensor in ("codec.g_s.0.branch2.weight", "codec.gains.log_gain"):
+        assert torch.equal(ours[f"model.{tensor}"], theirs[f"model.{tensor}"].float())
+    status = main(["export", "--c", "--checkpoint", str(checkpoint), "-o", str(tmp_path / "c")])
+    assert status == (0 if name.startswith("integer") else 2)
+    if status == 0:
+        subprocess.run(["make", "-C", tmp_path / "c", "check", "CFLAGS=-O1"], check=True, capture_output=True)
