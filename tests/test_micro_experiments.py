@@ -24,12 +24,11 @@ def test_every_file_is_known_here():
 
 
 def test_the_sender_is_within_its_budget():
-    for name in ARMS:
-        with torch.device("meta"):
-            model = AEIC(*experiment_configs(load_config([FILES / f"{name}.yaml"], []), name))
-        encode = codec_costs(model)["encode"]
-        assert encode.macs_per_pixel <= 1000
-        assert encode.parameters <= 400_000
+    with torch.device("meta"):
+        model = AEIC(*experiment_configs(load_config([FILES / "integer_enc.yaml"], []), "it"))
+    encode = codec_costs(model)["encode"]
+    assert encode.macs_per_pixel <= 1000
+    assert encode.parameters <= 400_000
 
 
 @pytest.mark.parametrize("name", ["integer_enc", "float_enc"])
