@@ -3,10 +3,11 @@
 import io
 import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from aeic_lightning.codec import as_tensor
 from aeic_lightning.errors import ImageWarning, UserError
@@ -152,3 +153,76 @@ def test_the_first_of_several_pictures_is_taken_and_said(kind):
         warnings.simplefilter("error")
         read_image(saved(first, kind))
         read_image(saved(first, "MPO", append_images=[second], save_all=True))  # a photograph and its depth
+
+
+def png_with(**chunks: bytes) -> bytes:
+    """A PNG with these chunks after its header, by the specification (W3C, third edition)."""
+    data = saved(Image.fromarray(PICTURE))
+    made = b"".join(
+        struct.pack(">I", len(body)) + kind.encode() + body + struct.pack(">I", zlib.crc32(kind.encode() + body))
+        for kind, body in chunks.items()
+    )
+    return data[:33] + made + data[33:]
+
+
+def avif_with(primaries: int, transfer: int) -> bytes:
+    """An AVIF whose nclx colour box (ISO/IEC 23000-22, 14496-12) has these code points."""
+    data = bytearray(saved(Image.fromarray(PICTURE), "AVIF", quality=100))
+    at = data.index(b"colrnclx") + 8
+    data[at : at + 4] = struct.pack(">HH", primaries, transfer)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (png_with(cICP=bytes([9, 16, 0, 1])), "BT.2020, PQ (cICP)"),
+        (png_with(cICP=bytes([12, 13, 0, 1])), "Display P3, sRGB (cICP)"),
+        (png_with(gAMA=struct.pack(">I", 100_000)), "of gamma 1 (gAMA)"),
+        (avif_with(9, 18), "BT.2020, HLG (nclx)"),
+    ],
+    ids=["PQ", "P3", "linear", "HLG"],
+)
+def test_colours_that_are_signalled_without_a_profile_are_said(data, words):
+    for given in (lambda: read_image(data, "holiday"), lambda: as_tensor(Image.open(io.BytesIO(data)))):
+        with pytest.warns(ImageWarning) as said:
+            given()
+        assert any(f"its colours are marked as {words} and were read as sRGB" in str(one.message) for one in said)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_with(cICP=bytes([1, 13, 0, 1])),
+        png_with(gAMA=struct.pack(">I", 45455)),
+        png_with(sRGB=b"\0", gAMA=struct.pack(">I", 100_000)),  # sRGB comes first
+        avif_with(1, 13),
+        avif_with(1, 1),
+    ],
+    ids=["cICP", "gAMA", "sRGB", "nclx", "nclx of BT.709"],
+)
+def test_srgb_that_is_signalled_needs_no_words(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(data)
+
+
+def test_a_profile_comes_before_a_gamma():
+    data = saved(Image.fromarray(PICTURE), icc_profile=profile(SRGB_TO_XYZ))
+    body = b"gAMA" + struct.pack(">I", 100_000)
+    data = data[:33] + struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body)) + data[33:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_image(data), PICTURE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_others_have_pillow_accept_is_cut_short_here(kind, monkeypatch):
+    """A library that has set the switch for its own files finds it as it was."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = saved(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind)
+    for given in (read_image, lambda cut: as_tensor(Image.open(io.BytesIO(cut)))):
+        with pytest.raises(UserError, match="cut short or damaged"):
+            given(data[: len(data) // 2])
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert read_image(data).shape == (64, 64, 3)

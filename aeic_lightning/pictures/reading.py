@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
-from .colour import to_srgb
+from .colour import signalled, to_srgb
 from .metadata import ORIENTATION, without_metadata
 
 # A closed list: Pillow would otherwise try every plugin, among them ones that start other programs (EPS).
@@ -25,6 +27,10 @@ TRANSPOSE = {
 
 MAX_PIXELS = 80_000_000
 """Default limit on the pixels of one image: 8192 x 8192 (67.1 million) and some slack."""
+
+
+HEAD = 1 << 16
+"""So many bytes of a file hold what it says of its colours."""
 
 
 class PictureError(Exception):
@@ -63,12 +69,15 @@ def pixels_of(
     `orientation` replaces the one that the image tells. Raises PictureError.
     """
     try:
-        remarks = []
-        image.load()  # a TIFF is turned by it, and then has no orientation any more
+        remarks, head = [], _head(image)
+        with _whole_files_only():
+            image.load()  # a TIFF is turned by it, and then has no orientation any more
         upright = _eight_bits(image, name)
         if profile := image.info.get("icc_profile"):
             upright, problem = to_srgb(upright, profile)
             remarks += [problem] if problem else []
+        elif signal := signalled(head):
+            remarks.append(f"its colours are marked as {signal} and were read as sRGB")
         orientation = _orientation(image) if orientation is None else orientation
         if orientation in TRANSPOSE:
             upright = upright.transpose(TRANSPOSE[orientation])
@@ -118,6 +127,39 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
             "; make the image smaller or raise max_pixels"
         )
     return image
+
+
+def _head(image: Image.Image) -> bytes:
+    """The beginning of an opened image's file, where there is one."""
+    try:
+        file = image.fp  # pyright: ignore[reportAttributeAccessIssue] (an ImageFile's)
+        position = file.tell()
+        file.seek(0)
+        head = file.read(HEAD)
+        file.seek(position)
+        return head
+    except Exception:  # none, closed, or not seekable
+        return b""
+
+
+_READERS = threading.Lock()
+_reading: list[bool] = []
+"""What Pillow's switch was for each of those who read at present; the first has what others had set."""
+
+
+@contextlib.contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """A file that is cut short is an error, even where other code of this process has had Pillow accept it."""
+    with _READERS:
+        _reading.append(ImageFile.LOAD_TRUNCATED_IMAGES if not _reading else _reading[0])
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        with _READERS:
+            before = _reading.pop()
+            if not _reading:
+                ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _frames(image: Image.Image) -> int:
