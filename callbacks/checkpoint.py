@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class LastCheckpoint(Checkpoint):
     the uninterrupted one, bit for bit on a CPU. A kill while it is written leaves the one before.
 
     Signals: Ctrl-C and SIGTERM finish the step (and the validation, if one is running), save and stop; a second one
-    stops at once, without a checkpoint. In a SLURM job SIGUSR1 (`--signal=USR1@300`) does the same, and puts the job
+    stops at once, without a checkpoint. If no step or image of a validation ends within `patience` seconds of a signal,
+    something hangs: this is said, and the process ends without a checkpoint. In a SLURM job SIGUSR1 (`--signal=USR1@300`) does the same, and puts the job
     back into the queue. Over several processes it is enough that one gets the signal.
 
     On a resume, TensorBoard's files are cut back to what they were when the checkpoint was written, so that no point of
@@ -69,11 +71,17 @@ class LastCheckpoint(Checkpoint):
     Args:
         every_n_steps: generator steps between two writes.
         keep_every_n_steps: also keep `step_XXXXXXX.ckpt` so often; 0 for never.
+        patience: seconds that a step, an image of a validation or a checkpoint may take after a signal.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep_every_n_steps: int = 0) -> None:
+    def __init__(self, every_n_steps: int = 500, keep_every_n_steps: int = 0, patience: float = 180) -> None:
         if every_n_steps < 1 or keep_every_n_steps < 0:
             raise UserError("LastCheckpoint: every_n_steps starts at 1, keep_every_n_steps at 0")
+        if not patience > 0:
+            raise UserError(f"LastCheckpoint: patience is {patience}; it is a number of seconds above 0")
+        self.patience = patience
+        self._progress = time.monotonic()
+        self._over = threading.Event()
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self._saved = -1
@@ -95,6 +103,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = generator_step(trainer, pl_module)
+        self._over.clear()
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]
             if SIGUSR1 is not None and "SLURM_JOB_ID" in os.environ:
@@ -105,9 +114,30 @@ class LastCheckpoint(Checkpoint):
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         if number != SIGUSR1:  # SLURM may repeat it
             signal.signal(number, default)
+        if not self._signal:
+            self._progress = time.monotonic()
+            threading.Thread(target=self._end_what_hangs, args=(number,), daemon=True, name="patience").start()
         self._signal = self._signal or number
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         print(f"\n{name}: finishing this step and saving; a second one stops at once", file=sys.stderr, flush=True)
+
+    def _end_what_hangs(self, number: int) -> None:
+        while (left := self._progress + self.patience - time.monotonic()) > 0:
+            if self._over.wait(left):
+                return
+        last = self.folder / "last.ckpt"
+        kept = f"go on from {last}, which is of an earlier step" if last.is_file() else "there is no checkpoint yet"
+        print(
+            f"error: no step has ended in {self.patience:g} seconds since the signal: it hangs, as where a file of the "
+            f"data cannot be read; stopped without saving; {kept}", file=sys.stderr, flush=True,
+        )  # fmt: skip
+        os._exit(128 + number)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._progress = time.monotonic()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._progress = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -139,6 +169,7 @@ class LastCheckpoint(Checkpoint):
         self._restore_signals()
 
     def _restore_signals(self) -> None:
+        self._over.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
