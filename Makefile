@@ -23,7 +23,7 @@ browser:
 demo: $(VENV)/.ready
 	$(BIN)/python -m aeic_lightning sweep --config experiments/sweeps/demo.yaml
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 ALL_GREEN := tests/all_green.txt
 
 # All but the tests marked `slow`, which need minutes or gigabytes; it says when those were last green.

@@ -1,5 +1,7 @@
 """Sizes that build in milliseconds, a small data set and a trainer that leaves nothing behind, shared by all tests."""
 
+import gc
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from aeic_lightning.models.codec import CodecConfig
@@ -15,27 +18,12 @@ from tests.forked import Server
 
 torch.set_num_threads(1)
 
-LONGEST = [
-    *("test_experiments.py", "test_pages.py", "test_paper_experiments.py", "bitstream/test_export.py"),
-    *("robustness/test_robustness.py", "classification/test_classification_experiments.py", "study/test_sweeps.py"),
-    *("systems/test_sharded.py", "test_foreign_parts.py", "checkpoints/test_checkpoint_files.py"),
-    *("test_installation.py", "test_extras.py", "bitstream/test_commands.py", "models/test_encoder_seam.py"),
-    *("study/test_sweep_processes.py", "test_cli.py"),
-]
-"""Files that take longest. They begin, since a long one at the end would leave all workers but one idle."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
-    assert all(path.is_file() for path in ranks), "LONGEST names a file that is gone"
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
-
-
 SERVER = pytest.StashKey[Server]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Before the first test starts a thread, or sets what a new process would not have."""
+    gc.freeze()  # what was imported stays: each full collection would look through it
     if any("fork_server" in item.fixturenames for item in session.items if isinstance(item, pytest.Function)):
         session.config.stash[SERVER] = Server()
 
@@ -57,6 +45,24 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 def fork_server(pytestconfig) -> Server:
     """Starts processes that have everything imported; see `tests/forked.py`."""
     return pytestconfig.stash[SERVER]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """made_once(name, make): the folder of that name, which `make` fills once for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = base / "made" / name, base / "made" / f"{name}.done"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture

@@ -26,33 +26,51 @@ def test_every_tiny_file_is_known_here():
     assert {path.stem for path in TINY.glob("*.yaml")} == set(ORDER) | PARTS
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
+def fit(config: str, root: Path, *settings: str) -> None:
+    """Two steps of an experiment, and a validation, in root/NAME."""
+    assert main(["fit", "--config", f"experiments/{config}.yaml", f"--vars.root={root}", "--vars.steps=2",
+                 "--vars.val_every=2", *settings]) == 0  # fmt: skip
+
+
+@pytest.fixture
+def trained(made_once, monkeypatch):
+    """trained(order, name, *settings): the run's folder, after those that stand before it: it may start from them."""
+    monkeypatch.chdir(ROOT)
+
+    def get(order: list[str], name: str, *settings: str) -> Path:
+        for config in order[: order.index(name) + 1]:
+            folder = made_once(f"experiments/{config}", lambda folder, c=config: fit(c, folder.parent, *settings))
+        return folder
+
+    return get
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_two_steps(root, name, monkeypatch):
-    """In order, since students need the teachers' checkpoints; the last validation writes every record."""
-    monkeypatch.chdir(ROOT)
-    words = ["fit", "--config", str(TINY / f"{name}.yaml"), f"--vars.root={root}", "--vars.steps=2",
-             "--vars.val_every=2", "--data.init_args.batch_size=2", "--data.init_args.crop_size=128",
-             "--data.init_args.val_max_size=[128,192]"]  # fmt: skip
-    assert main(words) == 0
-    folder = root / name
+def test_two_steps(trained, name):
+    """The last validation writes every record."""
+    folder = trained([f"tiny/{run}" for run in ORDER], f"tiny/{name}", "--data.init_args.batch_size=2",
+                     "--data.init_args.crop_size=128", "--data.init_args.val_max_size=[128,192]")  # fmt: skip
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
     for file in ("config.yaml", "run.json", "metrics_val.json", "rate_distortion.png", "reconstructions/chelsea.png"):
         assert (folder / file).is_file(), file
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+@pytest.fixture
+def photos(made_once):
     """A folder of photographs, one to validate on."""
-    folder = tmp_path_factory.mktemp("photos")
-    for name in ("astronaut", "chelsea", "coffee"):
-        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
-    return folder
+
+    def make(folder: Path) -> None:
+        for name in ("astronaut", "chelsea", "coffee"):
+            Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
+
+    return made_once("photos", make)
+
+
+@pytest.fixture
+def on_photos(photos):
+    return [f"--vars.data={photos}", "--data.init_args.val_count=1", "--data.init_args.batch_size=2",
+            "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
 
 
 SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "student_enc_dec"]
@@ -64,32 +82,25 @@ def test_every_small_file_is_known_here():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_two_steps_of_the_small_size(root, photos, name, monkeypatch):
-    """The training of the shipped models, in order."""
-    monkeypatch.chdir(ROOT)
-    words = ["fit", "--config", f"experiments/small/{name}.yaml", f"--vars.root={root}/small", "--vars.steps=2",
-             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.val_count=1",
-             "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
-    assert main(words) == 0
-    assert json.loads((root / "small" / name / "metrics_val.json").read_text())
+def test_two_steps_of_the_small_size(trained, on_photos, name):
+    """The training of the shipped models."""
+    folder = trained([f"small/{run}" for run in SHIPPED], f"small/{name}", *on_photos)
+    assert json.loads((folder / "metrics_val.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["teacher_stage1", "teacher_stage2"])
-def test_two_steps_of_the_next_small_size(root, photos, name, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    words = ["fit", "--config", f"experiments/long/{name}.yaml", f"--vars.root={root}/long", "--vars.steps=2",
-             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.folder_weights=null",
-             "--data.init_args.val_count=1", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128",
-             "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
-    assert main(words) == 0
-    assert json.loads((root / "long" / name / "metrics_val.json").read_text())
+def test_two_steps_of_the_next_small_size(trained, on_photos, name):
+    order = ["long/teacher_stage1", "long/teacher_stage2"]
+    small = ["--data.init_args.folder_weights=null", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128"]
+    folder = trained(order, f"long/{name}", *on_photos, *small)
+    assert json.loads((folder / "metrics_val.json").read_text())
 
 
-def test_two_steps_with_the_settings_for_a_gpu(root, photos, monkeypatch):
+def test_two_steps_with_the_settings_for_a_gpu(tmp_path, photos, monkeypatch):
     """All of them but the GPU itself, and its graph."""
     monkeypatch.chdir(ROOT)
     words = ["fit", "--config", "experiments/small/teacher_stage1.yaml", "--config", "experiments/small/gpu.yaml",
-             f"--vars.root={root}/gpu", "--vars.steps=2", "--vars.val_every=2", f"--vars.data={photos}",
+             f"--vars.root={tmp_path}", "--vars.steps=2", "--vars.val_every=2", f"--vars.data={photos}",
              "--data.init_args.val_count=1", "--vars.batch=2", "--vars.workers=1", "--trainer.accelerator=cpu",
              "--data.init_args.pin_memory=false", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 2  # the graph
@@ -187,24 +198,25 @@ def test_every_arm_is_known_here():
     assert {path.stem for path in (ROOT / "experiments" / "arms").glob("*.yaml")} == {*ARMS, "none", "enc", "enc_dec"}
 
 
-@pytest.fixture(scope="module")
-def adapter_base(root):
+@pytest.fixture
+def adapter_base(made_once):
     """The decoder of the shipped teacher, as what adapters are trained over."""
-    assert main(["export", "--checkpoint", "small-teacher", "--base", "-o", str(root / "base")]) == 0
-    return root / "base"
+    words = ["export", "--checkpoint", "small-teacher", "--base", "-o"]
+
+    def make(folder: Path) -> None:
+        assert main([*words, str(folder / "base")]) == 0
+
+    return made_once("adapter_base", make) / "base"
 
 
 @pytest.mark.parametrize("name", ARMS)
-def test_two_steps_of_the_other_arms(root, photos, name, adapter_base, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    untrained = root / "small" / "teacher_stage1" / "checkpoints" / "last.ckpt"
-    words = ["fit", "--config", f"experiments/arms/{name}.yaml", f"--vars.root={root}/arms", "--vars.steps=2",
-             "--vars.val_every=2", f"--vars.data={photos}", "--data.init_args.val_count=1",
-             "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
-    words += [f"--vars.base={adapter_base}"] if "adapter" in name else []
-    words += [f"--vars.random_teacher={untrained}"] if name == "random_teacher" else []
-    assert main(words) == 0
-    assert json.loads((root / "arms" / name / "metrics_val.json").read_text())
+def test_two_steps_of_the_other_arms(trained, tmp_path, on_photos, name, adapter_base):
+    words = [f"--vars.base={adapter_base}"] if "adapter" in name else []
+    if name == "random_teacher":
+        untrained = trained(["small/teacher_stage1"], "small/teacher_stage1", *on_photos)
+        words = [f"--vars.random_teacher={untrained / 'checkpoints' / 'last.ckpt'}"]
+    fit(f"arms/{name}", tmp_path, *on_photos, *words)
+    assert json.loads((tmp_path / name / "metrics_val.json").read_text())
 
 
 SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from pages import no_processes
@@ -65,7 +66,6 @@ MODEL = ["--checkpoint", "model.ckpt"]
 BD = ["paper:AEIC-ME:Kodak", "--test", "paper:AEIC-SE:Kodak", "--resamples", "0"]
 BENCH = ["--sizes", "64x64", "--repeats", "1", "--threads", "1", "--encode-only"]
 MEASURE = ["--images", "photos", "--backbones", "lite0", "--pictures", "pictures", "-o"]
-# In order: decompress reads what compress wrote.
 PRINTING = {
     "compress": (["photos", *MODEL, "-o", "out"], lambda d: [f["bytes"] > 10 for f in d["files"]] == [True, True]),
     "decompress": (["out", *MODEL, "-o", "out"], lambda d: [f["width"] for f in d["files"]] == [64, 64]),
@@ -78,6 +78,8 @@ PRINTING = {
     "verify": (["photos", *MODEL, "--settings", "1 thread"], lambda d: d["settings"][0]["same_bytes"] == 2),
     "bench": ([*MODEL, *BENCH], lambda d: d["sizes"][0]["width"] == 64),
 }
+NEEDS = {"decompress": {"compress": "out"}, "compare": {"evaluate": "e.json", "anchors": "a.json"}}
+"""Commands whose files another one reads."""
 NO_FIGURES = {"predict", "report", "export", "import-released", "serve"}
 OWN_TESTS = {"board", "classify", "accuracy", "fit", "validate", "test", "sweep"}
 
@@ -86,6 +88,9 @@ OWN_TESTS = {"board", "classify", "accuracy", "fit", "validate", "test", "sweep"
 def test_every_command_that_prints_figures_prints_json(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     no_processes(monkeypatch)
+    for before, file in NEEDS.get(command, {}).items():
+        assert Path(file).exists() or main([before, *PRINTING[before][0]]) == 0
+    capsys.readouterr()
     arguments, holds = PRINTING[command]
     assert main([command, *arguments, "--json"]) == 0
     shown = capsys.readouterr()

@@ -31,10 +31,13 @@ LEFT_OUT = 22
 """Blocks that cannot run on any machine with a CPU and without network. Raise it only for another of that kind."""
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
+@pytest.fixture
+def reader(made_once):
+    return made_once("reader", begin)
+
+
+def begin(folder: Path) -> None:
     """The folder of a reader who follows the pages: a photograph, folders of photographs, another codec's files."""
-    folder = tmp_path_factory.mktemp("reader")
     images = Path(skimage.__file__).parent / "data"
     names = ("chelsea.png", "rocket.jpg", "coffee.png")
     chelsea, rocket, coffee = (Image.open(images / name).convert("RGB").resize((128, 128)) for name in names)
@@ -49,19 +52,19 @@ def reader(tmp_path_factory):
         noisy = np.asarray(Image.open(folder / "kodak" / f"{name}.png")) // 8 * 8
         Image.fromarray(noisy).save(folder / "theirs" / f"{name}.png")
         (folder / "theirs_files" / f"{name}.bin").write_bytes(b"0" * 300)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch, reader, request):
-    page = getattr(request.node, "callspec", None) and request.node.callspec.params["page"]
-    monkeypatch.chdir(reader / "first_look" if page == "README.md" else reader)
-    monkeypatch.syspath_prepend(reader)
-    pages.small(monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_tells_to_do_works(page, reader):
+def test_what_a_page_tells_to_do_works(page, reader, made_once, monkeypatch):
+    """After those before it, whose files it uses."""
+    monkeypatch.syspath_prepend(reader)
+    pages.small(monkeypatch)
+    for earlier in PAGES[: PAGES.index(page) + 1]:
+        monkeypatch.chdir(reader / "first_look" if earlier == "README.md" else reader)
+        made_once(f"pages/{earlier}", lambda _, page=earlier: follow(page, reader))
+
+
+def follow(page: str, reader: Path) -> None:
     printed = None
     for block in BLOCKS[page]:
         name = NAMED.match(block.text)

@@ -81,10 +81,13 @@ def thin_dinov3():
     return lambda name, **given: make(name, **given | ({"mlp_ratio": 0.25} if "dinov3" in name else {}))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+@pytest.fixture
+def folder(made_once) -> Path:
+    return made_once("paper", prepare)
+
+
+def prepare(folder: Path) -> None:
     """All that a user needs: base, backbones, photographs."""
-    folder = tmp_path_factory.mktemp("paper")
     save_base(folder, small_unet([8, 8, 16, 16], [1, 1, 2, 2]), small_vae())
 
     checkpoints = folder / "torch" / "hub" / "checkpoints"
@@ -110,7 +113,6 @@ def folder(tmp_path_factory) -> Path:
     for name, size in (("train", (160, 144)), ("val", (256, 256))):
         (folder / name).mkdir()
         photo.resize(size).save(folder / name / "astronaut.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -139,12 +141,25 @@ def words(folder: Path, stage: str) -> list[str]:
             *(f"--vars.{name}={value}" for name, value in variables.items())]  # fmt: skip
 
 
+@pytest.fixture
+def trained(folder, made_once, capfd):
+    """trained(stage): after the stages before it, whose checkpoints it needs under the names they gave them."""
+
+    def fit(stage: str) -> None:
+        assert main(["fit", *words(folder, stage), "--dry-run"]) == 0, "the plan knows that everything is there"
+        assert "nothing is missing" in capfd.readouterr().out
+        assert main(["fit", *words(folder, stage)]) == 0
+
+    def get(last: str) -> None:
+        for stage in ORDER[: ORDER.index(last) + 1]:
+            made_once(f"paper_runs/{stage}", lambda _, stage=stage: fit(stage))
+
+    return get
+
+
 @pytest.mark.parametrize("stage", ORDER)
-def test_two_steps(folder, stage, capfd):
-    """In order, since each needs the checkpoints of those before it, under the names that they gave them."""
-    assert main(["fit", *words(folder, stage), "--dry-run"]) == 0, "the plan knows that everything is there"
-    assert "nothing is missing" in capfd.readouterr().out
-    assert main(["fit", *words(folder, stage)]) == 0
+def test_two_steps(folder, stage, trained):
+    trained(stage)
     run = folder / "runs" / (stage if "stage1" in stage else f"{stage}_{LAMBDA}")
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
@@ -167,12 +182,16 @@ def ablations():
     return [run.name for run in sweep.runs if run.name not in shipped]
 
 
-@pytest.mark.parametrize("name", ablations())
-def test_two_steps_of_the_ablations(folder, name, capfd):
-    """In the order of the sweep, beside the stages above. Losses on EfficientNet-Lite0, and no metrics: those of the
-    paper are measured above."""
+ABLATIONS = ablations()
+
+
+def ablation(folder: Path, name: str):
     sweep = read_sweep(SWEEP, [f"vars.lambdas=[{LAMBDA}]", f"vars.root={folder / 'runs'}"])
-    (run,) = (run for run in sweep.runs if run.name == name)
+    return next(run for run in sweep.runs if run.name == name)
+
+
+def fit_ablation(folder: Path, name: str) -> None:
+    run = ablation(folder, name)
     settings = {key: value for key, value in run.settings.items() if key != "vars.data"} | {"vars.val": folder / "val"}
     for key, small in SMALL_LENGTHS.items():
         if (lengths := settings.get(f"model.init_args.codec.{key}")) is not None:
@@ -186,6 +205,16 @@ def test_two_steps_of_the_ablations(folder, name, capfd):
     stage = run.config.stem
     overrides = [f"--{as_override(key, value if key != 'vars.val' else str(value))}" for key, value in settings.items()]
     assert main(["fit", *words(folder, stage), "--config", str(file), *overrides]) == 0
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_two_steps_of_the_ablations(folder, name, trained, made_once):
+    """After those before it, and the stages above. Losses on EfficientNet-Lite0, and no metrics: those of the paper
+    are measured above."""
+    trained(ORDER[-1])
+    for earlier in ABLATIONS[: ABLATIONS.index(name) + 1]:
+        made_once(f"paper_ablations/{earlier}", lambda _, name=earlier: fit_ablation(folder, name))
+    run = ablation(folder, name)
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     model = load_model(run.checkpoint)
     if "stride" in name:

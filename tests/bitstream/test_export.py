@@ -60,11 +60,9 @@ def tiled(model) -> AEIC:
     return tiled
 
 
-@pytest.fixture(scope="module")
-def folder(tiled, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    export(tiled, folder)  # checks the golden vectors itself
-    return folder
+@pytest.fixture
+def folder(tiled, made_once):
+    return made_once("export", lambda folder: export(tiled, folder))  # checks the golden vectors itself
 
 
 def test_sender_gives_the_same_bytes_and_receiver_the_same_picture(model, bitstream, folder, picture):
