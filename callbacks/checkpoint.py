@@ -61,9 +61,10 @@ class LastCheckpoint(Checkpoint):
     the uninterrupted one, bit for bit on a CPU. A kill while it is written leaves the one before.
 
     Signals: Ctrl-C and SIGTERM finish the step (and the validation, if one is running), save and stop; a second one
-    stops at once, without a checkpoint. If no step or image of a validation ends within `patience` seconds of a signal,
-    something hangs: this is said, and the process ends without a checkpoint. In a SLURM job SIGUSR1 (`--signal=USR1@300`) does the same, and puts the job
-    back into the queue. Over several processes it is enough that one gets the signal.
+    stops at once, without a checkpoint. If no step and no image of a validation ends within `patience` seconds of a
+    signal, something hangs: this is said, and the process ends without a checkpoint. In a SLURM job SIGUSR1
+    (`--signal=USR1@300`) does what the others do, and puts the job back into the queue. Over several processes it is
+    enough that one gets the signal.
 
     On a resume, TensorBoard's files are cut back to what they were when the checkpoint was written, so that no point of
     a curve comes twice.
