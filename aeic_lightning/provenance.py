@@ -1,6 +1,8 @@
 """What made a result: the command, the code's commit and the versions of the packages."""
 
+import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -69,3 +71,15 @@ def _git(folder: Path, *words: str) -> str | None:
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the paths below a folder and the sizes of these files. A copied or moved folder has the same."""
+    digest = hashlib.sha256()
+    for parent, subfolders, files in os.walk(folder, followlinks=False):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(name for name in files if not name.startswith(".")):
+            path = os.path.join(parent, name)
+            with suppress(OSError):
+                digest.update(os.fsencode(f"{os.path.relpath(path, folder)}\0{os.stat(path).st_size}\n"))
+    return digest.hexdigest()

@@ -85,6 +85,10 @@ def test_every_small_file_is_known_here():
 def test_two_steps_of_the_small_size(trained, on_photos, name):
     """The training of the shipped models."""
     folder = trained([f"small/{run}" for run in SHIPPED], f"small/{name}", *on_photos)
+    record = json.loads((folder / "run.json").read_text())
+    assert len(record["data_files"]) >= 1
+    for setting, digest in record["data_files"].items():
+        assert record["experiment"]["settings"][f"files of {setting.replace('.init_args', '')}"] == digest[:12]
     assert json.loads((folder / "metrics_val.json").read_text())
 
 

@@ -20,7 +20,7 @@ from aeic_lightning import __version__
 from aeic_lightning.config.layers import flat
 from aeic_lightning.files import write_whole
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources, source_digests
-from aeic_lightning.provenance import command_line, git_state, package_versions, user_repository
+from aeic_lightning.provenance import command_line, folder_digest, git_state, package_versions, user_repository
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
 
@@ -35,7 +35,8 @@ class RunRecord(SaveConfigCallback):
     `config_step_XXXXXXX.yaml`.
 
     The user's own classes are copied into `sources/`, and their digests are in `run.json`. Those that a resume finds
-    edited are copied into `sources_step_XXXXXXX/`, and count as a setting that differs.
+    edited are copied into `sources_step_XXXXXXX/`, and count as a setting that differs. `data_files` are digests of the
+    folders that the data settings name: of paths and sizes.
 
     `validate`, `test` and `predict` write `config_validate.yaml`, `run_validate.json`, and so on.
 
@@ -62,6 +63,7 @@ class RunRecord(SaveConfigCallback):
             return
         self._save_config(folder / "config.yaml")
         record |= {"sources": _keep_sources(folder / "config.yaml", folder / SOURCES)}
+        record |= {"data_files": _data_files(folder / "config.yaml")}
         _write(folder / "run.json", self._described(folder, record))
 
     def _described(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +139,13 @@ def _keep_sources(config: Path, target: Path) -> dict[str, str]:
     sources = own_sources(_read(config))
     copy_sources(sources, target)
     return source_digests(sources)
+
+
+def _data_files(config: Path) -> dict[str, str]:
+    """The digest of each folder of images that a config names, by its setting."""
+    values = flat({"data": _read(config).get("data") or {}}, lists=True)
+    folders = {key: Path(value).expanduser() for key, value in values.items() if isinstance(value, str)}
+    return {key: folder_digest(folder) for key, folder in folders.items() if folder.is_dir()}
 
 
 def _changes(beginning: Path, now: Path) -> Changes:

@@ -24,6 +24,7 @@ ASIDE = re.compile(
 )
 CALLBACK = re.compile(r"(trainer\.callbacks\.\d+)\.(.*)")
 FROM = re.compile(r"(init_from|receiver_from|teacher)(\.path)?")
+FILES = "files of "
 OVERRIDDEN = ("trainer.max_steps", "trainer.max_epochs")
 """Limits of a run that was extended: the last one counts."""
 
@@ -33,7 +34,7 @@ def experiment_settings(config: dict[str, Any], record: dict[str, Any] | None = 
 
     Args:
         config: the run's `config.yaml`.
-        record: its `run.json`: what a resume changed, and the digests of the user's own classes.
+        record: its `run.json`: what a resume changed, and the digests of the user's own classes and of data folders.
     """
     values = flat(config, lists=True)
     ours = _own_callbacks(values)
@@ -42,6 +43,7 @@ def experiment_settings(config: dict[str, Any], record: dict[str, Any] | None = 
     }
     record = record or {}
     found |= {f"source of {module}": digest[:12] for module, digest in (record.get("sources") or {}).items()}
+    found |= {FILES + _short(key): digest[:12] for key, digest in (record.get("data_files") or {}).items()}
     for resumed in record.get("resumed") or []:
         for key, (_, now) in (resumed.get("changed") or {}).items():
             if not _counts(key, ours):
@@ -55,7 +57,9 @@ def differing(settings: Sequence[Settings]) -> list[str]:
     """The settings in which these differ. Those of which nothing is known, as of older results, differ in none."""
     known = [own for own in settings if own]
     names = dict.fromkeys(name for own in known for name in own)
-    return [name for name in names if len({own.get(name) for own in known}) > 1]
+    found = {name: {own.get(name) for own in known} for name in names}
+    # Runs from before the digests of folders have none, which says nothing.
+    return [name for name, values in found.items() if len(values - {None} if name.startswith(FILES) else values) > 1]
 
 
 def _own_callbacks(values: dict[str, Any]) -> set[str]:

@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 
+from aeic_lightning.config.run_record import _data_files
 from aeic_lightning.study.curves import group
 from aeic_lightning.study.experiment import differing, experiment_settings
 from aeic_lightning.study.results import Result, read_results, write_results
@@ -143,3 +144,23 @@ def test_a_run_folder_and_a_result_file_keep_the_settings(make_run, tmp_path):
     write_results(tmp_path / "r.json", [found])
     assert read_results([tmp_path / "r.json"])[0].settings == found.settings
     assert sources_of(Run("one", folder / "x.yaml", folder)) == {"my": "ab" * 32}
+
+
+def test_two_folders_of_one_name_are_two_data_sets_and_a_moved_one_is_not(tmp_path):
+    """By what is in them, as `run.json` has it; runs from before that was kept are compared by the name alone."""
+    contents = {"a": {"one.png": b"1", "deep/two.png": b"22"}, "other": {"one.png": b"1", "deep/two.png": b"333"}}
+    contents |= {"moved": contents["a"], "fewer": {"one.png": b"1"}}
+    settings = {"old": experiment_settings(CONFIG, {})}
+    for place, files in contents.items():
+        folder = tmp_path / place / "train"
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        config = tmp_path / f"{place}.yaml"
+        config.write_text(yaml.safe_dump(changed("data.init_args.train_dir", str(folder))))
+        record = {"data_files": _data_files(config)}
+        settings[place] = experiment_settings(yaml.safe_load(config.read_text()), record)
+    assert differing([settings["a"], settings["moved"], settings["old"]]) == []
+    for other in ("other", "fewer"):
+        assert differing([settings["a"], settings[other]]) == ["files of data.train_dir"]
+        assert differing([settings["old"], settings[other]]) == []
