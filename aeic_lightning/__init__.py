@@ -8,6 +8,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), "Codec"])
+
+
 def __getattr__(name: str) -> Any:
     if name == "Codec":
         # Not at the top: a command that only prints its help must not wait for torch.

@@ -28,6 +28,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8, pixels_of
 from aeic_lightning.models.base import CompressionModel
+from aeic_lightning.output import counted
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
 
 if TYPE_CHECKING:
@@ -118,6 +119,11 @@ class Codec(
     def fingerprint(self) -> str:
         """SHA-256 of weights, tables and arithmetic, hexadecimal: streams decode with the same fingerprint alone."""
         return self.bitstream.fingerprint.hex()
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        rates = counted(self.levels, "rate level") if self.levels else "one rate"
+        return f"Codec({type(self.model).__name__}, {millions:.1f} M parameters, {rates})"
 
     @property
     def levels(self) -> int:

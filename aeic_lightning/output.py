@@ -19,6 +19,11 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 JSON_HELP = "print one JSON document on standard output; what is read by people goes to standard error"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 class Output:
     """Standard output or error as commands write to it: what reads it decides nothing, and no name controls it.
 

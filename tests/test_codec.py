@@ -18,6 +18,7 @@ from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
+from aeic_lightning.output import counted
 from aeic_lightning.zoo import models, writer_of
 
 SIZES = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
@@ -363,3 +364,16 @@ def test_quick_pictures_are_those_of_float32_but_for_single_levels(name, tmp_pat
         assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), same)
     monkeypatch.setattr(timing, "_bfloat16", False)  # where it is not quicker
     assert np.array_equal(quick.decompress_array(data), exact.decompress_array(data))
+
+
+def test_a_codec_says_its_model_and_rates(codec):
+    import aeic_lightning
+
+    assert "Codec" in dir(aeic_lightning)
+    size = sum(p.numel() for p in codec.model.parameters())
+    rates = f"{codec.levels} rate levels" if codec.levels else "one rate"
+    assert repr(codec) == f"Codec(AEIC, {size / 1e6:.1f} M parameters, {rates})"
+
+
+def test_one_is_no_plural():
+    assert [counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]

@@ -24,6 +24,7 @@ SIGNALS = {
     "`sweep`: its terminal closed": f"{SWEEPS}a_terminal_that_is_gone",
     "`sweep`: SIGHUP under `nohup`": f"{SWEEPS}nohup",
     "`fit`: SIGINT": "tests/test_cli.py::test_ctrl_c",
+    "`fit`, a step that hangs in the process itself: SIGINT, SIGTERM": "tests/callbacks/test_hanging.py::test_a_signal",
     "`fit` with workers: SIGTERM to the group": "tests/test_run_folder.py::test_sigterm_to_the_whole_group",
     "all commands but `fit` and `sweep`: SIGTERM, SIGHUP": "tests/test_stopping.py::test_a_command",
     "`export`, in the middle of its folder: SIGTERM, SIGHUP": "tests/test_stopping.py::test_export",
@@ -36,7 +37,7 @@ SAME = {
     "batches, numbers of threads": "tests/bitstream/test_settings.py::test_batches",
     "settings of the process: PyTorch's and numpy's": "tests/bitstream/test_settings.py::test_what_the_process",
     "a receiver without the encoder's class": "tests/bitstream/test_settings.py::test_a_receiver",
-    "images as files and as opened by Pillow; colour profiles": "tests/test_colours.py::test_",
+    "images as files and as opened by Pillow, cut short too; colours": "tests/test_colours.py::test_",
     "readers that go away, full disks, names that command a terminal": "tests/test_readers.py::test_",
 }
 NAMES = {

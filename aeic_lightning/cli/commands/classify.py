@@ -9,6 +9,7 @@ from pathlib import Path
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError, shown
 from aeic_lightning.memory import peak_memory
+from aeic_lightning.output import counted
 
 EXAMPLE = """
 example:
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     done = len(paths) - failed
     peak = 2**10 * peak_memory()
     print(
-        f"{done} files, {failed} failed, {1000 * seconds / max(done, 1):.1f} ms a file, peak memory {peak:.0f} MiB",
+        f"{counted(done, 'file')}, {failed} failed, "
+        f"{1000 * seconds / max(done, 1):.1f} ms a file, peak memory {peak:.0f} MiB",
         file=sys.stderr,
     )
     return 2 if failed else 0

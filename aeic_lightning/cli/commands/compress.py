@@ -9,7 +9,7 @@ from typing import Any
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError, shown
-from aeic_lightning.output import add_json_argument, image_warnings_in_words
+from aeic_lightning.output import add_json_argument, counted, image_warnings_in_words
 
 EXAMPLE = """
 examples:
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         print(f"[{number}/{len(conversions)}] {shown(conversion.target)}  {width}x{height}  {size} bytes  "
               f"{8 * size / (height * width):.5f} bpp", flush=True)  # fmt: skip
     rate = f", {8 * written / pixels:.5f} bpp over all pixels" if pixels else ""
-    print(f"{len(conversions) - failed} files, {failed} failed, {written} bytes{rate}")
+    print(f"{counted(len(conversions) - failed, 'file')}, {failed} failed, {written} bytes{rate}")
     args.give({"files": files, "bytes": written, "bpp": 8 * written / pixels if pixels else None})
     return 2 if failed else 0
 

@@ -9,7 +9,7 @@ from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.compress import add_model_arguments
 from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError, shown
-from aeic_lightning.output import add_json_argument
+from aeic_lightning.output import add_json_argument, counted
 
 NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             waiting, of_pass = [], this_pass
         waiting.append((number, conversion, data))
     draw(waiting)
-    print(f"{len(conversions) - failed} files, {failed} failed")
+    print(f"{counted(len(conversions) - failed, 'file')}, {failed} failed")
     args.give({"files": files})
     return 2 if failed else 0
 
