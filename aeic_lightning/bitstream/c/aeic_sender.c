@@ -1,7 +1,10 @@
 /* The sender: docs/integer_sender.md describes the arithmetic, docs/bitstream.md the stream. */
 #include "aeic_sender.h"
 
-#include <string.h>
+/* As in <string.h>, which compilers for bare machines come without. */
+void *memcpy(void *restrict to, const void *restrict from, size_t count);
+void *memmove(void *to, const void *from, size_t count);
+void *memset(void *at, int value, size_t count);
 
 /* ---------------------------------------------------------------- the model, written by `export --c` */
 
