@@ -13,12 +13,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The report's test opens the page in Chromium, which is a Debian package.
+# Debian packages of tests: Chromium opens pages; QEMU is a microcontroller for the sender in C, libstb its JPEG decoder.
 browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	&& command -v qemu-system-arm >/dev/null && test -f /usr/include/stb/stb_image.h && command -v make >/dev/null && command -v cc >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
-	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
-	|| { echo "no chromium for the report's test; as root: apt-get install chromium" >&2; exit 1; }
+	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	        chromium qemu-system-arm make gcc libc6-dev libstb-dev >/dev/null; } \
+	|| { echo "as root: apt-get install chromium qemu-system-arm make gcc libc6-dev libstb-dev" >&2; exit 1; }
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m aeic_lightning sweep --config experiments/sweeps/demo.yaml

@@ -1,10 +1,14 @@
 """Sizes that build in milliseconds, a small data set and a trainer that leaves nothing behind, shared by all tests."""
 
+from __future__ import annotations
+
 import gc
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning
 import pytest
@@ -15,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from tests.forked import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 
@@ -165,3 +172,24 @@ def quiet_trainer(folder: Path, max_steps: int, **kwargs) -> lightning.Trainer:
         "default_root_dir": folder,
     }
     return lightning.Trainer(**defaults | kwargs)
+
+
+# As little as possible beside the page itself: no first-run pages, no updates, no traffic of the browser's own.
+CHROMIUM_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, with a profile of its own. `make setup` installs it; a test without it fails."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no chromium on this machine; install it: apt-get install chromium", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

@@ -1,15 +1,18 @@
 """The sender in C against `compress`: another language, another compiler, integers alone."""
 
+import base64
 import os
 import random
-import shutil
+import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from aeic_lightning.bitstream.c_sender import export_c
 from aeic_lightning.bitstream.stream import Bitstream
@@ -180,6 +183,45 @@ def test_damaged_pictures_are_refused_without_a_fault(folder, tmp_path):
     assert 50 < refused < 150
 
 
+ZIG = f"{sys.executable} -m ziglang cc -target"
+IN_PAGE = """([code, width, height, pixels, position]) => {
+    const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0))
+    const {encode, aeic_memory, memory, __heap_base} =
+        new WebAssembly.Instance(new WebAssembly.Module(bytes(code))).exports
+    const after = at => (at + 15) & ~15, most = 100000, need = aeic_memory(width, height)
+    const start = after(__heap_base.value), work = after(start + 3 * width * height), out = work + need
+    memory.grow(Math.ceil((out + most + 32) / 65536))
+    new Uint8Array(memory.buffer).set(bytes(pixels), start)
+    const count = encode(start, width, height, position, work, need, out, most)
+    return btoa(String.fromCharCode(...new Uint8Array(memory.buffer, out, Math.max(count, 0))))
+}"""
+
+
+def test_webassembly_in_chromium(folder, bitstream, chromium):
+    subprocess.run(["make", "-C", folder, "aeic_sender.wasm", f"WASM_CC={ZIG} wasm32-freestanding"], check=True)
+    code = base64.b64encode((folder / "aeic_sender.wasm").read_bytes()).decode()
+    page = chromium.new_page()
+    for number, pixels in enumerate(pictures(8, 150)):
+        height, width, _ = pixels.shape
+        dial = 36 * number
+        given = [code, width, height, base64.b64encode(pixels.tobytes()).decode(), dial]
+        assert base64.b64decode(page.evaluate(IN_PAGE, given)) == bitstream.encode(tensor(pixels), dial * 2 / 255)
+    page.close()
+
+
+def test_a_microcontroller(folder, bitstream):
+    """A Cortex-M7 without an operating system, in QEMU; the linker holds it to 512 KB of RAM."""
+    board = ["make", "-s", "-C", folder, "board", "CPU=cortex_m7", f"ARM_CC={ZIG} thumb-freestanding-eabi"]
+    for pixels in pictures(3, 150):
+        (folder / "frame.ppm").write_bytes(ppm(pixels))
+        (folder / "frame.aeic").unlink(missing_ok=True)
+        said = subprocess.run(board, check=True, capture_output=True, text=True).stderr
+        assert (folder / "frame.aeic").read_bytes() == bitstream.encode(tensor(pixels))
+        used = {name: int(count) for name, count in re.findall(r"^([a-z ]+) (\d+)$", said, re.MULTILINE)}
+        assert 500 < used["stack"] < 6000
+        assert used["working memory"] < 160 * 1024
+
+
 def test_the_command_line(model, bitstream, tmp_path, capsys):
     save(model, tmp_path / "micro.ckpt")
     assert main(["export", "--checkpoint", str(tmp_path / "micro.ckpt"), "--c", "-o", str(tmp_path / "c")]) == 0
@@ -187,6 +229,27 @@ def test_the_command_line(model, bitstream, tmp_path, capsys):
     assert (tmp_path / "c" / "golden" / "pixel.0.aeic").read_bytes() == bitstream.encode(
         tensor(read_image(tmp_path / "c" / "golden" / "pixel.ppm")), 0.0
     )
+
+
+def test_jpeg(folder, bitstream, tmp_path):
+    """Decoders of JPEG differ in single levels, but not on grey; damaged files are refused."""
+    command = ["make", "-B", "-C", folder, f"CFLAGS={SANITIZE}", "JPEG=1", "PROGRAM=send-jpeg"]
+    subprocess.run(command, check=True, capture_output=True)
+    photo, target = tmp_path / "photo.jpg", tmp_path / "photo.aeic"
+    grey = np.full((50, 70, 3), 131, np.uint8)
+    Image.fromarray(grey).save(photo)
+    subprocess.run([folder / "send-jpeg", photo, target], check=True, capture_output=True)
+    assert target.read_bytes() == bitstream.encode(tensor(grey))
+    (pixels,) = pictures(1, 60)
+    Image.fromarray(pixels).save(photo)
+    whole, chance = photo.read_bytes(), random.Random(0)
+    for _ in range(60):
+        data = bytearray(whole[: chance.choice([len(whole), chance.randrange(len(whole))])])
+        for _ in range(3):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        photo.write_bytes(data)
+        done = subprocess.run([folder / "send-jpeg", photo, target], capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) in ((0, 0), (2, 1)), done.stderr
 
 
 def test_what_has_no_form_in_c_is_refused(model, model_of_levels, tmp_path):
@@ -197,7 +260,7 @@ def test_what_has_no_form_in_c_is_refused(model, model_of_levels, tmp_path):
                                      "init_args": {"width": 16, "depth": 1}})  # fmt: skip
     with pytest.raises(UserError, match="CheckerboardContext"):
         export_c(random_model(grid), tmp_path)
-    assert not shutil.os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------- training

@@ -11,8 +11,10 @@ void *memcpy(void *restrict to, const void *restrict from, size_t count) {
 }
 
 void *memmove(void *to, const void *from, size_t count) {
-    if (to <= from) return memcpy(to, from, count);
-    while (count--) ((uint8_t *)to)[count] = ((const uint8_t *)from)[count];
+    if ((uintptr_t)to < (uintptr_t)from)
+        for (size_t i = 0; i < count; i++) ((uint8_t *)to)[i] = ((const uint8_t *)from)[i];
+    else
+        while (count--) ((uint8_t *)to)[count] = ((const uint8_t *)from)[count];
     return to;
 }
 
