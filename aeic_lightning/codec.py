@@ -75,6 +75,7 @@ class Codec(
         device: str | torch.device = "cpu",
         fast: bool = False,
         float32: bool = False,
+        receiver: bool = True,
         hub: bool = False,
         revision: str | None = None,
         **options: Any,
@@ -87,6 +88,7 @@ class Codec(
                 fetched: a mistyped path cannot become somebody else's weights.
             device: where the decoder computes. What both sides share is computed on the CPU in any case.
             fast, float32: see `Codec`.
+            receiver: without it the codec compresses alone, and no part of the decoder is in memory.
             hub: take `name` as OWNER/NAME on the Hub, without the `hf:`.
             revision: branch, tag or commit of a repository.
             **options: `token`, `cache_dir`, `local_files_only`, `force_download` of `huggingface_hub`.
@@ -104,7 +106,8 @@ class Codec(
             if not path.exists():
                 raise UserError(f"{missing(name)}; a repository of the Hugging Face Hub is {HUB}OWNER/NAME")
         known = read_config(path) if path.is_dir() else {}
-        model = load_model(path, "model", sender=False).for_decoding().to(device)
+        model = load_model(path, "model", receiver, sender=not receiver)
+        model = (model.for_decoding() if receiver else model).to(device)
         return cls(model, fast, known.get("card"), known.get("objective"), float32)
 
     def __getstate__(self) -> dict[str, Any]:

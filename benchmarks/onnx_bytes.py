@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from aeic_lightning.bitstream.export import OnnxSender, export
-from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.bitstream.export import export
+from aeic_lightning.bitstream.send import Sender
+from aeic_lightning.bitstream.stream import Bitstream, dial_position
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli.commands.verify import random_images
 from aeic_lightning.images import from_uint8, read_image
@@ -35,10 +36,11 @@ def main() -> int:
     equal = 0
     with tempfile.TemporaryDirectory() as folder:
         export(model, Path(folder, "export"))
-        sender = OnnxSender(Path(folder, "export", "send"))
+        sender = Sender(Path(folder, "export", "send"))
         for path in random_images(args.count, args.largest, Path(folder)):
-            x = from_uint8(torch.from_numpy(read_image(path)).permute(2, 0, 1)[None])
-            ours, theirs = bitstream.encode(x), sender.encode(x)
+            pixels = read_image(path)
+            x = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+            ours, theirs = bitstream.encode(x), sender.encode(pixels, dial_position(None, sender.levels))
             equal += ours == theirs
             if ours != theirs:
                 bitstream.decode(theirs)  # raises UserError for what does not decode to the sender's latents

@@ -23,7 +23,7 @@ ASKED_BEFORE = {
     "aeic_lightning/study/report/page.py": {"jinja2", "plotly"},
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
-    "aeic_lightning/bitstream/onnx_runtime.py": {"onnxruntime"},
+    "aeic_lightning/bitstream/wire.py": {"onnxruntime"},
     "aeic_lightning/serve/app.py": {"fastapi"},
 }
 

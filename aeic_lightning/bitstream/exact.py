@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, product
 from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
+from aeic_lightning.bitstream.wire import MEAN_STEPS
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import (
     ContextModel,
@@ -60,7 +61,6 @@ DEPTHWISE_SUM = 2**24 // DEPTHWISE_LIMIT  # most that the magnitudes of a depthw
 GELU_STEPS = 1024  # table entries for a unit
 GELU_END = 8  # gelu(v) = max(v, 0) to 1e-14 beyond
 PIECES = 2  # that the channels of a depthwise convolution are cut into
-MEAN_STEPS = 256  # means, and so y_hat, are multiples of 1/256
 MEAN_LIMIT = 2.0**23  # in those steps, so that they are exact in float32
 TINY = 2.0**-60  # smallest peak, so that an all-zero row divides by something
 

@@ -1,11 +1,11 @@
-"""ONNX graphs of the two halves; `onnx_runtime` runs them.
+"""ONNX graphs of the two halves; `send.py` and `receive.py` run them.
 
     send/     analysis.onnx         x (1, 3, H, W), padded          -> y, z                  float32
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
                                     (without a context: phi (1, 2M, h, w) alone)
-              tables.json, manifest.json; send.py and pictures/, which need neither PyTorch nor this package
-    receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above
+              tables.json, manifest.json; send.py, wire.py and pictures/, which need neither PyTorch nor this package
+    receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above; receive.py and wire.py
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
               or, of a model that decodes large images in tiles, its three parts, which the runtime calls tile by tile:
               features.onnx         y_hat (1, M, h, w)              -> l_T, l_res (stride 8) float32
@@ -33,10 +33,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from aeic_lightning import __version__
-from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream import receive, send, wire
 from aeic_lightning.bitstream.exact import Context, ExactContext, from_tokens
-from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver, OnnxSender, sha256
-from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded, dial_position, reconstruct
+from aeic_lightning.bitstream.stream import Bitstream, dial_position, reconstruct
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder, write_whole
 from aeic_lightning.models.aeic import AEIC
@@ -150,16 +149,16 @@ def export(model: AEIC, folder: Path) -> None:
     bitstream = Bitstream(model)
     codec = model.codec
     channels, stride = codec.channels, codec.stride
-    send, receive = folder / "send", folder / "receive"
-    for half in (send, receive):
+    sending, receiving = folder / "send", folder / "receive"
+    for half in (sending, receiving):
         half.mkdir(parents=True, exist_ok=True)
 
-    limit = container.LARGEST_SIDE // stride
+    limit = wire.LARGEST_SIDE // stride
     rows, columns = Dim("rows", min=1, max=limit // 2), Dim("columns", min=1, max=limit // 2)
     level, level_size = ((torch.tensor([1.0]),), {"level": None}) if bitstream.levels else ((), {})
     try:
         _export(
-            Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride), *level), send / "analysis.onnx",
+            Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride), *level), sending / "analysis.onnx",
             {"x": {2: 2 * stride * rows, 3: 2 * stride * columns}} | level_size, ["y", "z"],
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -171,25 +170,27 @@ def export(model: AEIC, folder: Path) -> None:
     hyper_synthesis, context = cast(tuple[nn.Module, ExactContext], (bitstream.hyper_synthesis, bitstream.context))
     most = limit // codec.z_stride
     _export(
-        hyper_synthesis, (torch.zeros(1, codec.prior.channels, 3, 5),), send / "hyper_synthesis.onnx",
+        hyper_synthesis, (torch.zeros(1, codec.prior.channels, 3, 5),), sending / "hyper_synthesis.onnx",
         {"z_hat": {2: Dim("rows", min=1, max=most), 3: Dim("columns", min=1, max=most)}}, ["phi"],
     )  # fmt: skip
-    _export_context(context, codec.context.phi_channels, {2: 2 * rows, 3: 2 * columns}, send / "context.onnx")
+    _export_context(context, codec.context.phi_channels, {2: 2 * rows, 3: 2 * columns}, sending / "context.onnx")
     tiling = model.decoder.config.tiling
     y_hat = (torch.zeros(1, channels, 6, 10), *level)
     y_size = {"y_hat": {2: 2 * rows, 3: 2 * columns}} | level_size
     if tiling is None:
-        _export(Synthesis(model), y_hat, receive / "synthesis.onnx", y_size, ["x_hat"])
+        _export(Synthesis(model), y_hat, receiving / "synthesis.onnx", y_size, ["x_hat"])
     else:
-        _export_parts(model, y_hat, y_size, receive)
-    write_whole(send / "send.py", Path(__file__).with_name("send.py").read_bytes())
+        _export_parts(model, y_hat, y_size, receiving)
+    for half, names in ((sending, ("send.py", "wire.py")), (receiving, ("receive.py", "wire.py"))):
+        for name in names:
+            write_whole(half / name, Path(__file__).with_name(name).read_bytes())
     for path in sorted(package_folder("aeic_lightning.pictures").glob("*.py")):
-        write_whole(send / "pictures" / path.name, path.read_bytes())
-    write_whole(send / "tables.json", json.dumps(bitstream.shared.to_dict()))
+        write_whole(sending / "pictures" / path.name, path.read_bytes())
+    write_whole(sending / "tables.json", json.dumps(bitstream.shared.to_dict()))
     for name in ("hyper_synthesis.onnx", "context.onnx", "tables.json"):
-        write_whole(receive / name, (send / name).read_bytes())
-    for half in (send, receive):
-        _write_manifest(half, bitstream.fingerprint, bitstream.levels, tiling if half is receive else None)
+        write_whole(receiving / name, (sending / name).read_bytes())
+    for half in (sending, receiving):
+        _write_manifest(half, bitstream.fingerprint, bitstream.levels, tiling if half is receiving else None)
     write_golden(bitstream, folder / "golden", tiling)
     _write_pictures(model, bitstream, folder / "golden")
     check_golden(folder)
@@ -215,7 +216,7 @@ def _export_parts(model: AEIC, y_hat: tuple[Tensor, ...], y_size: dict, receive:
     _export(Features(model), y_hat, receive / "features.onnx", y_size, ["l_T", "l_res"])
     # Sides of latents of whole images, and of tiles, which are multiples of 8.
     unit = math.gcd(GRID, 2 * model.codec.stride // GRID)
-    largest = container.LARGEST_SIDE // GRID // unit
+    largest = wire.LARGEST_SIDE // GRID // unit
     rows, columns = Dim("rows", min=1, max=largest), Dim("columns", min=1, max=largest)
     size = {2: unit * rows, 3: unit * columns}
     side = 24
@@ -241,10 +242,10 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: d
 
 def _write_manifest(half: Path, fingerprint: bytes, levels: int, tiling: TilingConfig | None) -> None:
     paths = sorted(path for path in half.rglob("*") if path.is_file() and path.name != "manifest.json")
-    files = {path.relative_to(half).as_posix(): sha256(path) for path in paths}
+    files = {path.relative_to(half).as_posix(): wire.sha256(path) for path in paths}
     manifest = {
         "half": half.name,
-        "stream_version": container.VERSION,
+        "stream_version": wire.VERSION,
         "fingerprint": fingerprint.hex(),
         "levels": levels,
         **({"tiling": asdict(tiling)} if tiling else {}),
@@ -293,7 +294,7 @@ def write_golden(bitstream: Bitstream, folder: Path, tiling: TilingConfig | None
     for name, (height, width, y, z) in golden_cases(bitstream, tiling).items():
         encoded = bitstream.encode_latents(y, z, height, width, dial_position(None, bitstream.levels))
         write_whole(folder / f"{name}.aeic", encoded.data)
-        for letter, integers in zip("zy", _integers(encoded), strict=True):
+        for letter, integers in zip("zy", encoded.integers(), strict=True):
             write_whole(folder / f"{name}.{letter}.i32", integers.tobytes())
         np.save(folder / f"{name}.sender.npy", np.concatenate([y.flatten().numpy(), z.flatten().numpy()]))
         listing["cases"].append(
@@ -324,30 +325,5 @@ def check_golden(folder: Path) -> None:
 
     Raises UserError if one differs: streams and latents in a single bit, pictures by more than one of 255 levels.
     """
-    sender, receiver = OnnxSender(folder / "send"), OnnxReceiver(folder / "receive")
-    for case in json.loads((folder / "golden" / "golden.json").read_text())["cases"]:
-        name = folder / "golden" / case["name"]
-        data = Path(f"{name}.aeic").read_bytes()
-        decoded = receiver.coder.decode(data)
-        sent = torch.from_numpy(np.load(f"{name}.sender.npy"))
-        y, z = sent.split([int(np.prod(case[shape])) for shape in ("y_shape", "z_shape")])
-        again = sender.coder.encode_latents(
-            y.view(case["y_shape"]),
-            z.view(case["z_shape"]),
-            case["height"],
-            case["width"],
-            dial_position(None, sender.coder.levels),
-        )
-        expected = [Path(f"{name}.{letter}.i32").read_bytes() for letter in "zy"]
-        picture = Path(f"{name}.picture.npy")
-        if picture.exists():
-            difference = receiver.picture(decoded).int() - torch.from_numpy(np.load(picture)).int()
-            if difference.abs().max() > 1:
-                raise UserError(f"the exported receiver does not reproduce the picture {picture.name} with onnxruntime")
-        if again.data != data or [part.tobytes() for part in _integers(decoded)] != expected:
-            raise UserError(f"the exported halves do not reproduce golden vector {case['name']} with onnxruntime")
-
-
-def _integers(latents: Encoded | Decoded) -> tuple[np.ndarray, np.ndarray]:
-    z, y = latents.integers()
-    return z.astype("<i4"), y.astype("<i4")
+    send.check(send.Sender(folder / "send"), folder / "golden")
+    receive.check(receive.Receiver(folder / "receive"), folder / "golden")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from aeic_lightning.bitstream.container import LARGEST_FILE
+from aeic_lightning.bitstream.wire import LARGEST_FILE
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import check_can_write
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream import wire
 from aeic_lightning.bitstream.stream import Bitstream, Encoded, dial_position
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import SHIPPED, Objective, objective_settings, read_objective
@@ -72,9 +72,9 @@ class Refinement:
         At a level, J is never above that of the file without refinement; within a size, the distortion is not. A size
         takes up to three refinements: refined files are smaller, so a higher level fits.
         """
-        container.check_order(bpp=bpp, max_bytes=max_bytes, level=level)
+        wire.check_order(bpp=bpp, max_bytes=max_bytes, level=level)
         if bpp is not None:
-            max_bytes = container.bytes_within(bpp, *x.shape[2:])
+            max_bytes = wire.bytes_within(bpp, *x.shape[2:])
         if max_bytes is None:
             plain = self.bitstream.encode_at(x, level=level)
             return min(plain, self._refined(x, plain.level), key=lambda encoded: self.loss(x, encoded))

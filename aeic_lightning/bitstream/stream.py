@@ -4,18 +4,18 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream import container
-from aeic_lightning.bitstream.exact import MEAN_STEPS, HyperSynthesis, exact_context, exact_mode
-from aeic_lightning.bitstream.range_coder import LARGEST, SymbolReader, SymbolWriter
+from aeic_lightning.bitstream import wire
+from aeic_lightning.bitstream.exact import HyperSynthesis, exact_context, exact_mode
 from aeic_lightning.bitstream.sender import Sender
-from aeic_lightning.bitstream.tables import MEDIAN_STEPS, Tables
+from aeic_lightning.bitstream.tables import Tables
+from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter, dial_level, dial_position
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
 from aeic_lightning.models.aeic import AEIC
@@ -88,7 +88,7 @@ class LatentCoder:
         self, y: Tensor, z: Tensor, height: int, width: int, dials: Sequence[int | None]
     ) -> list[Encoded]:
         """As `encode_latents`, for y (B, M, h, w) and z (B, M/2, h/4, w/4) of images of one size: the same files."""
-        container.check_size(height, width)
+        wire.check_size(height, width)
         y, z = y.float().cpu(), z.float().cpu()
         if not (y.isfinite().all() and z.isfinite().all()):
             raise UserError("the latents are not finite: the model has diverged; use an earlier checkpoint")
@@ -115,8 +115,10 @@ class LatentCoder:
         encoded = []
         parts = zip(z_hat.split(1), y_hat.split(1), dials, writers, counts, strict=True)
         for one_z, one_y, dial, writer, count in parts:
-            stream = container.Stream(height, width, _check(one_z, one_y), writer.getvalue(), dial)
-            data, level = container.pack(stream, self.fingerprint), dial_level(dial, self.levels)
+            stream = wire.Stream(
+                height, width, wire.latents_check(one_z.numpy(), one_y.numpy()), writer.getvalue(), dial
+            )
+            data, level = wire.pack(stream, self.fingerprint), dial_level(dial, self.levels)
             encoded.append(Encoded(data, one_z, one_y, writer.bits, count, writer.escaped, level))
         return encoded
 
@@ -171,42 +173,18 @@ class LatentCoder:
             raise UserError(wrong % "the bytes fit no symbols") from error
         decoded = []
         for stream, one_z, one_y in zip(streams, z_hat.split(1), y_hat.split(1), strict=True):
-            if _check(one_z, one_y) != stream.check:
+            if wire.latents_check(one_z.numpy(), one_y.numpy()) != stream.check:
                 raise UserError(wrong % "their check value differs")
             level = dial_level(stream.level, self.levels)
             decoded.append(Decoded(stream.height, stream.width, one_z, one_y, level))
         return decoded
 
-    def _unpack(self, data: bytes) -> container.Stream:
-        return container.unpack(data, self.fingerprint, has_level=self.levels > 0)
+    def _unpack(self, data: bytes) -> wire.Stream:
+        return wire.unpack(data, self.fingerprint, has_level=self.levels > 0)
 
     def _y_hat(self, z_hat: Tensor, size: tuple[int, int], code: Callable[..., Tensor]) -> Tensor:
         phi = self.hyper_synthesis(z_hat)[..., : size[0], : size[1]]
         return self.context(phi, code)
-
-
-DIAL = 255
-"""Highest position of the rate dial, which a file holds in one byte."""
-
-
-def dial_position(level: float | None, levels: int) -> int | None:
-    """The byte of a rate level: the nearest of 256 positions from 0 to `levels` - 1; the middle one for None.
-
-    None for a model of one rate. Raises UserError for a level that the model does not have.
-    """
-    if not levels:
-        if level is not None:
-            raise UserError("this model has one rate and takes no level; train one with codec.rate_levels")
-        return None
-    level = (levels - 1) / 2 if level is None else level
-    if not 0 <= level <= levels - 1:
-        raise UserError(f"level {level:g} is outside of 0 to {levels - 1}, the levels of this model")
-    return round(level * DIAL / (levels - 1))
-
-
-def dial_level(position: int | None, levels: int) -> float | None:
-    """The rate level of a file's byte; None for a model of one rate."""
-    return None if position is None else position * (levels - 1) / DIAL
 
 
 class ImageSender(Protocol):
@@ -276,10 +254,6 @@ class Bitstream(LatentCoder):
         """
         return self.encode_fully(x, level).data
 
-    def file_size(self, x: Tensor, level: float | None = None) -> int:
-        """Bytes of the file of one image; `bpp` is 8 times this over its pixels."""
-        return len(self.encode(x, level))
-
     def encode_fully(self, x: Tensor, level: float | None = None) -> Encoded:
         """The file of one image, and the latents behind it."""
         return self.encode_at(x, level=level)
@@ -303,33 +277,17 @@ class Bitstream(LatentCoder):
         The exact part takes all images in one pass; g_a, whose last digits would change with the others in its batch,
         takes one after the other.
         """
-        container.check_order(bpp=bpp, max_bytes=max_bytes, level=level)
+        wire.check_order(bpp=bpp, max_bytes=max_bytes, level=level)
         height, width = x.shape[2:]
-        container.check_size(height, width)
+        wire.check_size(height, width)
         if bpp is not None:
-            max_bytes = container.bytes_within(bpp, height, width)
+            max_bytes = wire.bytes_within(bpp, height, width)
         dial = dial_position(level, self.levels)
         analysed = [self.sender.analyse(image) for image in x.split(1)]
         if max_bytes is None:
             return self._at([dial] * len(x), analysed, height, width)
-        best = self._at([0 if self.levels else None] * len(x), analysed, height, width)
-        for one in best:
-            if len(one.data) > max_bytes:
-                what = "the smallest file of this model" if self.levels else "this model has one rate, and its file"
-                raise UserError(
-                    f"{max_bytes} bytes are too few for {width}x{height} pixels: {what} has {len(one.data)} bytes "
-                    f"({8 * len(one.data) / (height * width):.4f} bpp)"
-                )
-        # Of each image, the file at `low` fits, that at `high` does not; the distances are the same for all.
-        low, high = [0] * len(x), [DIAL + 1 if self.levels else 1] * len(x)
-        while high[0] - low[0] > 1:
-            middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
-            for i, encoded in enumerate(self._at(middle, analysed, height, width)):
-                if len(encoded.data) <= max_bytes:
-                    low[i], best[i] = middle[i], encoded
-                else:
-                    high[i] = middle[i]
-        return best
+        at = partial(self._at, analysed=analysed, height=height, width=width)
+        return wire.best_within(at, lambda one: len(one.data), self.levels, len(x), max_bytes, (height, width))
 
     def _at(self, dials: Sequence[int | None], analysed: list[Tensor], height: int, width: int) -> list[Encoded]:
         levels = [dial_level(dial, self.levels) for dial in dials]
@@ -394,8 +352,4 @@ def _channels(z: Tensor) -> np.ndarray:
 
 
 def _integers(z_hat: Tensor, y_hat: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    return (z_hat * MEDIAN_STEPS).int().contiguous().numpy(), (y_hat * MEAN_STEPS).int().contiguous().numpy()
-
-
-def _check(z_hat: Tensor, y_hat: Tensor) -> bytes:
-    return container.latents_check(*(part.astype("<i4").tobytes() for part in _integers(z_hat, y_hat)))
+    return wire.integers_of(z_hat.contiguous().numpy(), y_hat.contiguous().numpy())

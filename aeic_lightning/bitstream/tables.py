@@ -8,48 +8,21 @@ of a machine's exp or erfc do not reach the counts; the fingerprint of a stream 
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
-from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
+from aeic_lightning.bitstream.wire import MEDIAN_STEPS, PRECISION, Table
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentGrid
 from aeic_lightning.models.codec.context import QUADTREE, Pattern
 from aeic_lightning.models.codec.entropy import SCALE_FLOOR, FactorizedPrior, GaussianConditional
 
-PRECISION = 24  # bits of a probability, that of constriction's default range coder
 LEVELS = 64
 LARGEST_SCALE = 256.0
-MEDIAN_STEPS = 64  # medians of z, and so z_hat, are multiples of 1/64
 TAIL = 2.0**-22  # probability below which a table leaves values to the escape
 LARGEST_TABLE = 4096
-
-
-@dataclass(frozen=True)
-class Table:
-    """Counts of the symbols low, low + 1, ..., low + n - 1 and of the escape; n + 1 counts, each at least 1."""
-
-    low: int
-    counts: np.ndarray  # int64 (n + 1,), sum 2^24
-
-    @property
-    def escape(self) -> int:
-        """Index of the escape."""
-        return len(self.counts) - 1
-
-    @cached_property
-    def model(self) -> Any:
-        """The range coder's model. constriction adds one count to each entry, and rescales by exactly 1."""
-        return coding.model.Categorical((self.counts - 1).astype(np.float64), perfect=False)
-
-    @cached_property
-    def bits(self) -> np.ndarray:
-        """Code length of each entry in bits, float64."""
-        return PRECISION - np.log2(self.counts)
 
 
 def table(low: int, probabilities: np.ndarray, outside: float) -> Table:
@@ -176,20 +149,6 @@ class Tables:
             "pattern": self.pattern,
         }
 
-    @classmethod
-    def from_dict(cls, values: dict) -> "Tables":
-        """What `to_dict` gave; older tables are of AEIC's grid and pattern, and do not name them."""
-        stride = values["stride"]
-        return cls(
-            LatentGrid(stride, values.get("multiple", 2 * stride), values.get("z_stride", 4)),
-            values["skip_threshold"],
-            torch.tensor(values["medians_times_64"]).reshape(1, -1, 1, 1) / MEDIAN_STEPS,
-            (torch.tensor(values["level_bounds_times_2_to_20"]).double() / 2**20).float(),
-            [Table(t["low"], np.array(t["counts"], np.int64)) for t in values["z"]],
-            [Table(t["low"], np.array(t["counts"], np.int64)) for t in values["y"]],
-            _as_pattern(values.get("pattern", QUADTREE)),
-        )
-
     def to_bytes(self) -> bytes:
         """For the fingerprint, which is older than `multiple`, `z_stride` and `pattern`."""
         values = self.to_dict()
@@ -198,8 +157,3 @@ class Tables:
         if self.pattern == QUADTREE:
             del values["pattern"]
         return json.dumps(values, sort_keys=True).encode()
-
-
-def _as_pattern(values: Any) -> Pattern:
-    """Nested lists, as JSON has them, as a pattern."""
-    return tuple(tuple(tuple((row, column) for row, column in here) for here in step) for step in values)

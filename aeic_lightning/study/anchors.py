@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 
-from aeic_lightning.bitstream.container import bytes_within, check_rate
+from aeic_lightning.bitstream.wire import bytes_within, check_rate
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import file_name

@@ -36,6 +36,11 @@ def model_of_levels():
 
 
 @pytest.fixture(scope="session")
+def levelled(model_of_levels):
+    return Bitstream(model_of_levels)
+
+
+@pytest.fixture(scope="session")
 def se_codec():
     """AEIC-SE's sender."""
     return random_model(CODECS["AEIC-SE"]).codec

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream import wire
 from aeic_lightning.bitstream.stream import Bitstream, in_passes
 from aeic_lightning.cli import main
 from aeic_lightning.images import from_uint8
@@ -94,8 +94,8 @@ def test_commands_with_a_batch(levelled, tmp_path, monkeypatch, capsys):
     assert written[0] == written[1] == written[2]
 
     # One whose bytes are in order while its latents are not the sender's, in a pass with another.
-    sent = container.unpack((tmp_path / "out0/4.aeic").read_bytes(), levelled.fingerprint, has_level=True)
-    wrong = container.pack(sent._replace(check=bytes(len(sent.check))), levelled.fingerprint)
+    sent = wire.unpack((tmp_path / "out0/4.aeic").read_bytes(), levelled.fingerprint, has_level=True)
+    wrong = wire.pack(sent._replace(check=bytes(len(sent.check))), levelled.fingerprint)
     (tmp_path / "out0/4.aeic").write_bytes(wrong)
     words = ["decompress", str(tmp_path / "out0"), "--checkpoint", str(checkpoint), "--batch", "4"]
     assert main([*words, "-o", str(tmp_path / "png")]) == 2
@@ -108,7 +108,7 @@ def test_a_size_that_one_image_cannot_reach_is_the_error_of_that_image(levelled,
     smallest = []
     for name, image in (("noise", noise), ("plain", np.full_like(noise, 90))):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
-        smallest.append(levelled.file_size(from_uint8(torch.from_numpy(image).permute(2, 0, 1)[None]), 0.0))
+        smallest.append(len(levelled.encode(from_uint8(torch.from_numpy(image).permute(2, 0, 1)[None]), 0.0)))
     assert smallest[0] > smallest[1]
     save(small(LEVELS), tmp_path / "model.ckpt")
     words = ["compress", str(tmp_path / "noise.png"), str(tmp_path / "plain.png"), "--bytes", str(smallest[0] - 1)]

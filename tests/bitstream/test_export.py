@@ -20,19 +20,20 @@ from PIL import Image
 from skimage.data import chelsea
 from torchvision.transforms.functional import pil_to_tensor
 
+from aeic_lightning.bitstream import wire
 from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.export import (
     OPSET,
     ContextStep,
-    OnnxReceiver,
-    OnnxSender,
     _export,
     check_golden,
     export,
 )
+from aeic_lightning.bitstream.receive import Receiver
 from aeic_lightning.bitstream.send import Sender
-from aeic_lightning.bitstream.stream import Bitstream, dial_level, reconstruct
+from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
 from aeic_lightning.cli import main
+from aeic_lightning.cli.commands.decompress import NOTICE
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.aeic import AEIC
@@ -48,8 +49,8 @@ def model(model_of_levels) -> AEIC:
 
 
 @pytest.fixture(scope="module")
-def bitstream(model) -> Bitstream:
-    return Bitstream(model)
+def bitstream(levelled) -> Bitstream:
+    return levelled
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +66,43 @@ def folder(tiled, made_once):
     return made_once("export", lambda folder: export(tiled, folder))  # checks the golden vectors itself
 
 
+def hwc(pixels: torch.Tensor) -> np.ndarray:
+    """uint8 (1, 3, H, W) or (3, H, W) as (H, W, 3)."""
+    return pixels.reshape(pixels.shape[-3:]).permute(1, 2, 0).numpy()
+
+
+def assert_received(receiver, data, expected):
+    found = receiver.picture(receiver.decode(data)).astype(int)
+    assert np.abs(found - hwc(expected)).max() <= 1
+
+
 def test_sender_gives_the_same_bytes_and_receiver_the_same_picture(model, bitstream, folder, picture):
-    sender, receiver = OnnxSender(folder / "send"), OnnxReceiver(folder / "receive")
+    sender, receiver = Sender(folder / "send"), Receiver(folder / "receive")
+    middle = dial_position(None, bitstream.levels)
     for seed, size in enumerate([(1, 1), (64, 64), (65, 200), (130, 60)]):
-        x = picture(*size, seed)
-        data = bitstream.encode(x)
-        assert sender.encode(x) == data
-        expected = reconstruct(model, bitstream.decode(data)).int()
-        assert (receiver.decode(data).int() - expected).abs().max() <= 1
+        pixels = to_uint8(picture(*size, seed))
+        data = bitstream.encode(from_uint8(pixels))
+        assert sender.encode(hwc(pixels), middle) == data
+        decoded = bitstream.decode(data)
+        for ours, theirs in zip(decoded.integers(), wire.integers_of(*receiver.decode(data)[2:4]), strict=True):
+            assert np.array_equal(ours, theirs)
+        assert_received(receiver, data, reconstruct(model, decoded))
 
 
 def test_exported_halves_take_the_level(model, bitstream, folder, picture):
-    sender, receiver, x = OnnxSender(folder / "send"), OnnxReceiver(folder / "receive"), picture(70, 90)
-    for level in (None, 0.0, 1.3):
-        data = bitstream.encode(x, level)
-        assert sender.encode(x, level) == data
-        expected = reconstruct(model, bitstream.decode(data)).int()
-        assert (receiver.decode(data).int() - expected).abs().max() <= 1
-    portable, pixels = Sender(folder / "send"), to_uint8(x)
+    sender, receiver, pixels = Sender(folder / "send"), Receiver(folder / "receive"), to_uint8(picture(70, 90))
     for dial in (0, 90, 255):
-        expected = bitstream.encode(from_uint8(pixels), dial_level(dial, bitstream.levels))
-        assert portable.encode(pixels[0].permute(1, 2, 0).numpy(), dial) == expected
-    best = bitstream.encode_at(from_uint8(pixels), max_bytes=len(expected) - 1).data
-    assert portable.within(pixels[0].permute(1, 2, 0).numpy(), len(expected) - 1) == best
+        data = bitstream.encode(from_uint8(pixels), dial_level(dial, bitstream.levels))
+        assert sender.encode(hwc(pixels), dial) == data
+        assert_received(receiver, data, reconstruct(model, bitstream.decode(data)))
+    best = bitstream.encode_at(from_uint8(pixels), max_bytes=len(data) - 1).data
+    assert sender.within(hwc(pixels), len(data) - 1) == best
+
+
+def without(*modules: str) -> list[str]:
+    """A command that runs the Python file named next, where none of these modules can be imported."""
+    hide = f"import runpy, sys; sys.modules |= dict.fromkeys({modules!r}); sys.argv = sys.argv[1:]; "
+    return [sys.executable, "-c", f"{hide}runpy.run_path(sys.argv[0], run_name='__main__')"]
 
 
 def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, picture, tmp_path):
@@ -97,8 +112,7 @@ def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, p
         pixels = to_uint8(picture(height, width, seed))
         Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).save(tmp_path / f"{seed}.png")
         expected[f"{seed}.aeic"] = bitstream.encode(from_uint8(pixels))
-    hide = "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'aeic_lightning']); sys.argv = sys.argv[1:]; "
-    command = [sys.executable, "-c", f"{hide}runpy.run_path(sys.argv[0], run_name='__main__')"]
+    command = without("torch", "aeic_lightning")
     words = [folder / "send" / "send.py", "0.png", "1.png", "-o", "sent", "--check", folder / "golden"]
     done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -118,6 +132,27 @@ def test_send_py_writes_the_files_of_compress_without_torch(bitstream, folder, p
     assert done.returncode == 2
     assert lines[0].startswith("error: notes.png: cannot decode it: its content is not a known image")
     assert lines[1].startswith("error: 0.png: 3 bytes are too few")
+
+
+def test_receive_py_draws_the_pictures_of_decompress_without_torch(model, bitstream, folder, picture, tmp_path):
+    """In a process that can import neither PyTorch, this package nor a library of images."""
+    data = bitstream.encode(picture(65, 200))
+    (tmp_path / "a.aeic").write_bytes(data)
+    (tmp_path / "damaged.aeic").write_bytes(data[:-1])
+    (tmp_path / "long.aeic").write_bytes(data + b"1")
+    words = [folder / "receive" / "receive.py", "damaged.aeic", "a.aeic", "gone.aeic", "long.aeic", "-o", "out"]
+    command = [*without("torch", "aeic_lightning", "PIL"), *words, "--check", folder / "golden"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.count("reproduced") == len(json.loads((folder / "golden/golden.json").read_text())["cases"])
+    lines = done.stderr.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == ["damaged.aeic", "gone.aeic", "long.aeic"]
+    assert all("check value of the file is wrong" in lines[i] for i in (0, 2))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        found, comment = np.asarray(image.convert("RGB")).astype(int), image.text["Comment"]
+    assert comment == NOTICE
+    assert np.abs(found - hwc(reconstruct(model, bitstream.decode(data)))).max() <= 1
 
 
 @pytest.mark.parametrize("optimised", [True, False])
@@ -175,13 +210,13 @@ def test_a_changed_picture_is_noticed(folder, tmp_path):
 def test_halves_cannot_be_mixed(model, folder, tmp_path, picture):
     copied = shutil.copytree(folder / "receive", tmp_path / "receive")
     with pytest.raises(UserError, match="the send half"):
-        OnnxSender(copied)
+        Sender(copied)
     (copied / "tables.json").write_text((copied / "tables.json").read_text().replace("0.08", "0.09"))
     with pytest.raises(UserError, match="not the file of its manifest"):
-        OnnxReceiver(copied)
+        Receiver(copied)
     foreign = Bitstream(random_model(model.codec.config, seed=1)).encode(picture(64, 64))
     with pytest.raises(UserError, match="another checkpoint"):
-        OnnxReceiver(folder / "receive").decode(foreign)
+        Receiver(folder / "receive").decode(foreign)
 
 
 def test_graphs_are_valid_and_of_the_stated_opset(folder):
@@ -194,14 +229,14 @@ def test_graphs_are_valid_and_of_the_stated_opset(folder):
 
 def test_manifest_of_a_missing_half(tmp_path):
     with pytest.raises(UserError, match="not an exported half"):
-        OnnxSender(tmp_path)
+        Sender(tmp_path)
 
 
 def test_sizes_are_free(folder):
-    receiver = OnnxReceiver(folder / "receive")
+    receiver = Receiver(folder / "receive")
     for rows, columns in [(2, 2), (6, 14)]:
         base = np.zeros((1, 32, rows, columns), np.float32)
-        mean, scale = receiver.coder.context.params(torch.from_numpy(base), 2)
+        mean, scale = receiver.context(base, 2)
         assert mean.shape == scale.shape == base.shape
 
 
@@ -209,7 +244,7 @@ def test_sizes_are_free(folder):
 def test_the_receiver_tiles_as_the_decoder_does(tiled, bitstream, folder, picture, size):
     """Equal pictures, and no pass of the two large networks sees more than a tile."""
     data = bitstream.encode(picture(*size))
-    receiver = OnnxReceiver(folder / "receive")
+    receiver = Receiver(folder / "receive")
     seen = {"denoiser": [], "vae": []}
     run = receiver.run
 
@@ -219,8 +254,7 @@ def test_the_receiver_tiles_as_the_decoder_does(tiled, bitstream, folder, pictur
         return run(name, inputs)
 
     receiver.run = watched
-    expected = reconstruct(tiled, receiver.coder.decode(data)).int()
-    assert (receiver.decode(data).int() - expected).abs().max() <= 1
+    assert_received(receiver, data, reconstruct(tiled, bitstream.decode(data)))
     whole = size[0] * size[1] // 64
     assert max(seen["denoiser"]) <= 32**2
     assert max(seen["vae"]) <= 40**2
@@ -258,10 +292,9 @@ def test_an_encoder_from_elsewhere_is_exported_by_the_command(plain, model, fold
     assert main(["export", *model, str(tmp_path / "exported")]) == 0
     assert written == ["analysis.onnx", "hyper_synthesis.onnx", "context.onnx", "synthesis.onnx"]
     photo = torch.from_numpy(chelsea()[:150, :200].copy()).permute(2, 0, 1)[None]
-    sent = OnnxSender(tmp_path / "exported" / "send").encode(from_uint8(photo))
+    sent = Sender(tmp_path / "exported" / "send").encode(hwc(photo))
     (tmp_path / "sent.aeic").write_bytes(sent)
     assert main(["decompress", str(tmp_path / "sent.aeic"), *model, str(tmp_path)]) == 0
     received = pil_to_tensor(Image.open(tmp_path / "sent.png"))
-    theirs = OnnxReceiver(tmp_path / "exported" / "receive").decode(sent)
-    assert received.shape == theirs.shape == photo.shape[1:]
-    assert (theirs.int() - received.int()).abs().max() <= 1
+    assert received.shape == photo.shape[1:]
+    assert_received(Receiver(tmp_path / "exported" / "receive"), sent, received)

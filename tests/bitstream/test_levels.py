@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 from aeic_lightning.bitstream import send
-from aeic_lightning.bitstream.container import bytes_within, overhead
 from aeic_lightning.bitstream.stream import Bitstream, dial_level, dial_position, reconstruct
+from aeic_lightning.bitstream.wire import Stream, bytes_within, pack
 from aeic_lightning.cli.commands import bench
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from tests.bitstream.small import small
+
+HEADER = 11  # bytes before the level, for sides of at most 128
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,8 @@ def model(model_of_levels) -> AEIC:
 
 
 @pytest.fixture(scope="module")
-def bitstream(model) -> Bitstream:
-    return Bitstream(model)
+def bitstream(levelled) -> Bitstream:
+    return levelled
 
 
 def picture() -> torch.Tensor:
@@ -62,7 +64,7 @@ def test_a_stream_brings_back_its_latents_and_its_level(model, bitstream, level)
 
 
 def test_files_grow_with_the_level(bitstream):
-    sizes = [bitstream.file_size(picture(), level) for level in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    sizes = [len(bitstream.encode(picture(), level)) for level in (0.0, 0.5, 1.0, 1.5, 2.0)]
     assert sizes == sorted(sizes)
     assert sizes[-1] > 1.2 * sizes[0]
 
@@ -71,12 +73,13 @@ def test_the_level_costs_one_byte_and_a_file_of_one_rate_has_none(model):
     plain = Bitstream(small(None))
     data = plain.encode(picture())
     assert plain.decode(data).level is None
-    assert overhead(70, 90, has_level=True) == overhead(70, 90) + 1
+    files = [pack(Stream(70, 90, b"abc", b"", level), bytes(32)) for level in (None, 3)]
+    assert [len(file) for file in files] == [HEADER, HEADER + 1]
 
 
 def test_a_damaged_level_is_an_error(bitstream):
     data = bytearray(bitstream.encode(picture(), 1.0))
-    data[overhead(70, 90)] ^= 1
+    data[HEADER] ^= 1
     with pytest.raises(UserError, match="check value"):
         bitstream.decode(bytes(data))
 

@@ -1,5 +1,6 @@
 """Other entropy models and another g_s than the paper's: in the estimate, in streams, in ONNX, in counts and labels."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,8 @@ from bitstream.conftest import MINIATURE
 
 from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.export import _export_context
-from aeic_lightning.bitstream.onnx_runtime import _OnnxContext
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.bitstream.tables import Tables
+from aeic_lightning.bitstream.wire import ExportedHalf
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
@@ -88,13 +88,14 @@ def test_graph_of_the_context_gives_every_value_to_the_last_bit(model, tmp_path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(tmp_path / "context.onnx", options, providers=["CPUExecutionProvider"])
-    ours, theirs = bitstream.context, _OnnxContext(session, bitstream.shared.pattern)
+    ours = bitstream.context
     base = torch.randn(1, phi_channels, 6, 8, generator=torch.Generator().manual_seed(0))
     with exact_mode():
         for step, quarters in enumerate(ours.pattern):
             coded = grid_mask(quarters, model.codec.channels, 6, 8)
-            for a, b in zip(ours.params(base, step), theirs.params(base, step), strict=True):
-                assert torch.equal(a[coded], b[coded])
+            inputs = {"base": base.numpy()} | ({"step": np.array([step])} if len(ours.pattern) > 1 else {})
+            for a, b in zip(ours.params(base, step), session.run(None, inputs), strict=True):
+                assert torch.equal(a[coded], torch.from_numpy(b)[coded])
 
 
 def test_checkpoints_and_labels_name_the_parts(model, tmp_path, picture):
@@ -108,13 +109,19 @@ def test_checkpoints_and_labels_name_the_parts(model, tmp_path, picture):
     }
 
 
-def test_the_order_of_coding_is_in_tables_and_fingerprint():
+def test_the_order_of_coding_is_in_tables_and_fingerprint(tmp_path):
     shared = Bitstream(random_model(MINIATURE)).shared
     assert "pattern" not in shared.to_bytes().decode()  # as in files of before there were others
-    assert Tables.from_dict({k: v for k, v in shared.to_dict().items() if k != "pattern"}).pattern == QUADTREE
     other = replace(shared, pattern=CHECKERBOARD)
     assert other.to_bytes() != shared.to_bytes()
-    assert Tables.from_dict(other.to_dict()).pattern == CHECKERBOARD
+    old = {name: value for name, value in shared.to_dict().items() if name not in ("pattern", "multiple", "z_stride")}
+    manifest = {"files": {}, "half": "send", "stream_version": 1, "fingerprint": "00", "levels": 0}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for tables, pattern in ((old, QUADTREE), (shared.to_dict(), QUADTREE), (other.to_dict(), CHECKERBOARD)):
+        (tmp_path / "tables.json").write_text(json.dumps(tables))
+        half = ExportedHalf(tmp_path, "send")
+        assert half.pattern == json.loads(json.dumps(pattern))
+        assert half.sizes(70, 200) == shared.grid.sizes(70, 200)
 
 
 def test_masks_of_the_checkerboard():

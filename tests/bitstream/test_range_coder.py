@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from aeic_lightning.bitstream import tables
-from aeic_lightning.bitstream.range_coder import LARGEST, SymbolReader, SymbolWriter
+from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 
 GAUSSIAN = tables.gaussian_tables()

@@ -18,7 +18,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from aeic_lightning.bitstream import container
+from aeic_lightning.bitstream import wire
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
@@ -59,12 +59,12 @@ def damage(data: bytes, others: list[bytes], foreign: list[bytes], random: np.ra
 
 def behind(data: bytes, fingerprint: bytes, random: np.random.Generator) -> tuple[str, bytes]:
     """A damaged payload behind a file check that fits."""
-    stream = container.unpack(data, fingerprint)
+    stream = wire.unpack(data, fingerprint)
     payload = bytearray(stream.payload)
     payload[int(random.integers(len(payload)))] ^= 1 << int(random.integers(8))
     if random.random() < 0.3:
         payload = payload[: int(random.integers(len(payload)))]
-    return "behind the file check", container.pack(stream._replace(payload=bytes(payload)), fingerprint)
+    return "behind the file check", wire.pack(stream._replace(payload=bytes(payload)), fingerprint)
 
 
 def main() -> int:

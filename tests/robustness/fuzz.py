@@ -104,8 +104,8 @@ def write_corpora(folder: Path, made: dict[str, Any]) -> dict[bytes, str]:
 
     Returns the digest of the latents of each genuine file: those of the model under test, and those of the stand-in.
     """
-    from aeic_lightning.bitstream import container
-    from aeic_lightning.bitstream.range_coder import SymbolWriter
+    from aeic_lightning.bitstream import wire
+    from aeic_lightning.bitstream.wire import SymbolWriter
 
     random = np.random.default_rng(0)
     own, quick, genuine = made["own"], stand_in(made["own"]), {}
@@ -116,18 +116,18 @@ def write_corpora(folder: Path, made: dict[str, Any]) -> dict[bytes, str]:
         for name, bitstream in made.items():
             encoded = bitstream.encode_fully(x)
             data = encoded.data
-            stream = container.unpack(data, bitstream.fingerprint, bitstream.levels > 0)
+            stream = wire.unpack(data, bitstream.fingerprint, bitstream.levels > 0)
             corpora["file"] += [data, bytes([data[0] - 1]) + data[1:], bytes([data[0] + 1]) + data[1:]]
             # As a model of another arithmetic would write it, whose fingerprint differs.
             arithmetic = hashlib.sha256(b"aeic arithmetic 1" + bitstream.fingerprint).digest()
-            corpora["file"].append(container.pack(stream._replace(level=None), arithmetic))
+            corpora["file"].append(wire.pack(stream._replace(level=None), arithmetic))
             if max(height, width) <= LARGEST_SIDE:
                 corpora["behind"].append(bytes([height - 1, width - 1]) + stream.check + stream.payload)
             if name == "own":
                 genuine[data] = digest(encoded)
         if max(height, width) <= LARGEST_SIDE:
             encoded = quick.encode_latents(*own.sender(x), height, width)
-            stream = container.unpack(encoded.data, own.fingerprint)
+            stream = wire.unpack(encoded.data, own.fingerprint)
             corpora["behind"].append(bytes([height - 1, width - 1]) + stream.check + stream.payload)
             genuine[encoded.data] = digest(encoded)
     data = next(iter(genuine))
@@ -163,14 +163,14 @@ def refused_by(error: Exception) -> str:
 
 def file_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[bytes], str]:
     """Any bytes as a file of a model of one rate, and of one of several."""
-    from aeic_lightning.bitstream import container
+    from aeic_lightning.bitstream import wire
     from aeic_lightning.errors import UserError
 
     own, levels = made["own"], made["levels"]
 
     def target(data: bytes) -> str:
         try:
-            model = container.model_of(data)
+            model = wire.model_of(data)
         except UserError:
             model = b""
         try:
@@ -190,17 +190,17 @@ def file_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[by
 
 def behind_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[bytes], str]:
     """Any size, latents check and payload behind a file check that is right."""
-    from aeic_lightning.bitstream import container
+    from aeic_lightning.bitstream import wire
     from aeic_lightning.errors import UserError
 
     coder = stand_in(made["own"])
-    known = {container.unpack(data, coder.fingerprint).check: latents for data, latents in genuine.items()}
+    known = {wire.unpack(data, coder.fingerprint).check: latents for data, latents in genuine.items()}
 
     def target(data: bytes) -> str:
         data = data.ljust(5, b"\0")
-        stream = container.Stream(data[0] % LARGEST_SIDE + 1, data[1] % LARGEST_SIDE + 1, data[2:5], data[5:])
+        stream = wire.Stream(data[0] % LARGEST_SIDE + 1, data[1] % LARGEST_SIDE + 1, data[2:5], data[5:])
         try:
-            decoded = coder.decode(container.pack(stream, coder.fingerprint))
+            decoded = coder.decode(wire.pack(stream, coder.fingerprint))
         except UserError as error:
             return refused_by(error)
         # A payload with other bytes behind its end holds the same symbols.
@@ -211,7 +211,7 @@ def behind_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[
 
 def coder_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[bytes], str]:
     """Any bytes as the payload of up to 30 symbols of any tables."""
-    from aeic_lightning.bitstream.range_coder import LARGEST, SymbolReader, SymbolWriter
+    from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter
     from tests.bitstream.test_range_coder import reference_decode
 
     tables = made["own"].shared.y_tables
@@ -257,7 +257,7 @@ def fuzz(name: str, count: int, folder: Path) -> None:
     """Fuzz one target in this process, which ends after `count` inputs and leaves `NAME.json` in the folder."""
     import atheris
 
-    modules = ["container", "range_coder", "stream", "tables"]
+    modules = ["wire", "stream", "tables"]
     with atheris.instrument_imports(include=[f"aeic_lightning.bitstream.{module}" for module in modules]):
         import aeic_lightning.bitstream.stream  # noqa: F401  (with its coverage counted)
     torch.set_num_threads(1)

@@ -45,12 +45,11 @@ GROUPS = {
         "*": ["systems/test_distillation.py", "systems/test_compression.py", "systems/test_guards.py"],
     },
     "bitstream": {
-        "range_coder": ["bitstream/test_range_coder.py"],
         "tables": ["bitstream/test_range_coder.py", "bitstream/test_bitstream.py"],
         "exact": ["bitstream/test_bitstream.py", "bitstream/test_exact.py"],
         "products": ["bitstream/test_products.py"],
         "rows": ["bitstream/test_rows.py"],
-        "container": ["bitstream/test_bitstream.py", "bitstream/test_levels.py"],
+        "wire": ["bitstream/test_range_coder.py", "bitstream/test_bitstream.py", "bitstream/test_levels.py"],
         "stream": ["bitstream/test_bitstream.py", "bitstream/test_levels.py"],
         "sender": ["bitstream/test_bitstream.py"],
     },

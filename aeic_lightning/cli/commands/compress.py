@@ -16,7 +16,7 @@ examples:
   python -m aeic_lightning compress photo.jpg -o streams/                      # with the model that ships
   python -m aeic_lightning compress photos/ -o streams/ --bpp 0.06
   python -m aeic_lightning compress photo.jpg -o streams/ --bytes 2000
-  python -m aeic_lightning compress photos/ -o streams/ --checkpoint runs/tiny/student/checkpoints/last.ckpt
+  python -m aeic_lightning compress photos/ -o streams/ --model runs/tiny/student/checkpoints/last.ckpt
 """
 
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sources, model, rate, target."""
     parser.epilog = EXAMPLE
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    add_model_arguments(parser, "the receiver needs the same one (default: small-student, which ships)")
+    add_model_arguments(parser, "the receiver needs the same (default: small-student, which ships)")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the .aeic files go")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most so many bits per pixel")
@@ -46,19 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, remark: str) -> None:
-    """--model or --checkpoint, and --device."""
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", metavar="NAME", help=f"a shipped model; {remark}")
-    model.add_argument("--checkpoint", metavar="CKPT", help="a checkpoint of `fit`, or a folder of weights")
+    """--model, also under the name that it had for files, and --device."""
+    help_ = f"a shipped model, a checkpoint of `fit`, a folder of weights or hf:OWNER/NAME; {remark}"
+    parser.add_argument("--model", metavar="MODEL", help=help_)
+    parser.add_argument("--checkpoint", dest="model", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu", help="where the networks compute: cpu, cuda, cuda:1 ...")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file with its bytes and bits per pixel, then the sums. Exit code 2 if any image failed."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.container import check_rate
     from aeic_lightning.bitstream.files import conversions_of
-    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.bitstream.wire import check_rate
+    from aeic_lightning.checkpoints.weights import locate, require
     from aeic_lightning.image_files import find_images
 
     conversions = conversions_of(args.images, args.out, ".aeic", find_images, args.force)
@@ -69,15 +69,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         raise UserError(f"--effort is {args.effort}; it is a number of gradient steps, 0 or more")
     if args.bpp is not None:
         check_rate(args.bpp)
-    if args.checkpoint:
-        name = args.checkpoint
-    else:
-        from aeic_lightning.zoo import DEFAULT
+    from aeic_lightning.zoo import DEFAULT
 
-        name = args.model or DEFAULT
-    require(name, "model")
+    name = args.model or DEFAULT
+    if not name.startswith("hf:"):
+        require(name, "model")
     check_device(args.device)
-    if args.checkpoint:
+    if args.model and locate(name).is_file():
         from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
 
         warn_of_untrained_rate(name, "model")
@@ -150,8 +148,7 @@ def _start(
 
     import torch
 
-    from aeic_lightning.bitstream.stream import Bitstream
-    from aeic_lightning.checkpoints.checkpoint import load_model
+    from aeic_lightning.codec import Codec
     from aeic_lightning.timing import assume_bfloat16
 
     if workers > 1:
@@ -159,15 +156,12 @@ def _start(
     if workers > 1:  # a process of its own
         warnings.formatwarning = image_warnings_in_words(warnings.formatwarning)
     assume_bfloat16(bfloat16)
-    if effort:
-        from aeic_lightning.codec import Codec
+    codec = Codec.from_pretrained(name, device=device, fast=fast, receiver=bool(effort))
+    if effort and not codec.objective:
         from aeic_lightning.study.model_card import objective
 
-        codec = Codec.from_pretrained(name, device=device, fast=fast)
-        codec.objective = codec.objective or objective(name)
-        _state["encoder"] = codec.encoder(effort)
-    else:
-        _state["encoder"] = Bitstream(load_model(name, "model", receiver=False).to(device), fast)
+        codec.objective = objective(name)
+    _state["encoder"] = codec.encoder(effort)
     _state["rate"] = rate
 
 

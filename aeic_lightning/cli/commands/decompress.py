@@ -37,16 +37,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from aeic_lightning.checkpoints.weights import require
 
     conversions = conversions_of(args.streams, args.out, ".png", find_streams, args.force)
-    name = args.checkpoint or args.model
-    if name:
+    name = args.model
+    if name and not name.startswith("hf:"):
         require(name, "model")
 
     check_device(args.device)
     if args.batch < 1:
         raise UserError(f"--batch is {args.batch}; it is at least 1")
     from aeic_lightning.bitstream.stream import reconstruct_batch
+    from aeic_lightning.codec import Codec
 
-    opened: dict[str, Any] = {}
+    opened: dict[str, Codec] = {}
     failed = 0
     files: list[dict[str, Any]] = []
     waiting: list[tuple[int, Conversion, bytes]] = []  # number in the list, and what the file holds: of one pass
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     def draw(entries: list[tuple[int, Conversion, bytes]]) -> None:
         if not entries:
             return
-        model, bitstream = opened[of_pass[0]]
+        codec = opened[of_pass[0]]
         try:
-            decoded = bitstream.decode_batch([data for _, _, data in entries])
+            decoded = codec.bitstream.decode_batch([data for _, _, data in entries])
         except UserError as error:
             if len(entries) == 1:
                 fail(entries[0][1], error)
@@ -71,10 +72,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 for entry in entries:
                     draw([entry])
             return
-        pictures = reconstruct_batch(model, decoded, not args.float32)
+        pictures = reconstruct_batch(codec.model, decoded, not args.float32)
         for (number, conversion, _), latents, picture in zip(entries, decoded, pictures, strict=True):
-            notice = NOTICE if model.generative else None
-            write_png(conversion.target, picture, bitstream.fingerprint.hex()[:16], notice)
+            notice = NOTICE if codec.model.generative else None
+            write_png(conversion.target, picture, codec.fingerprint[:16], notice)
             print(
                 f"[{number}/{len(conversions)}] {shown(conversion.target)}  {latents.width}x{latents.height}",
                 flush=True,
@@ -86,8 +87,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         try:
             data = read_stream(conversion.source)
             model_name = name or _writer(data)
-            _, bitstream = _open(model_name, args.device, opened)
-            this_pass = model_name, bitstream.pass_of(data)
+            if model_name not in opened:
+                opened[model_name] = Codec.from_pretrained(model_name, device=args.device)
+            this_pass = model_name, opened[model_name].bitstream.pass_of(data)
         except UserError as error:
             if name and not opened:
                 raise  # there is no such model
@@ -103,20 +105,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _open(name: str, device: str, opened: dict[str, Any]) -> Any:
-    """Model and Bitstream of a name, opened once."""
-    if name not in opened:
-        from aeic_lightning.bitstream.stream import Bitstream
-        from aeic_lightning.checkpoints.checkpoint import load_model
-
-        model = load_model(name, "model", sender=False).for_decoding()
-        opened[name] = model.to(device), Bitstream(model)
-    return opened[name]
-
-
 def _writer(data: bytes) -> str:
     """The shipped model that a stream names."""
-    from aeic_lightning.bitstream.container import model_of
+    from aeic_lightning.bitstream.wire import model_of
     from aeic_lightning.zoo import models, writer_of
 
     found = writer_of(model_of(data))
@@ -124,7 +115,7 @@ def _writer(data: bytes) -> str:
         names = ", ".join(model.name for model in models()) or "none"
         raise UserError(
             f"it was written by model {model_of(data).hex()}, which is none of those that ship ({names}); "
-            "give the one that wrote it: --checkpoint CKPT"
+            "give the one that wrote it: --model MODEL"
         )
     return found.name
 

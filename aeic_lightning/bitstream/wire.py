@@ -1,0 +1,494 @@
+"""What a stream is, in numpy: the header, the range coder with its tables, the rate dial, and the graphs of an export.
+
+The package codes by this module, and `export` copies it beside `send.py` and `receive.py`; it needs numpy and
+constriction, and onnxruntime for `ExportedHalf`. docs/bitstream.md is the description of the format.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from constriction import stream as coding  # pyright: ignore[reportAttributeAccessIssue] (compiled)
+
+if TYPE_CHECKING or __package__:
+    from aeic_lightning.errors import UserError
+else:
+
+    class UserError(Exception):
+        """Something that the user can mend."""
+
+
+MAGIC = 0xAE  # the version is added: 0xAE is version 0
+VERSION = 1
+LARGEST_SIDE = 8192
+LARGEST_FILE = 1 << 28
+DIAL = 255  # highest position of the rate dial, which a file holds in one byte
+LARGEST = 2**15  # magnitude of a symbol
+PRECISION = 24  # bits of a probability, that of constriction's default range coder
+MEDIAN_STEPS = 64  # medians of z, and so z_hat, are multiples of 1/64
+MEAN_STEPS = 256  # means, and so y_hat, are multiples of 1/256
+_MODEL, _FILE, _LATENTS = 2, 3, 3  # bytes of the three check values
+Found = TypeVar("Found")
+
+# ---------------------------------------------------------------------- the file
+
+
+class Stream(NamedTuple):
+    """The fields of a file."""
+
+    height: int
+    width: int
+    check: bytes  # of the decoded latents
+    payload: bytes
+    level: int | None = None  # 0..255, position of the rate dial; None for a model of one rate
+
+
+def pack(stream: Stream, fingerprint: bytes) -> bytes:
+    """The file of a stream that the model of this fingerprint wrote."""
+    check_size(stream.height, stream.width)
+    front = bytes([MAGIC + VERSION]) + varint(stream.height - 1) + varint(stream.width - 1) + fingerprint[:_MODEL]
+    back = stream.check + (b"" if stream.level is None else bytes([stream.level])) + stream.payload
+    return front + _file_check(fingerprint, front, back) + back
+
+
+def unpack(data: bytes, fingerprint: bytes, has_level: bool = False) -> Stream:
+    """The fields of a file; the files of a model of many rates have a level.
+
+    Raises UserError unless this model wrote it and every byte is as it was.
+    """
+    if not data:
+        raise UserError("the file is empty; compress the image again")
+    if len(data) > LARGEST_FILE:
+        raise UserError(f"{len(data)} bytes are more than a stream of {LARGEST_SIDE}x{LARGEST_SIDE} pixels can have")
+    if data[0] != MAGIC + VERSION:
+        raise UserError(
+            f"the file starts with byte 0x{data[0]:02x}, not 0x{MAGIC + VERSION:02x}: it is no .aeic stream of "
+            f"version {VERSION}, or it is damaged"
+        )
+    try:
+        height, at = _read_varint(data, 1)
+        width, at = _read_varint(data, at)
+    except IndexError:
+        raise UserError("the file ends within its header; it is damaged") from None
+    height, width = height + 1, width + 1
+    model_end = at + _MODEL
+    file_end = model_end + _FILE
+    latents_end = file_end + _LATENTS
+    if latents_end + has_level > len(data):
+        raise UserError("the file ends within its header; it is damaged")
+    if height > LARGEST_SIDE or width > LARGEST_SIDE:
+        raise UserError(
+            f"the header says {width}x{height} pixels, more than {LARGEST_SIDE} a side; the file is damaged"
+        )
+    if data[at:model_end] != fingerprint[:_MODEL]:
+        raise UserError(
+            f"the stream was written with another checkpoint (model {data[at:model_end].hex()}, this one is "
+            f"{fingerprint[:_MODEL].hex()}), or its header is damaged; decode it with the checkpoint that wrote it"
+        )
+    if data[model_end:file_end] != _file_check(fingerprint, data[:model_end], memoryview(data)[file_end:]):
+        raise UserError("the check value of the file is wrong: it is damaged, cut short or longer than it was")
+    level = data[latents_end] if has_level else None
+    return Stream(height, width, data[file_end:latents_end], data[latents_end + has_level :], level)
+
+
+def model_of(data: bytes) -> bytes:
+    """The first bytes of the fingerprint of the model that wrote a file. Raises UserError where there are none."""
+    try:
+        _, at = _read_varint(data, 1)
+        _, at = _read_varint(data, at)
+    except IndexError:
+        at = len(data)
+    if not data or data[0] != MAGIC + VERSION or len(data) < at + _MODEL:
+        raise UserError(f"it is no .aeic stream of version {VERSION}, or it is damaged")
+    return data[at : at + _MODEL]
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise UserError for an image that no stream can hold."""
+    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+        raise UserError(f"an image of {width}x{height} pixels; a stream holds 1 to {LARGEST_SIDE} a side")
+
+
+def check_rate(bpp: float) -> None:
+    """Raise UserError for bits per pixel that no file has."""
+    check_number("bpp", bpp)
+    if not bpp > 0:
+        raise UserError(f"{bpp:g} bpp: a rate is above 0")
+
+
+def check_order(**given: float | None) -> None:
+    """Raise UserError for more than one of what a file can be ordered by, or for a value that is no finite number."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if len(chosen) > 1:
+        *others, last = given
+        raise UserError(f"give one of {', '.join(others)} and {last}")
+    for name, value in chosen.items():
+        check_number(name, value)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise UserError unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it is a finite number")
+
+
+def bytes_within(bpp: float, height: int, width: int) -> int:
+    """The most bytes that a file of so many bits per pixel has. Raises UserError as `check_rate`."""
+    check_rate(bpp)
+    return int(bpp * height * width / 8)
+
+
+def integers_of(z_hat: np.ndarray, y_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Decoded latents in steps of 1/64 and of 1/256, int32, little-endian, which hold them exactly."""
+    return (z_hat * MEDIAN_STEPS).astype("<i4"), (y_hat * MEAN_STEPS).astype("<i4")
+
+
+def latents_check(z_hat: np.ndarray, y_hat: np.ndarray) -> bytes:
+    """The check value of decoded latents."""
+    return hashlib.sha256(b"".join(part.tobytes() for part in integers_of(z_hat, y_hat))).digest()[:_LATENTS]
+
+
+def _file_check(fingerprint: bytes, front: bytes, back: bytes | memoryview) -> bytes:
+    """Over the whole fingerprint and every other byte of the file, before and after the check."""
+    digest = hashlib.sha256(fingerprint)
+    digest.update(front)
+    digest.update(back)
+    return digest.digest()[:_FILE]
+
+
+def varint(value: int) -> bytes:
+    """7 bits per byte, lowest first; the top bit says that more follow."""
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in (0, 7, 14):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return value, at
+
+
+# ---------------------------------------------------------------------- the rate dial
+
+
+def dial_position(level: float | None, levels: int) -> int | None:
+    """The byte of a rate level: the nearest of 256 positions from 0 to `levels` - 1; the middle one for None.
+
+    None for a model of one rate. Raises UserError for a level that the model does not have.
+    """
+    if not levels:
+        if level is not None:
+            raise UserError("this model has one rate and takes no level; train one with codec.rate_levels")
+        return None
+    level = (levels - 1) / 2 if level is None else level
+    if not 0 <= level <= levels - 1:
+        raise UserError(f"level {level:g} is outside of 0 to {levels - 1}, the levels of this model")
+    return round(level * DIAL / (levels - 1))
+
+
+def dial_level(position: int | None, levels: int) -> float | None:
+    """The rate level of a file's byte; None for a model of one rate."""
+    return None if position is None else position * (levels - 1) / DIAL
+
+
+def best_within(
+    encode_at: Callable[[list[int | None]], list[Found]],
+    size: Callable[[Found], int],
+    levels: int,
+    images: int,
+    most: int,
+    pixels: tuple[int, int],
+) -> list[Found]:
+    """The best file of at most so many bytes for each of several images, by bisection over the dial.
+
+    Args:
+        encode_at: one file for each image, at these positions of the dial; None in a model of one rate.
+        size: bytes of a file.
+        levels: of the model; 0 for one rate.
+        images: how many there are.
+        most: bytes of a file.
+        pixels: height and width of the images.
+
+    Raises UserError where the smallest file is larger.
+    """
+    best = encode_at([0 if levels else None] * images)
+    for smallest in map(size, best):
+        if smallest > most:
+            height, width = pixels
+            what = "the smallest file of this model" if levels else "this model has one rate, and its file"
+            raise UserError(
+                f"{most} bytes are too few for {width}x{height} pixels: {what} has {smallest} bytes "
+                f"({8 * smallest / (height * width):.4f} bpp)"
+            )
+    # Of each image, the file at `low` fits, that at `high` does not; the distances are the same for all.
+    low, high = [0] * images, [DIAL + 1 if levels else 1] * images
+    while high[0] - low[0] > 1:
+        middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
+        for i, encoded in enumerate(encode_at([*middle])):
+            if size(encoded) <= most:
+                low[i], best[i] = middle[i], encoded
+            else:
+                high[i] = middle[i]
+    return best
+
+
+# ---------------------------------------------------------------------- the range coder
+
+# Values are coded in groups of one table, in the order of the tables' numbers and, within a group, in the given order.
+# Values outside of their tables follow after the groups, sign and Elias gamma code of their distance.
+
+Uniform = coding.model.Uniform
+_LENGTHS = Uniform(17)  # of the distance of an escaped value, in bits less one
+_SIGN = Uniform(2)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Counts of the symbols low, low + 1, ..., low + n - 1 and of the escape; n + 1 counts, each at least 1."""
+
+    low: int
+    counts: np.ndarray  # int64 (n + 1,), sum 2^24
+
+    @property
+    def escape(self) -> int:
+        """Index of the escape."""
+        return len(self.counts) - 1
+
+    @cached_property
+    def model(self) -> Any:
+        """The range coder's model. constriction adds one count to each entry, and rescales by exactly 1."""
+        return coding.model.Categorical((self.counts - 1).astype(np.float64), perfect=False)
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """Code length of each entry in bits, float64."""
+        return PRECISION - np.log2(self.counts)
+
+
+class SymbolWriter:
+    """Collects values; `getvalue` gives the bytes. `bits` is their ideal code length so far,
+    `escaped` how many lay outside of their tables."""
+
+    def __init__(self) -> None:
+        self._encoder = coding.queue.RangeEncoder()
+        self.bits = 0.0
+        self.escaped = 0
+
+    def write(self, values: np.ndarray, numbers: np.ndarray, tables: Sequence[Table]) -> None:
+        """Code int `values` (n,), the i-th with `tables[numbers[i]]`. Magnitudes are at most `LARGEST`."""
+        escaped = []
+        for number, where in _groups(numbers):
+            table, group = tables[number], values[where].astype(np.int32)
+            index = group - table.low
+            outside = (index < 0) | (index >= table.escape)
+            index[outside] = table.escape
+            self._encoder.encode(index, table.model)
+            self.bits += table.bits[index].sum()
+            if outside.any():
+                escaped.append(_distance(group[outside], table))
+        if escaped:
+            distance, negative = (np.concatenate(column) for column in zip(*escaped, strict=True))
+            lengths = _bit_lengths(distance) - 1
+            self._encoder.encode(lengths, _LENGTHS)
+            self._encoder.encode(negative, _SIGN)
+            long = lengths > 0
+            sizes = (1 << lengths[long]).astype(np.int32)
+            self._encoder.encode(distance[long] - sizes, Uniform(), sizes)
+            self.escaped += len(lengths)
+            self.bits += len(lengths) * (np.log2(17) + 1) + lengths.sum()
+
+    def getvalue(self) -> bytes:
+        """What has been written, as `shortest_bytes`."""
+        return shortest_bytes(self._encoder)
+
+
+class SymbolReader:
+    """Reads what `SymbolWriter` wrote. Raises AssertionError for some bytes that it cannot have written."""
+
+    def __init__(self, data: bytes) -> None:
+        padded = data + bytes(-len(data) % 4 + 8)
+        self._decoder = coding.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+    def read(self, numbers: np.ndarray, tables: Sequence[Table]) -> np.ndarray:
+        """int32 (n,): the values that were written with the same `numbers` and `tables`."""
+        values = np.empty(len(numbers), np.int32)
+        escaped = []
+        for number, where in _groups(numbers):
+            table = tables[number]
+            index = self._decoder.decode(table.model, len(where))
+            values[where] = index + table.low
+            outside = where[index == table.escape]
+            if len(outside):
+                escaped.append((outside, table))
+        if escaped:
+            count = sum(len(where) for where, _ in escaped)
+            lengths = self._decoder.decode(_LENGTHS, count)
+            negative = self._decoder.decode(_SIGN, count)
+            distance = np.ones(count, np.int32)
+            long = lengths > 0
+            sizes = (1 << lengths[long]).astype(np.int32)
+            distance[long] = sizes + self._decoder.decode(Uniform(), sizes)
+            done = 0
+            for where, table in escaped:
+                part = slice(done, done + len(where))
+                last = table.low + table.escape - 1
+                values[where] = np.where(negative[part], table.low - distance[part], last + distance[part])
+                done += len(where)
+        return values
+
+
+def _groups(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The positions of each number that occurs, in rising order of the numbers."""
+    order = np.argsort(numbers, kind="stable")
+    counts = np.bincount(numbers) if len(numbers) else np.zeros(0, np.int64)
+    ends = np.cumsum(counts)
+    for number in np.flatnonzero(counts):
+        yield int(number), order[ends[number] - counts[number] : ends[number]]
+
+
+def _distance(values: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """How far values lie outside of the table (1 or more), and whether below it."""
+    negative = values < table.low
+    distance = np.where(negative, table.low - values, values - (table.low + table.escape - 1))
+    return distance.astype(np.int32), negative.astype(np.int32)
+
+
+def _bit_lengths(values: np.ndarray) -> np.ndarray:
+    return np.frexp(values.astype(np.float64))[1].astype(np.int32)
+
+
+def shortest_bytes(encoder: coding.queue.RangeEncoder) -> bytes:
+    """The shortest bytes that, with zeros behind, lie in the coder's final interval.
+
+    constriction ends on whole 32-bit words. Its sealed words and its state give the interval [low, low + range) of
+    all continuations: of the numbers in it, take the one with most zero bytes at the end.
+    """
+    words = encoder.get_compressed()
+    position, (low, size) = encoder.pos()
+    if len(words) == 0:
+        return b""
+    sealed = int.from_bytes(words[: position + 1].astype(">u4").tobytes(), "big")
+    # `sealed` is the start of the interval divided by 2^32, rounded up.
+    start = (sealed << 32) - (-low % 2**32)
+    length = 4 * (position + 2)
+    for zeros in range(8, -1, -1):
+        value = -(-start >> 8 * zeros)
+        if value << 8 * zeros < start + size and value >> 8 * (length - zeros) == 0:
+            return value.to_bytes(length - zeros, "big").rstrip(b"\0")
+    raise AssertionError("unreachable: without zeros it is the start itself")
+
+
+# ---------------------------------------------------------------------- exports
+
+_A, _B, _C, _D = (0, 0), (0, 1), (1, 0), (1, 1)
+OLD_PATTERN = [
+    [[at] for at in step] for step in ((_A, _B, _C, _D), (_D, _C, _B, _A), (_C, _D, _A, _B), (_B, _A, _D, _C))
+]
+"""Of exports that do not name theirs: AEIC's four steps. Step -> quarter of the channels -> (row, column) in 2x2."""
+
+
+class ExportedHalf:
+    """A folder `send` or `receive` of an export: its tables, and its graphs in onnxruntime.
+
+    Raises UserError for a folder whose files are not those of its manifest.
+    """
+
+    def __init__(self, folder: str | Path, half: str, threads: int = 1) -> None:
+        self.folder, self.threads = Path(folder), threads
+        try:
+            self.manifest = json.loads((self.folder / "manifest.json").read_text())
+            files = self.manifest["files"]
+            wrong = [name for name, digest in files.items() if sha256(self.folder / name) != digest]
+            tables = json.loads((self.folder / "tables.json").read_text())
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder} is not an exported half ({error}); give a folder that `export` wrote") from error
+        if wrong:
+            raise UserError(f"{self.folder / wrong[0]} is not the file of its manifest; export again")
+        if self.manifest["half"] != half or self.manifest["stream_version"] != VERSION:
+            raise UserError(
+                f"{folder} is the {self.manifest['half']} half for streams of version "
+                f"{self.manifest['stream_version']}; the {half} half for version {VERSION} is needed"
+            )
+        self.fingerprint, self.levels = bytes.fromhex(self.manifest["fingerprint"]), self.manifest["levels"]
+        self.stride, self.threshold = tables["stride"], tables["skip_threshold"]
+        self.multiple, self.z_stride = tables.get("multiple", 2 * self.stride), tables.get("z_stride", 4)
+        self.pattern = tables.get("pattern", OLD_PATTERN)
+        self.medians = np.array(tables["medians_times_64"], np.float32).reshape(1, -1, 1, 1) / np.float32(MEDIAN_STEPS)
+        self.bounds = (np.array(tables["level_bounds_times_2_to_20"], np.float64) / 2**20).astype(np.float32)
+        self.z_tables, self.y_tables = (
+            [Table(t["low"], np.array(t["counts"], np.int64)) for t in tables[letter]] for letter in "zy"
+        )
+        self._graphs: dict[str, Any] = {}
+
+    def run(self, name: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of a graph, which is opened once."""
+        if name not in self._graphs:
+            import onnxruntime  # here: the package codes by this module without it
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            path, providers = self.folder / f"{name}.onnx", ["CPUExecutionProvider"]
+            self._graphs[name] = onnxruntime.InferenceSession(path, options, providers=providers)
+        return self._graphs[name].run(None, {name: np.ascontiguousarray(value) for name, value in inputs.items()})
+
+    def level_input(self, dial: int | None) -> dict[str, np.ndarray]:
+        """The input `level` of the graphs of a model of many rates."""
+        return {} if dial is None else {"level": np.array([dial_level(dial, self.levels)], np.float32)}
+
+    def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
+        h, w = (-(-side // self.multiple) * self.multiple // self.stride for side in (height, width))
+        return (h, w), (-(-h // self.z_stride), -(-w // self.z_stride))
+
+    def context(self, base: np.ndarray, step: int) -> list[np.ndarray]:
+        """Mean and raw scale of one step, each (1, M, h, w)."""
+        return self.run("context", {"base": base} | ({"step": np.array([step])} if len(self.pattern) > 1 else {}))
+
+    def in_steps(
+        self,
+        z_hat: np.ndarray,
+        size: tuple[int, int],
+        code: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """y_hat (1, M, h, w) of `size`, predicted from z_hat in the steps of the context model.
+
+        `code` (mean, levels of the scales there, where a stream holds a symbol) gives the residuals, 0 elsewhere.
+        """
+        (phi,) = self.run("hyper_synthesis", {"z_hat": z_hat})
+        base = phi[..., : size[0], : size[1]]
+        for step, quarters in enumerate(self.pattern):
+            mean, scale = self.context(base, step)
+            mask = np.zeros(mean.shape, bool)
+            for quarter, positions in zip(np.array_split(mask, 4, axis=1), quarters, strict=True):
+                for row, column in positions:
+                    quarter[..., row::2, column::2] = True
+            coded = mask if self.threshold is None else mask & (scale >= np.float32(self.threshold))
+            y_hat = code(mean, np.searchsorted(self.bounds, scale[coded], side="right"), coded) + mean
+            base = np.where(mask, y_hat, base) if len(self.pattern) > 1 else y_hat
+        return base
+
+
+def channel_numbers(z: np.ndarray) -> np.ndarray:
+    """The channel of every element of (1, C, h, w), flat."""
+    return np.repeat(np.arange(z.shape[1]), z[0, 0].size)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
