@@ -1,6 +1,6 @@
 """The optional packages, and the extra of this project that installs each: `pip install 'aeic-lightning[report]'`.
 
-A plain install has what compressing, decompressing and training need.
+A plain install has what compressing and decompressing need.
 """
 
 from importlib.util import find_spec
@@ -9,6 +9,11 @@ from aeic_lightning.errors import UserError
 
 PACKAGES = {
     # module: (package, extra)
+    "lightning": ("lightning", "train"),
+    "jsonargparse": ("jsonargparse", "train"),
+    "torchmetrics": ("torchmetrics", "train"),
+    "sklearn": ("scikit-learn", "train"),
+    "tensorboard": ("tensorboard", "train"),
     "bjontegaard": ("bjontegaard", "report"),
     "jinja2": ("jinja2", "report"),
     "plotly": ("plotly", "report"),

@@ -104,18 +104,19 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+TRAIN = {module: package for module, (package, extra) in PACKAGES.items() if extra == "train"}
+OTHERS = {module: package for module, (package, extra) in PACKAGES.items() if extra != "train"}
 MADE = ["--checkpoint", "model.ckpt", "-o", "out"]
 SMALL = ["--data.init_args.batch_size=1", "--data.init_args.val_max_size=[64,64]", "--vars.val_every=1"]
-NEEDLESS = [["compress", "photos", *MADE], ["decompress", "out", *MADE], ["python", CODEC], [*TINY, *SMALL]]
+CODING = [["compress", "photos", *MADE], ["decompress", "out", *MADE], ["python", CODEC]]
+MEASURE = ["--checkpoint", "model.ckpt", "--images", "photos", "-o", "measured.json"]
+TRAINING = [["fit", *TINY[1:]], ["plan", *TINY[1:]], ["evaluate", *MEASURE]]
 
 
-@pytest.fixture(scope="module")
-def plain(folder) -> tuple[list[tuple[int | None, str]], set[str]]:
-    """Exit codes and errors of all commands, those that need no extra first, and what was imported: of one process."""
-    commands = NEEDLESS + [command for _, _, command in NEEDY]
-    given = [list(PACKAGES), [package for package, _ in PACKAGES.values()], commands]
+def answers_without(modules, packages, commands, folder) -> tuple[list[tuple[int | None, str]], set[str]]:
+    """Exit codes and errors of all commands, and what was imported: of one process that lacks these packages."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(given)],
+        [sys.executable, "-c", RUN, json.dumps([list(modules), list(packages), commands])],
         capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -123,20 +124,38 @@ def plain(folder) -> tuple[list[tuple[int | None, str]], set[str]]:
     return [(code, said) for code, said in answers], set(loaded)
 
 
-def test_sending_receiving_and_training_need_no_extra(plain, folder):
-    answers, loaded = plain
-    assert [code for code, _ in answers[: len(NEEDLESS)]] == [0, 0, None, 0], answers
+def test_a_plain_install_is_a_codec_and_names_the_extra_of_all_else(folder):
+    packages = [package for package, _ in PACKAGES.values()]
+    answers, loaded = answers_without(PACKAGES, packages, CODING + TRAINING, folder)
+    assert [code for code, _ in answers] == [0, 0, None, 2, 2, 2], answers
     assert Image.open(folder / "out" / "photo.png").size == (64, 64)
-    assert (folder / "runs/tiny/teacher_stage1/checkpoints/last.ckpt").is_file()
     assert not loaded & set(PACKAGES)
+    assert answers[3][1] == (f"error: fit needs {', '.join(TRAIN.values())}: pip install 'aeic-lightning[train]'\n")
+    for _, said in answers[4:]:
+        assert said.startswith("error: this needs ")
+        assert said.endswith(": pip install 'aeic-lightning[train]'\n")
+
+
+@pytest.fixture(scope="module")
+def plain(folder) -> tuple[list[tuple[int | None, str]], set[str]]:
+    """Of all commands, the training first, where nothing but the packages to train is installed."""
+    commands = [[*TINY, *SMALL]] + [command for _, _, command in NEEDY]
+    return answers_without(OTHERS, OTHERS.values(), commands, folder)
+
+
+def test_training_needs_no_other_extra(plain, folder):
+    answers, loaded = plain
+    assert answers[0][0] == 0, answers
+    assert (folder / "runs/tiny/teacher_stage1/checkpoints/last.ckpt").is_file()
+    assert not loaded & set(OTHERS)
 
 
 def test_a_command_that_lacks_a_package_names_the_command_that_installs_it(plain):
-    answers = plain[0][len(NEEDLESS) :]
+    answers = plain[0][1:]
     for (extra, words, command), (code, said) in zip(NEEDY, answers, strict=True):
         assert said == f"error: {words}: pip install 'aeic-lightning[{extra}]'\n", command
         assert code == 2, command
-    assert {extra for extra, _, _ in NEEDY} == {extra for _, extra in PACKAGES.values()}
+    assert {extra for extra, _, _ in NEEDY} == {extra for _, extra in PACKAGES.values()} - {"train"}
 
 
 def test_the_extras_are_those_of_the_project():
@@ -150,6 +169,7 @@ def test_the_extras_are_those_of_the_project():
 
 
 def test_optional_packages_are_imported_where_they_were_asked_for():
+    """But for those to train, for which commands ask before they import what trains."""
     for top in ("aeic_lightning", "callbacks", "datamodules"):
         for path in (ROOT / top).rglob("*.py"):
             names = set()
@@ -158,4 +178,4 @@ def test_optional_packages_are_imported_where_they_were_asked_for():
                     names |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     names.add(node.module.partition(".")[0])
-            assert names & set(PACKAGES) == ASKED_BEFORE.get(str(path.relative_to(ROOT)), set()), path
+            assert names & set(OTHERS) == ASKED_BEFORE.get(str(path.relative_to(ROOT)), set()), path

@@ -294,7 +294,7 @@ def test_an_encoder_from_elsewhere_is_exported_by_the_command(plain, model, fold
     photo = torch.from_numpy(chelsea()[:150, :200].copy()).permute(2, 0, 1)[None]
     sent = Sender(tmp_path / "exported" / "send").encode(hwc(photo))
     (tmp_path / "sent.aeic").write_bytes(sent)
-    assert main(["decompress", str(tmp_path / "sent.aeic"), *model, str(tmp_path)]) == 0
+    assert main(["decompress", str(tmp_path / "sent.aeic"), "--float32", *model, str(tmp_path)]) == 0
     received = pil_to_tensor(Image.open(tmp_path / "sent.png"))
     assert received.shape == photo.shape[1:]
     assert_received(Receiver(tmp_path / "exported" / "receive"), sent, received)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from aeic_lightning.bitstream.container import check_rate
+from aeic_lightning.bitstream.wire import check_rate
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require

@@ -8,6 +8,7 @@ from typing import Any
 
 from aeic_lightning.config import load_config, parse_overrides, with_sources
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
 from aeic_lightning.output import add_json_argument, give_file
 from aeic_lightning.run_folder import only_fit, settle_run_folder
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         print(with_sources(args.config, parse_overrides(extra)), end="")
         return 0
     config = load_config(args.config, parse_overrides(extra))
+    require(args.command, "lightning", "jsonargparse", "torchmetrics", "sklearn", "tensorboard")
     if args.command == "fit" and args.dry_run:
         from aeic_lightning.cli.commands.plan import print_plan_of
 
