@@ -21,7 +21,7 @@ def _files(entry) -> list[str]:
     return [file for value in (entry.values() if isinstance(entry, dict) else entry) for file in _files(value)]
 
 
-SITE = _files(NAV)
+SITE = [file for file in _files(NAV) if not file.startswith("docs/results/")]
 PAGES = ["README.md", *SITE, "CONTRIBUTING.md"]
 RUN_PYTHON = {"README.md", "docs/tutorial.md"}
 NAMED = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
@@ -113,6 +113,11 @@ def test_every_page_is_on_the_site_and_the_readme_is_short():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
     assert readme.count("<!-- kodak:begin -->") == readme.count("<!-- kodak:end -->") == 1
+
+
+def test_the_site_has_every_page_of_results():
+    pages = {file.removeprefix("docs/") for file in _files(NAV) if file.startswith("docs/results/")}
+    assert pages == {str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("README.md")}
 
 
 def test_the_pages_name_every_extra():

@@ -159,3 +159,56 @@ def test_tests_that_need_no_browser_run_without_playwright(forked):
     done = forked.finish("tests.without_playwright:collect", files)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(file in done.stdout for file in files)
+
+
+def test_the_package_says_who_made_it_and_where_it_is():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert [author["name"] for author in PROJECT["authors"]] == [author["name"] for author in citation["authors"]]
+    assert PROJECT["keywords"] == citation["keywords"]
+    assert (
+        f"Programming Language :: Python :: {PROJECT['requires-python'].removeprefix('>=')}" in PROJECT["classifiers"]
+    )
+    owner = re.fullmatch(r"https://github\.com/([\w-]+)/aeic_lightning", PROJECT["urls"]["Repository"])
+    assert owner
+    assert PROJECT["urls"]["Documentation"] == f"https://{owner[1]}.github.io/aeic_lightning/"
+
+
+@pytest.mark.parametrize("name", ["tests", "pages"])
+def test_a_workflow_pins_what_it_uses_and_runs_what_there_is(name):
+    """GitHub's schema is not at hand: what can be wrong here are names of files, targets and versions."""
+    jobs = yaml.load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text(), yaml.BaseLoader)["jobs"]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ran = []
+    for job in jobs.values():
+        assert re.fullmatch(r"ubuntu-\d+\.\d+", job["runs-on"])
+        assert int(job["timeout-minutes"]) <= 60
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step), step
+            assert "uses" not in step or re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]), step
+            ran += [step["run"]] if "run" in step else []
+            if version := step.get("with", {}).get("python-version"):
+                assert PROJECT["requires-python"] == f">={version}"
+    assert "bash .ci/run" in ran if name == "tests" else "make docs" in ran
+    for command in ran:
+        assert not command.startswith("make ") or command.split()[1] in targets
+        assert not command.startswith("bash ") or (ROOT / command.split()[1]).is_file()
+
+
+def test_the_dockerfile_is_sound():
+    """As hadolint would have it: a pinned base, known words, sources that exist, no root, a list as entry."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    by_kind = {kind: [rest for k, rest in lines if k == kind] for kind, _ in lines}
+    assert set(by_kind) == {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
+    assert lines[0][0] == "FROM"
+    assert re.fullmatch(r"python:\d+\.\d+-slim-\w+", by_kind["FROM"][0])
+    assert all(place.startswith("/") for place in by_kind["WORKDIR"])
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for copied in by_kind["COPY"]:
+        for source in copied.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source not in ignored
+    assert {"aeic_lightning", "callbacks", "datamodules", "experiments"} <= set(" ".join(by_kind["COPY"]).split())
+    assert by_kind["USER"] == ["user"], "not root"
+    assert all(line.startswith("[") for kind in ("ENTRYPOINT", "CMD") for line in by_kind[kind])
+    assert not any("sudo" in run or "apt-get" in run or "latest" in run for run in by_kind["RUN"])
