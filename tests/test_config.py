@@ -25,10 +25,11 @@ def test_overrides_reach_interpolated_values(files):
 
 
 def test_the_projects_experiments_are_included_by_name_from_anywhere(files):
-    (files / "mine.yaml").write_text("include: [tiny/l_enc.yaml]\n")
-    assert load_config([files / "mine.yaml"]) == {"model": {"init_args": {"objective": {"L_enc": 0.5}}}}
-    (files / "tiny").mkdir()
-    (files / "tiny" / "l_enc.yaml").write_text("a: 1\n")
+    (files / "mine.yaml").write_text("include: [trainer/gpu.yaml]\n")
+    gpu = {"accelerator": "gpu", "devices": 1, "log_every_n_steps": 50}
+    assert load_config([files / "mine.yaml"]) == {"trainer": gpu}
+    (files / "trainer").mkdir()
+    (files / "trainer" / "gpu.yaml").write_text("a: 1\n")
     assert load_config([files / "mine.yaml"]) == {"a": 1}, "a file beside it comes first"
 
 

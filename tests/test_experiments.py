@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "experiments" / "tiny"
 ORDER = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "student_enc_dec",
          "student_stage1", "student_stage2", "student_stage3"]  # fmt: skip
-PARTS = {"base", "teacher", "student", "stage1", "stage2", "distilled", "l_enc", "l_dec"}
+PARTS = {"base", "teacher", "student", "stage1", "stage2"}
 
 
 def test_every_tiny_file_is_known_here():
