@@ -42,10 +42,15 @@ LARGEST_SHIFT = 20
 SCALES = 12  # weights are multiples of 2^-12 at the finest
 
 
+def clamped(x: Tensor, low: int, high: int) -> Tensor:
+    """x within these bounds, given as floats: with integers torch.onnx exports no clamp."""
+    return x.clamp(float(low), float(high))
+
+
 def on_grid(x: Tensor, grid: Grid) -> Tensor:
     """The nearest values of a grid, halves rounded up; straight-through where not clamped."""
     unit = 2.0**grid.fraction
-    nearest = (x.detach() * unit + 0.5).floor().clamp(grid.low, grid.high) / unit
+    nearest = clamped((x.detach() * unit + 0.5).floor(), grid.low, grid.high) / unit
     if not torch.is_grad_enabled():
         return nearest
     x = x.clamp(grid.low / unit, grid.high / unit)
@@ -93,8 +98,8 @@ class IntegerConv(nn.Module):
         scale = self.scales()
         unit = scale * 2.0**self.before.fraction
         by_row = scale.view(-1, 1, 1, 1)
-        weight = (self.weight.detach() * by_row).round().clamp(-WEIGHT, WEIGHT) / by_row
-        bias = (self.bias.detach() * unit).round().clamp(-BIAS, BIAS) / unit
+        weight = clamped((self.weight.detach() * by_row).round(), -WEIGHT, WEIGHT) / by_row
+        bias = clamped((self.bias.detach() * unit).round(), -BIAS, BIAS) / unit
         if not torch.is_grad_enabled():
             return weight, bias
         return self.weight + (weight - self.weight).detach(), self.bias + (bias - self.bias).detach()
@@ -146,7 +151,7 @@ class IntegerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.project(self.expand(self.depthwise(x)))
-        return x.clamp(0, POSITIVE.high / 2**POSITIVE.fraction) if self.project.integer else x.relu()
+        return x.clamp(0.0, POSITIVE.high / 2**POSITIVE.fraction) if self.project.integer else x.relu()
 
 
 class OnGrid(nn.Module):
