@@ -21,7 +21,7 @@ SIGNALS = {
     "`sweep`: SIGINT, SIGTERM, SIGHUP, to the process and to its group": f"{SWEEPS}a_signal_to_the_sweep",
     "`sweep`: SIGKILL": f"{SWEEPS}runs_notice",
     "`sweep`: a second signal": f"{SWEEPS}a_second_signal",
-    "`sweep`: its terminal closed": f"{SWEEPS}a_terminal_that_is_gone",
+    "`sweep`: what reads its output goes away": f"{SWEEPS}a_reader_that_goes_away",
     "`sweep`: SIGHUP under `nohup`": f"{SWEEPS}nohup",
     "`fit`: SIGINT": "tests/test_cli.py::test_ctrl_c",
     "`fit`, a step that hangs in the process itself: SIGINT, SIGTERM": "tests/callbacks/test_hanging.py::test_a_signal",

@@ -6,7 +6,9 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name
 from tests.ranks import finish_ranks
 from tests.robustness import processes
+from tests.robustness.__main__ import NAMES, SAME, SIGNALS
 from tests.robustness.inputs import CASES, Folder, verdict
+from tests.robustness.runs import ROOT
 
 # Each kind of input once, and every command that reads a checkpoint with a malicious one; the script tries them all.
 FEW = [case for i, case in enumerate(CASES) if i % 4 == 0 or "malicious_zip" in case.name or "misspelt" in case.name]
@@ -24,6 +26,12 @@ def folder(tmp_path_factory) -> Folder:
     one = Folder(tmp_path_factory.mktemp("inputs"))
     one.train()
     return one
+
+
+@pytest.mark.parametrize("tests", [*SIGNALS.values(), *SAME.values(), *NAMES.values()])
+def test_every_row_of_the_tables_has_tests(tests):
+    file, name = tests.split("::")
+    assert f"def {name}" in (ROOT / file).read_text()
 
 
 def test_enough_kinds_are_tried():

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import skimage
@@ -228,3 +229,17 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(url, capfd):
     port = url.rpartition(":")[2]
     assert main(["serve", "--port", port]) == 2
     assert capfd.readouterr().err.startswith(f"error: port {port} of 127.0.0.1 cannot be had")
+
+
+def test_the_address_is_printed_and_can_be_opened_before_anything_is_loaded(monkeypatch, capfd):
+    opened = []
+
+    def make_app(models, device):
+        address = re.match(r"http://([\d.]+):(\d+)", capfd.readouterr().out)
+        socket.create_connection((address[1], int(address[2])), timeout=5).close()
+        opened.append(address[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "aeic_lightning.serve.app", SimpleNamespace(make_app=make_app))
+    main(["serve", "--port", "0"])
+    assert len(opened) == 1

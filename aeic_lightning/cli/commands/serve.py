@@ -73,8 +73,6 @@ def _serve(args: argparse.Namespace) -> None:
 
     import uvicorn
 
-    from aeic_lightning.serve.app import make_app
-
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -82,6 +80,9 @@ def _serve(args: argparse.Namespace) -> None:
         except OSError as error:
             taken = f"port {args.port} of 127.0.0.1 cannot be had ({error.strerror})"
             raise UserError(f"{taken}; choose another, or any free one with --port=0") from error
-        app = make_app(models, args.device)
+        listener.listen()  # a page that is opened at once waits until the models can be loaded
         print(f"http://127.0.0.1:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+        from aeic_lightning.serve.app import make_app
+
+        app = make_app(models, args.device)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
