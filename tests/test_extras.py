@@ -23,7 +23,6 @@ ASKED_BEFORE = {
     "aeic_lightning/study/report/page.py": {"jinja2", "plotly"},
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
-    "aeic_lightning/bitstream/wire.py": {"onnxruntime"},
     "aeic_lightning/board/page.py": {"jinja2"},
     "aeic_lightning/serve/app.py": {"fastapi"},
 }
