@@ -22,8 +22,9 @@ from aeic_lightning.output import align
 from aeic_lightning.own_classes import find_class
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.comparison import markdown_table, mean_bytes
-from aeic_lightning.study.curves import check_same_images, group
+from aeic_lightning.study.curves import Curve, check_same_images
 from aeic_lightning.study.results import Result, read_result, summary_rows, write_results
+from aeic_lightning.study.study import Study
 
 
 def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
@@ -39,10 +40,11 @@ def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:
         print(f"[{number}/{len(folders)}] {folder}", flush=True)
         results.append(measure_run(Path(folder)))
     check_same_images(results)
-    table = markdown_table(group(results), labels=["reads"])
+    study = Study(results)
+    table = markdown_table(study.curves, labels=["reads"])
     written = write_results(out / "accuracy.json", results)
     write_whole(out / "accuracy.md", table)
-    write_whole(out / "accuracy.png", draw(results))
+    write_whole(out / "accuracy.png", draw(study.curves))
     print(align(table))
     print(f"written: {', '.join(map(str, written))}, accuracy.md, accuracy.png")
     return results
@@ -111,12 +113,14 @@ def _data(config: dict[str, Any]) -> Any:
     return data
 
 
-def draw(results: Sequence[Result]) -> bytes:
+def draw(curves: Sequence[Curve]) -> bytes:
     """Accuracy and PSNR over the bytes of a file, as PNG: a curve for results that differ in rate alone."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
-    for curve in group([result for result in results if "bpp" in result.metrics]):
-        points = curve.results
+    for curve in curves:
+        points = [result for result in curve.results if "bpp" in result.metrics]
+        if not points:
+            continue
         for axes, metric in zip(panels, ("top1", "psnr"), strict=True):
             axes.plot([mean_bytes(p) for p in points], [p.value(metric) for p in points], "o-", label=curve.name)
     for axes, label in zip(panels, ("top-1 accuracy", "PSNR (dB)"), strict=True):

@@ -13,7 +13,7 @@ A claim is not decided with fewer images than `MIN_IMAGES`, or with fewer seeds 
 the study (`report.min_images` and `report.min_seeds` say otherwise).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +66,16 @@ class Needs:
 
 
 def answers(
-    claims: Sequence[Claim], curves: Sequence[Curve], resamples: int = 1000, needs: Needs = Needs()
+    claims: Sequence[Claim],
+    curves: Sequence[Curve],
+    resamples: int = 1000,
+    needs: Needs = Needs(),
+    rates: Callable[..., list[BDRate]] | None = None,
 ) -> list[Answer]:
-    """The answer to each claim from curves of one set of images; not answered where it is not about two of them."""
+    """The answer to each claim from curves of one set of images; not answered where it is not about two of them.
+
+    `rates` is what gives BD-rates: `Study.rates`, or by default `bd_rates`.
+    """
     found = []
     for claim in claims:
         sides = [[c for c in curves if agree(c.labels, labels)] for labels in (claim.test, claim.reference)]
@@ -76,7 +83,7 @@ def answers(
             found.append(Answer(claim, "not answered", f"{why[0].upper()}{why[1:]}."))
             continue
         (test,), (reference,) = sides
-        (rate,) = bd_rates(reference, [test], [claim.metric], equal_bits=True, resamples=resamples)
+        (rate,) = (rates or bd_rates)(reference, [test], [claim.metric], equal_bits=True, resamples=resamples)
         found.append(Answer(claim, *_verdict(rate, min(_seeds(test), _seeds(reference), key=_rank), needs)))
     return found
 
@@ -95,13 +102,17 @@ def unanswerable(claim: Claim, curves: Sequence[Curve]) -> str:
 
 
 def answers_by_set(
-    claims: Sequence[Claim], sets: Sequence[ImageSet], resamples: int = 1000, needs: Needs = Needs()
+    claims: Sequence[Claim],
+    sets: Sequence[ImageSet],
+    resamples: int = 1000,
+    needs: Needs = Needs(),
+    rates: Callable[..., list[BDRate]] | None = None,
 ) -> list[tuple[str, list[Answer]]]:
     """The title of each set of images that says something of the claims, and what it says of every one.
 
-    Where no set says anything, the first one says why.
+    Where no set says anything, the first one says why. For `rates` see `answers`.
     """
-    found = [(images.title, answers(claims, images.curves, resamples, needs)) for images in sets]
+    found = [(images.title, answers(claims, images.curves, resamples, needs, rates)) for images in sets]
     saying = [(title, said) for title, said in found if any(a.verdict != "not answered" for a in said)]
     return saying or [(title, said) for title, said in found[:1] if said]
 

@@ -12,10 +12,10 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import align
 from aeic_lightning.study import bd_rate
-from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, group, metrics_of
-from aeic_lightning.study.paper_comparison import with_paper
+from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, metrics_of
 from aeic_lightning.study.rate_points import MIN_POINTS
 from aeic_lightning.study.results import Result, read_result, write_results
+from aeic_lightning.study.study import Study
 
 
 def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> list[Result]:
@@ -28,14 +28,17 @@ def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> li
     """
     results = [read_result(folder) for folder in folders]
     check_same_images(results)
-    curves = group(results)
+    study = Study(results)
+    curves = study.curves
     text = markdown_table(curves)
     references = [c for c in default_reference(curves) if len(c.settings) >= MIN_POINTS]
     tests = [c for c in curves if c not in references]
     if references and tests:
-        rows = bd_rate.bd_rates(references[0], tests, bd_rate.common_metrics(results), equal_bits=True)
+        rows = study.rates(references[0], tests, bd_rate.common_metrics(results), equal_bits=True)
         text += "\n" + bd_rate.markdown_table(rows)
     if paper:
+        from aeic_lightning.study.paper_comparison import with_paper  # which imports torch
+
         text += "\n" + with_paper(results, paper)
     write_results(out / "comparison.json", results)
     write_whole(out / "comparison.md", text)

@@ -10,6 +10,8 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.sweep_file import COMPARISONS, Sweep, labelled
 
+RESAMPLES = 1000  # of every bootstrap
+
 
 def finish(sweep: Sweep) -> None:
     """Write what the sweep file asks for under `report` and `compare`, on as many threads as a run has."""
@@ -97,12 +99,12 @@ def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.output import align
-    from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
+    from aeic_lightning.study.bd_rate import common_metrics, markdown_table, to_records
     from aeic_lightning.study.claims import MIN_IMAGES, MIN_SEEDS, Needs, answers_by_set, markdown, read_claims
-    from aeic_lightning.study.curves import image_sets
     from aeic_lightning.study.labels import agree
     from aeic_lightning.study.report.page import write_report
     from aeic_lightning.study.results import read_results, write_json, write_results
+    from aeic_lightning.study.study import Study
 
     wanted, out = sweep.report, Path(sweep.report["out"])
     select = wanted.get("select") or {}
@@ -114,19 +116,21 @@ def _report(sweep: Sweep) -> None:
         paths = evaluated(runs, wanted["evaluate"], out)
     results = read_results(paths)
     write_results(out / "results.json", results)
+    study = Study(results)
     rows = []
-    for entry, curves in itertools.product(wanted["against"], [s.curves for s in image_sets(results)]):
+    for entry, curves in itertools.product(wanted["against"], [s.curves for s in study.sets]):
         for reference in (c for c in curves if agree(c.labels, entry["reference"])):
             within = {label: reference.labels.get(label) for label in entry.get("within") or []}
             tests = [c for c in curves if c is not reference and agree(c.labels, within)]
-            rows += bd_rates(reference, tests, wanted.get("metrics") or common_metrics(results), equal_bits=True)
+            metrics = wanted.get("metrics") or common_metrics(results)
+            rows += study.rates(reference, tests, metrics, equal_bits=True, resamples=RESAMPLES)
     write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(align(markdown_table(rows)))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     claims = read_claims(wanted.get("claims"))
     needs = Needs(wanted.get("min_images", MIN_IMAGES), wanted.get("min_seeds", MIN_SEEDS))
-    answered = answers_by_set(claims, image_sets(results), needs=needs)
+    answered = answers_by_set(claims, study.sets, RESAMPLES, needs, study.rates)
     for images, found in answered:
         for answer in found:
             if answer.verdict.startswith("not "):
@@ -134,8 +138,8 @@ def _report(sweep: Sweep) -> None:
     if answered:
         write_whole(out / "answer.md", markdown(wanted.get("title", "Answer"), answered))
     said = write_report(
-        [*paths, *map(Path, wanted.get("files") or [])], out / "index.html", words,
+        study.with_more(read_results(wanted.get("files") or [])), out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
-        max_images=wanted.get("max_images", 6),
+        max_images=wanted.get("max_images", 6), resamples=RESAMPLES,
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")

@@ -424,7 +424,7 @@ def test_a_broken_picture_is_found_before_the_work(files, tmp_path, monkeypatch)
         raise AssertionError("no plot and no interval before the pictures are known to be readable")
 
     monkeypatch.setattr("aeic_lightning.study.report.plots.rate_curves", work)
-    monkeypatch.setattr("aeic_lightning.study.report.sections.bd_rates", work)
+    monkeypatch.setattr("aeic_lightning.study.study.bd_rates", work)
     (files / "late.png").write_bytes(b"no picture")
     first, *rest = read_results([files / "study.json"])
     pictures = first.pictures | {list(first.pictures)[-1]: files / "late.png"}

@@ -46,11 +46,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         check_can_write(args.out)
     require("bd-rate", "bjontegaard")
 
-    from aeic_lightning.study.bd_rate import bd_rates, common_metrics, markdown_table, to_records
-    from aeic_lightning.study.curves import group_apart
+    from aeic_lightning.study.bd_rate import common_metrics, markdown_table, to_records
     from aeic_lightning.study.results import write_json
+    from aeic_lightning.study.study import Study
 
-    references, tests = group_apart([_results(args.reference), _results(args.test)], args.by)
+    sides = _results(args.reference), _results(args.test)
+    study = Study([*sides[0], *sides[1]])
+    references, tests = study.sides(*sides, args.by)
     if len(references) > 1:
         names = "; ".join(curve.name for curve in references)
         raise UserError(f"the reference holds {len(references)} curves ({names}); give one, or pool them with --by")
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if not metrics:
         raise UserError("the results have no metric in common; evaluate them with the same metrics")
     options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
-    rows = bd_rates(references[0], tests, metrics, equal_bits=True, **options)
+    rows = study.rates(references[0], tests, metrics, equal_bits=True, **options)
     print(align(markdown_table(rows)))
     document = {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)}
     args.give(document)

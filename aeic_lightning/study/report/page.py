@@ -18,11 +18,12 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.claims import Answer
-from aeic_lightning.study.curves import image_sets, matching
+from aeic_lightning.study.curves import matching
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report import origins
-from aeic_lightning.study.report.records import Pictures, config_differences, read
+from aeic_lightning.study.report.records import Pictures, config_differences
 from aeic_lightning.study.report.sections import comparison, image_section
+from aeic_lightning.study.study import Study
 
 PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
 
@@ -43,7 +44,7 @@ SYMBOL_PATHS = {
 
 
 def write_report(
-    paths: Sequence[Path],
+    study: Study | Sequence[Path],
     out: Path,
     references: Sequence[str] = (),
     *,
@@ -56,7 +57,7 @@ def write_report(
     """Write the page and return a line that says what is in it.
 
     Args:
-        paths: run folders and result files.
+        study: what is shown, or the run folders and result files that hold it.
         out: the page, written whole.
         references: what BD-rates are against: `role=teacher`, several labels joined by commas, or the name of a run or
             a curve. Default: the teacher, else the first anchor.
@@ -68,13 +69,14 @@ def write_report(
 
     Raises UserError for what cannot be read, for a reference that nothing matches, and for pictures that do not fit.
     """
-    results = read(paths)
+    study = study if isinstance(study, Study) else Study.read(study)
+    results = study.results
     if not results:
         raise UserError("no results: name run folders or result files")
-    published = [r for r in results if r.kind == "published"]
+    published = study.published
     if not published and any(r.costs for r in results):
         published = paper_points()  # for reference, beside what has an AEIC encoder
-    sets = image_sets([r for r in results if r.kind != "published"])
+    sets = study.sets
     unmatched = [word for word in references if not any(matching(word, s.curves) for s in sets)]
     if unmatched:
         known = ", ".join(repr(c.name) for s in sets for c in s.curves)
@@ -84,7 +86,7 @@ def write_report(
     compared = [comparison(s, pictures, max_images) for s in sets]
     uris = pictures.embed()
     drawn: dict[str, Any] = {}  # id -> plot, or its variants by name
-    sections = [image_section(i, s, references, drawn, compared[i], resamples) for i, s in enumerate(sets)]
+    sections = [image_section(i, s, study, references, drawn, compared[i], resamples) for i, s in enumerate(sets)]
     first = _first_plot(answered, sections, drawn)
     keys, configs = config_differences(results)
     context = {

@@ -11,18 +11,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.results import Result, read_results
+from aeic_lightning.study.results import Result
 
 TAP_PREFIX = "train/distill/"
 MOST_POINTS = 200
-
-
-def read(paths: Sequence[Path]) -> list[Result]:
-    """Results of run folders and of result files, each one once."""
-    once: dict[str, Result] = {}
-    for result in read_results(paths):
-        once.setdefault(repr((result.kind, result.name, result.labels, result.metrics, result.set_metrics)), result)
-    return list(once.values())
 
 
 def tap_losses(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
@@ -63,7 +55,7 @@ def config_differences(results: Sequence[Result]) -> tuple[list[str], list[tuple
         if file is None or not file.is_file():
             continue
         try:
-            config = yaml.safe_load(file.read_text())
+            config = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
             own = str(config.get("trainer", {}).get("default_root_dir") or result.folder)
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is no config of a run: {' '.join(str(error).split())}") from error

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from aeic_lightning.metrics.table import KINDS, Metric
-from aeic_lightning.study.bd_rate import bd_rates
 from aeic_lightning.study.comparison import result_rows
 from aeic_lightning.study.curves import Curve, ImageSet, default_reference, matching
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
 from aeic_lightning.study.report.records import Pictures
 from aeic_lightning.study.results import Result, sample
+from aeic_lightning.study.study import Study
 
 
 def image_section(
     number: int,
     images: ImageSet,
+    study: Study,
     references: Sequence[str],
     drawn: dict[str, Any],
     compare: dict[str, Any] | None,
@@ -35,7 +36,7 @@ def image_section(
             drawn[name] = plots.rate_curves(curves, metric, looks)
             shown.append({"id": name, "metric": metric, "caption": caption(curves, metric)})
     chosen = [c for word in references for c in matching(word, curves)] if references else default_reference(curves)
-    rates = [_bd_rates(f"{key}-bd{i}", c, images, curves, looks, drawn, resamples) for i, c in enumerate(chosen)]
+    rates = [_bd_rates(f"{key}-bd{i}", study, c, images, looks, drawn, resamples) for i, c in enumerate(chosen)]
     legend = [{"name": c.name, "look": looks[c.name]} for c in curves if any(c.points(m.name) for m in images.metrics)]
     return {
         "key": key,
@@ -75,9 +76,9 @@ def caption(curves: Sequence[Curve], metric: Metric) -> str:
 
 def _bd_rates(
     key: str,
+    study: Study,
     reference: Curve,
     images: ImageSet,
-    curves: Sequence[Curve],
     looks: dict[str, Style],
     drawn: dict[str, Any],
     resamples: int,
@@ -85,10 +86,10 @@ def _bd_rates(
     """BD-rates of all curves against one, by metric; what was refused is listed with the reason."""
     by_metric, variants = [], {}
     for metric in images.metrics:
-        tests = [c for c in curves if c is not reference and c.points(metric.name)]
+        tests = [c for c in images.curves if c is not reference and c.points(metric.name)]
         if not tests or not reference.points(metric.name):
             continue
-        rows = list(zip(tests, bd_rates(reference, tests, [metric.name], resamples=resamples), strict=True))
+        rows = list(zip(tests, study.rates(reference, tests, [metric.name], resamples=resamples), strict=True))
         by_metric.append({"metric": metric, "curves": rows})
         # A conventional codec, many times the rate, would leave no room to tell the others apart.
         found = [(curve.name, rate) for curve, rate in rows if rate.percent is not None and curve.kind != "anchor"]
