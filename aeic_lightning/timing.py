@@ -16,7 +16,7 @@ from typing import Any
 from aeic_lightning import __version__
 from aeic_lightning.files import write_whole
 
-HOPELESS, LOOKS = 4, 2  # as slow as this times the quickest in so many timed runs: not timed again
+HOPELESS, LOOKS = 4, 2  # as slow as this times the quickest in LOOKS timed runs: not timed again
 SLOW = 20.0  # seconds of one turn above which `compare` takes a single turn
 OLD = 30 * 24 * 3600  # seconds after which a choice is made anew: the machine may have been an unusual one then
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment: instructions left unused

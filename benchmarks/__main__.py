@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-o", "--out", type=Path, help="write the tables here, as Markdown")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--figures", type=Path, help="write the results here")
     parser.add_argument("--sizes", default="768x512,1920x1080", help="WIDTHxHEIGHT, separated by commas")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="beside one (default: cores)")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n" + text)
     if args.out:
         write_whole(args.out, text)
-    if args.json:
-        write_whole(args.json, json.dumps(report, indent=1))
+    if args.figures:
+        write_whole(args.figures, json.dumps(report, indent=1))
     return 0
 
 
@@ -97,7 +97,7 @@ def measure(model: AEIC, height: int, width: int, threads: list[int], repeats: i
 
 
 def with_threads(count: int, function: Callable[[], Any]) -> Callable[[], Any]:
-    """The function, on so many threads."""
+    """The function, on this many threads."""
 
     def run() -> Any:
         torch.set_num_threads(count)

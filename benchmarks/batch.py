@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     bitstream = Bitstream(load_model(args.model))
-    print("| pixels | part | one a pass, ms an image | so many a pass | ms an image | ratio | of processor time |")
+    print("| pixels | part | one a pass, ms an image | images a pass | ms an image | ratio | of processor time |")
     print("|---|---|---|---|---|---|---|")
     for side in map(int, args.sizes.split(",")):
         x = torch.cat([picture(side, side).roll(shift, 2) for shift in range(args.count)])

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--levels", nargs="+", type=float, default=[0.5, 2.5])
     parser.add_argument("--step", type=float, default=0.5, help="between the levels without effort")
     parser.add_argument("--side", type=int, default=256, help="of the centre that is taken, pixels")
-    parser.add_argument("--json", type=Path, help="write every file's figures")
+    parser.add_argument("--figures", type=Path, help="write every file's figures")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     codec, lpips = Codec.from_pretrained(args.model), LPIPS("lite2")
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"{mean['lpips_lite2']:.4f} | {saved[0]} | {saved[1]} |",
                 flush=True,
             )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.figures:
+        args.figures.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 

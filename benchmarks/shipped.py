@@ -3,7 +3,7 @@
     python -m benchmarks.shipped --images photos/test/kodak -o results/kodak --minutes 60
     python -m benchmarks.shipped --images photos/test/mixed -o results/mixed --apart wallpapers
 
-For every rate, each model codes each image within so many bits per pixel. Each rival then gets the bytes of the first
+For every rate, each model codes each image within this rate. Each rival then gets the bytes of the first
 model's file of that image: JPEG, WebP, AVIF and JPEG XL, and AVIF and others at 1/2, 1/3 and 1/4 of the size, enlarged
 with Lanczos or a trained network. All metrics are of the pictures that the files decode to.
 

@@ -83,7 +83,7 @@ class ImageDataModule(LightningDataModule):
         vertical_flip: mirror one training crop in two, top to bottom.
         small_images: what to do with training images that have a side below crop_size: "enlarge" them until a crop
             fits, or "drop" them, which reads the header of every training image at the start and says how many.
-        max_zoom_out: training crops show up to so many times their side, reduced to their size; 1 for none.
+        max_zoom_out: training crops show up to this many times their side, reduced to their size; 1 for none.
         shuffle_channels: permute red, green and blue of training crops: colours that few photographs do not hold.
         val_max_size: [height, width] of which at most the centre of a validation or test image is taken; null keeps the
             full size. Metrics on centre crops are not comparable with metrics on full-size images.

@@ -131,7 +131,7 @@ class Cropping(Dataset):
         seed: of the crops, non-negative.
         horizontal_flip, vertical_flip: whether to mirror one sample in two.
         on_error: what a subclass does with an image that cannot be read: "raise" or "skip".
-        max_zoom_out: a crop shows up to so many times the side, reduced to the crop's size (Lanczos; log-uniform).
+        max_zoom_out: a crop shows up to this many times the side, reduced to the crop's size (Lanczos; log-uniform).
         shuffle_channels: permute red, green and blue at random.
     """
 

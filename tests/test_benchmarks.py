@@ -26,7 +26,7 @@ def test_the_page_and_the_figures(tmp_path):
     out, figures = tmp_path / "performance.md", tmp_path / "figures.json"
     words = ["--model", "tiny", "--sizes", "64x96,70x33", "--repeats", "1", "--threads", "2", "--no-cuda"]
     threads = torch.get_num_threads()
-    assert main([*words, "-o", str(out), "--json", str(figures)]) == 0
+    assert main([*words, "-o", str(out), "--figures", str(figures)]) == 0
     assert torch.get_num_threads() == threads
     report = json.loads(figures.read_text())
     assert [size["size"] for size in report["sizes"]] == ["64x96", "70x33"]
@@ -197,7 +197,7 @@ def test_bits_at_equal_quality(tmp_path, capsys):
     Image.fromarray(skimage.data.astronaut()[:80, :70]).save(tmp_path / "photo.png")
     words = [str(tmp_path / "photo.png"), "--model", str(tmp_path / "mine"), "--side", "64", "--levels", "0.5"]
     threads = torch.get_num_threads()
-    assert effort.main([*words, "--effort", "1", "--step", "1", "--json", str(tmp_path / "rows.json")]) == 0
+    assert effort.main([*words, "--effort", "1", "--step", "1", "--figures", str(tmp_path / "rows.json")]) == 0
     torch.set_num_threads(threads)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["level"], row["effort"]) for row in rows] == [(0, 0), (1, 0), (0.5, 0), (0.5, 1)]

@@ -70,7 +70,7 @@ def test_trainer_and_loggers_get_the_same_folder(tmp_path, monkeypatch):
 
 
 def test_a_run_is_found_guarded_and_resumed_by_any_name_of_its_folder(tmp_path, monkeypatch, capfd):
-    """Also: what a resume changes is said and recorded, and what is refused changes nothing."""
+    """Also: what a resume changes is reported and recorded, and what is refused changes nothing."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "disk" / "run"

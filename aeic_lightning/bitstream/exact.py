@@ -85,7 +85,7 @@ class Linear(nn.Module):
     Args:
         conv: a kernel larger than 1x1 is a longer row.
         limit: largest integer that an activation becomes: LIMIT, or BYTE where 8 bits are enough.
-        gelu: so many of the outputs, the first, are in units of 1/GELU_STEPS, for `Gelu`.
+        gelu: the first outputs, this many, are in units of 1/GELU_STEPS, for `Gelu`.
         norm: what stands before, whose weight and bias are taken over.
     """
 

@@ -39,7 +39,7 @@ def in_pieces() -> Iterator[None]:
 
 
 def by_rows(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, rows: int = ROWS) -> tuple[Tensor, ...]:
-    """A pointwise function of (B, h, w, C) tensors, so many positions at a time: it takes and returns (B, n, C)."""
+    """A pointwise function of (B, h, w, C) tensors, some positions at a time: it takes and returns (B, n, C)."""
     batch, h, w = inputs[0].shape[:3]
     count = h * w
     flat = [x.reshape(batch, count, x.shape[-1]) for x in inputs]
@@ -82,7 +82,7 @@ _lock = threading.Lock()
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """So many threads, whose own operations run on one core each. Kept; a forked process makes its own."""
+    """Threads, whose own operations run on one core each. Kept; a forked process makes its own."""
     key = (os.getpid(), threads)
     with _lock:
         if key not in _pools:

@@ -81,7 +81,7 @@ class Sender(wire.ExportedHalf):
         return wire.pack(wire.Stream(height, width, check, writer.getvalue(), dial), self.fingerprint)
 
     def within(self, pixels: np.ndarray, most: int) -> bytes:
-        """The best file of at most so many bytes. Raises UserError where the smallest one is larger."""
+        """The best file of at most `most` bytes. Raises UserError where the smallest one is larger."""
         height, width, _ = pixels.shape
         at = lambda dials: [self.encode(pixels, dial) for dial in dials]  # noqa: E731
         return wire.best_within(at, len, self.levels, 1, most, (height, width))[0]
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO")
     parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="where the .aeic files go")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most so many bits per pixel")
-    rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most so many bytes")
+    rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most R bits per pixel")
+    rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most N bytes")
     rate.add_argument("--level", type=float, help="rate level, from 0 (smallest files); by default the middle one")
     parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--check", type=Path, metavar="GOLDEN", help="reproduce the streams of an export's `golden`")

@@ -18,7 +18,7 @@ from aeic_lightning.models.layers import Down, StarBlock
 from aeic_lightning.timing import bfloat16_is_quicker
 
 CHUNK = 1 << 20  # values at a time in the widest pointwise layer
-NARROW = 32  # a Down of at most so many channels runs as one strided convolution
+NARROW = 32  # a Down of at most this many channels runs as one strided convolution
 BAND_PIXELS = 1 << 22  # images above are analysed in bands of about this many pixels
 
 

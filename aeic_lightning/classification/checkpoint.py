@@ -82,7 +82,7 @@ def build_model(model_config: dict[str, Any]) -> ClassificationModel:
 
 
 def build_head(reads: str, channels: int, config: TransformerConfig, widths: list[int]) -> nn.Module:
-    """A head for AEIC: `y_hat` reads its latents of so many channels, `x_hat` its decoded pictures."""
+    """A head for AEIC: `y_hat` reads its latents of `channels` channels, `x_hat` its decoded pictures."""
     if reads == "y_hat":
         return LatentTransformer(channels, config)
     if reads == "x_hat":

@@ -44,8 +44,8 @@ class ClassificationOptimization:
         schedule: `steps`: a new rate at every step. `epochs`, as the release: timm's cosine, over the epochs of the run
             from the first one on, warm-up included, with one rate for a whole epoch. The release takes each step of it
             an epoch late, so the first rate lasts two epochs, and so it does here.
-        warmup_steps: of `steps`: the learning rate rises linearly over so many steps.
-        warmup_epochs: of `epochs`: the learning rate rises linearly over so many epochs.
+        warmup_steps: of `steps`: the learning rate rises linearly over this many steps.
+        warmup_epochs: of `epochs`: the learning rate rises linearly over this many epochs.
         warmup_learning_rate: of `epochs`: where it begins to rise.
         weight_decay: of matrices and kernels; biases, norms and embeddings are not decayed.
         prior_learning_rate: highest rate of the density of z, which follows the same course; null for that of the rest.

@@ -244,7 +244,7 @@ class RelationalDistillation(TapTerm):
         side, taps: see `TapTerm`.
         distance_weight: of the distances.
         angle_weight: of the angles; the paper has twice the weight of the distances.
-        examples: at most so many vectors; work grows with the third power, unless `angle_weight` is 0.
+        examples: largest number of vectors; work grows with the third power, unless `angle_weight` is 0.
     """
 
     label = ".relational"

@@ -87,7 +87,7 @@ def declare(metric: Metric) -> None:
     """Make a metric of the user's own known by its name. Raises UserError if of one of the name the other is better."""
     if _own.setdefault(metric.name, metric).higher != metric.higher:
         raise UserError(
-            f"metric {metric.name!r}: higher is said to be better in one place and worse in another; correct `higher`, "
+            f"metric {metric.name!r}: higher is better in one place and worse in another; correct `higher`, "
             "or give one of the two another `name`"
         )
 

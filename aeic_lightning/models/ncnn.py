@@ -76,7 +76,7 @@ class _Reader:
         self.path, self.data, self.at = path.with_suffix(".bin"), data, 0
 
     def take(self, count: int, kind: str = "<f4") -> Tensor:
-        """So many plain values, as float32."""
+        """`count` plain values, as float32."""
         size = np.dtype(kind).itemsize * count
         if self.at + size > len(self.data):
             raise UserError(f"{self.path} ends before its network does: install its package again")
@@ -85,7 +85,7 @@ class _Reader:
         return torch.from_numpy(values.astype(np.float32))
 
     def tagged(self, count: int) -> Tensor:
-        """So many values behind a word that says in which form they are."""
+        """`count` values behind a word that says in which form they are."""
         tag = int.from_bytes(self.data[self.at : self.at + 4], "little")
         self.at += 4
         if tag not in (HALF, SINGLE):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 NEAR = 2
-"""A profile that moves no colour by more than so many levels is sRGB under another name: its pixels stay."""
+"""A profile that moves no colour by more than this many levels is sRGB under another name: its pixels stay."""
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Mode in which an image is handed to a profile of this colour space."""
 

@@ -21,7 +21,7 @@ MAX_FILE = 20_000_000
 MAX_PIXELS = 50_000_000
 """Pixels of an uploaded photograph."""
 CODED_PIXELS = 786_432
-"""Larger photographs are reduced to about so many pixels (1024 x 768) before they are coded."""
+"""Larger photographs are reduced to about this many pixels (1024 x 768) before they are coded."""
 TITLES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 
 

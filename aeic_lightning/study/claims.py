@@ -53,7 +53,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a claim needs to be decided: so many images, and seeds of each curve that has any."""
+    """What a claim needs to be decided: images, and seeds of each curve that has any."""
 
     images: int = MIN_IMAGES
     seeds: int = MIN_SEEDS

@@ -132,7 +132,7 @@ class RatePoint:
 
     Args:
         level: a rate level; None for the middle one.
-        bpp: instead, the best file of each image within so many bits per pixel; where there is none, the smallest.
+        bpp: instead, the best file of each image within this many bits per pixel; where there is none, the smallest.
     """
 
     level: float | None = None

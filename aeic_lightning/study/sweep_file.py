@@ -128,7 +128,7 @@ class Run:
         return self.done or any((self.folder / "checkpoints").glob("*.ckpt"))
 
     def resolved(self) -> dict[str, Any]:
-        """Its whole config. Raises UserError where it has no sense."""
+        """Its whole config. Raises UserError where it cannot be resolved."""
         return load_config([self.config], self.overrides)
 
 

@@ -37,7 +37,7 @@ class CompressionSystem(TwoPlayerSystem, EvaluatedSystem):
             `{path: ..., only: [codec.h_a, decoder]}` those modules alone do (`StartFrom`). What was taken over is
             printed, and is in `run.json`.
         write_streams: whether validation and test write each image's file, whose bytes are `bpp`; entropy coding
-            is done on the CPU. Without it there is `bpp_estimate` alone. A number: of so many images, the first ones;
+            is done on the CPU. Without it there is `bpp_estimate` alone. A number N: of the first N images;
             `bpp_share` and `bpp_estimate_share` are then their rates, `bpp_estimate` that of all images.
         labels: what tells this run from others in a study, such as {arm: enc_dec, seed: 0}: columns of TensorBoard's
             HParams view, and what the report groups by.

@@ -24,7 +24,7 @@ class EvaluatedSystem(lightning.LightningModule):
     """A system with `model` and `evaluate_batch`, whose evaluation steps also write the files of their images.
 
     The files are those of `compress`, from the same functions. The coder is built from the weights once a validation or
-    test; with `write_streams` false it is not, and the metrics have no `bpp`. With a number the first so many images of
+    test; with `write_streams` false it is not, and the metrics have no `bpp`. With a number N the first N images of
     a validation have a file.
     """
 

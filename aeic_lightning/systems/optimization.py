@@ -32,7 +32,7 @@ class OptimizationConfig:
         schedule: `constant` between the steps of `learning_rates`; `cosine` falls from the one rate there to
             `final_learning_rate` at `trainer.max_steps`.
         final_learning_rate: of `cosine`.
-        warmup_steps: the learning rate rises linearly over so many steps.
+        warmup_steps: the learning rate rises linearly over this many steps.
         weight_decay: of AdamW.
         gradient_clip: largest norm of each player's gradient; 0 for none.
         ema: share of the moving average that a step keeps, such as 0.999; 0 for no average. It is one of the trained

@@ -102,7 +102,7 @@ def test_bench(checkpoint, tmp_path, capsys, monkeypatch):
     # In this process instead of one of its own, which imports everything anew: its peak is then that of the tests.
     monkeypatch.setattr(bench, "peak_of", lambda args, half, height, width: bench.peak(args, half, (height, width)))
     args = ["bench", "--checkpoint", checkpoint, "--sizes", "64x96", "--repeats", "1", "--threads", "1"]
-    assert main([*args, "--json", str(tmp_path / "bench.json")]) == 0
+    assert main([*args, "-o", str(tmp_path / "bench.json")]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
     assert set(report["exact products"]) == {"15 bits", "8 bits"}
     (size,) = report["sizes"]

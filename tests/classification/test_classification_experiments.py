@@ -126,7 +126,7 @@ def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
                 expected.append(classifier.head(features)[0].softmax(0))
         capsys.readouterr()
         assert main(["classify", str(folder), "--checkpoint", str(checkpoint), "--top", "3", "--json"]) == 0
-        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        lines = json.loads(capsys.readouterr().out)["files"]
         for line, probabilities in zip(lines, expected, strict=True):
             assert [found["class"] for found in line["classes"]] == [
                 str(i) for i in probabilities.topk(3).indices.tolist()

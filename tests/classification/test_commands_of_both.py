@@ -34,7 +34,7 @@ WORKS = {
         "1",
         "--threads",
         "1",
-        "--json",
+        "-o",
         "{out}/times.json",
     ],
     "plan": ["--config", EXPERIMENTS / "step1.yaml"],

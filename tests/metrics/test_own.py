@@ -85,7 +85,7 @@ def test_one_number_an_image_and_one_meaning_a_name():
     x = torch.zeros(3, 4, 5, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"metric whole gives \(1, 3, 4, 5\) for one image; it must give one number"):
         ImageQuality(ms_ssim=False, lpips=[], dists=[], metrics=[whole]).row("a", x, x)
-    with pytest.raises(UserError, match="metric 'whole': higher is said to be better in one place"):
+    with pytest.raises(UserError, match="metric 'whole': higher is better in one place"):
         read_metrics([whole | {"higher": False}])
 
 

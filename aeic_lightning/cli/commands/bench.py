@@ -4,12 +4,13 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.memory import peak_memory
-from aeic_lightning.output import json_output
+from aeic_lightning.output import add_json_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kind, in turn; the median counts")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--encode-only", action="store_true", help="leave out the decoder, which takes minutes")
-    parser.add_argument(
-        "--json", nargs="?", const="", metavar="FILE", help="print one JSON document, or write it there as well"
-    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.json", help="write the figures as JSON")
+    add_json_argument(parser)
     parser.add_argument("--memory", nargs=2, metavar=("HALF", "SIZE"), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Print medians, ratios and peak memory. The plain form has no entropy coder: its times are without one."""
     refuse_extra(extra)
-    with json_output(args.json == "") as give:
-        give(measure(args))
+    args.give(measure(args))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,12 +78,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for half, gib in memory.items():
             print(f"  peak memory of a process that {half}s one image: {gib:.2f} GiB")
         results.append({"width": width, "height": height, "parts": parts, "peak_memory_gib": memory})
-    if args.json:
+    if args.out:
         import json
 
         from aeic_lightning.files import write_whole
 
-        write_whole(args.json, json.dumps(about | {"sizes": results}, indent=1).encode())
+        write_whole(args.out, json.dumps(about | {"sizes": results}, indent=1).encode())
     return about | {"sizes": results}
 
 

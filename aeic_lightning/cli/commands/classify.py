@@ -1,7 +1,6 @@
 """`classify`: what .aeic files show, from the streams alone."""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError, shown
 from aeic_lightning.memory import peak_memory
-from aeic_lightning.output import counted
+from aeic_lightning.output import add_json_argument, counted
 
 EXAMPLE = """
 example:
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("streams", nargs="+", metavar="FILE", help=".aeic files, or folders of them")
     parser.add_argument("--checkpoint", required=True, help="the model that wrote them, with its classifier")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each file (default 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
@@ -42,12 +41,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     classifier = load_classifier(args.checkpoint)
     failed, began = 0, time.monotonic()
+    files: list[dict] = []
     for path in paths:
         try:
             data = path.read_bytes()
             logits = classifier.logits(classifier.bitstream.decode(data))
         except (UserError, OSError) as error:
             failed += 1
+            files.append({"file": str(path), "error": str(error)})
             print(shown(f"error: {path}: {error}"), file=sys.stderr)
             continue
         best = logits.softmax(0).topk(min(args.top, len(logits)))
@@ -55,11 +56,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             {"class": classifier.class_names[i], "probability": round(p, 6)}
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        if args.json:
-            print(json.dumps({"file": str(path), "bytes": len(data), "classes": classes}), flush=True)
-        else:
-            words = "  ".join(f"{found['class']} {found['probability']:.1%}" for found in classes)
-            print(f"{shown(path)}  {len(data)} bytes  {words}", flush=True)
+        files.append({"file": str(path), "bytes": len(data), "classes": classes})
+        words = "  ".join(f"{found['class']} {found['probability']:.1%}" for found in classes)
+        print(f"{shown(path)}  {len(data)} bytes  {words}", flush=True)
+    args.give({"files": files})
     seconds = time.monotonic() - began
     done = len(paths) - failed
     peak = 2**10 * peak_memory()

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, "the receiver needs the same (default: small-student, which ships)")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="where the .aeic files go")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most so many bits per pixel")
-    rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most so many bytes")
+    rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most R bits per pixel")
+    rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most N bytes")
     rate.add_argument("--level", type=float, help="rate level, from 0 (smallest files); by default the middle one")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="images at a time, one process each")
     parser.add_argument(

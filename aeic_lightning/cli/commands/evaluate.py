@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate = parser.add_mutually_exclusive_group()
     levels = "rate levels of a model of many rates, one result per level (default: the middle one)"
     rate.add_argument("--levels", nargs="+", type=float, metavar="LEVEL", help=levels)
-    targets = "the best file of each image within so many bits per pixel, one result per rate"
+    targets = "the best file of each image within R bits per pixel, one result per rate"
     rate.add_argument("--bpp", nargs="+", type=float, metavar="R", help=targets)
     parser.add_argument("--device", default="cpu", help="where a checkpoint's receiver runs, e.g. cuda (default cpu)")
     workers = "processes that code and measure the images of a checkpoint; the threads are divided (default 1)"

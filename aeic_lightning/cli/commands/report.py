@@ -58,7 +58,7 @@ RUN = ("run.json", "config.yaml", "metrics_val.json")
 
 
 def _results(paths: list[Path]) -> list[Path]:
-    """Without folders that are no runs, which `DIR/*/` names as well; each is said. All of them, if none is a run."""
+    """Without folders that are no runs, which `DIR/*/` names as well; a warning names each. All, if none is a run."""
     others = [path for path in paths if path.is_dir() and not any((path / name).exists() for name in RUN)]
     if len(others) == len(paths):
         return paths

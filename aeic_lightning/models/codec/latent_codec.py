@@ -149,7 +149,7 @@ class CodecConfig:
             raise UserError("codec: synthesis_widths and synthesis_depths differ in length; give one depth a width")
 
     def check_encoder(self, channels: int, stride: int) -> None:
-        """Raise UserError where an encoder of so many channels and this stride does not fit the rest of the codec."""
+        """Raise UserError where an encoder of this many channels and this stride does not fit the rest of the codec."""
         if channels % 8 or channels < 16:
             raise UserError(
                 f"codec: the encoder gives {channels} channels, but M must be a multiple of 8 and at least 16, "
@@ -191,7 +191,7 @@ class LatentGrid:
 
     Args:
         stride: pixels from one position of y to the next.
-        multiple: images are padded to multiples of so many pixels, of which `stride` is a divisor.
+        multiple: images are padded to multiples of this many pixels, of which `stride` is a divisor.
         z_stride: positions of y for each position of z, along each side.
     """
 

@@ -61,7 +61,7 @@ class VAEConfig:
         groups: groups of every GroupNorm; 0 leaves the norms out, which small decoders that are trained from scratch
             learn colours faster without.
         attention: whether the middle block, at stride 8, has attention.
-        patch: the last convolution gives so many pixels in each direction at once (1, 2, 4 or 8). The blocks at full
+        patch: the last convolution gives this many pixels in each direction at once (1, 2, 4 or 8). The blocks at full
             resolution, which cost a CPU the most for the least, go.
         blend: with a patch, channels at full resolution from which a 3x3 convolution makes the picture, so that
             neighbouring patches overlap; 0 puts the patches side by side, which leaves a pattern of their period.

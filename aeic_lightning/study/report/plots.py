@@ -215,7 +215,7 @@ def taps(lines: dict[str, tuple[list[int], list[float]]], side: str) -> Plot:
 
 
 def with_legend(plot: Plot, rows: int = 4) -> Plot:
-    """The same with its own legend under it, in room for so many rows, so that neighbours stay aligned."""
+    """The same with its own legend under it, in room for this many rows, so that neighbours stay aligned."""
     plot["layout"] |= {"showlegend": True, "height": 330 + 20 * rows}
     plot["layout"]["margin"] |= {"b": 52 + 20 * rows}
     plot["layout"]["xaxis"] |= {"automargin": False}
