@@ -32,8 +32,7 @@ from aeic_lightning.models.decoder.config import PretrainedConfig
 from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.experiment import experiment_settings
-from aeic_lightning.systems import OptimizationConfig
-from aeic_lightning.systems.compression import CompressionSystem
+from aeic_lightning.systems import CompressionSystem, OptimizationConfig, TeacherSystem
 from datamodules import ImageFolder
 from datamodules.base import ImageDataModule
 from tests.conftest import SmoothImages, quiet_trainer, small_codec, small_decoder
@@ -270,12 +269,12 @@ START = {
 SECOND_PLAYER = {"learning_rate": Change(1e-3), "updates": Change("separate")}
 
 
-def system(objective: Any = None, rate_levels: Any = None, optimization: Any = None, **given: Any) -> CompressionSystem:
+def system(objective: Any = None, rate_levels: Any = None, optimization: Any = None, **given: Any) -> TeacherSystem:
     torch.manual_seed(0)
     codec = replace(small_codec(), rate_levels=rate_levels)
     given_rates: dict[str, Any] = {"learning_rates": [(0, 1e-3)]}
     settings = OptimizationConfig(**given_rates | (optimization or {}))
-    return CompressionSystem(codec, small_decoder(), objective or {"rate": 0.8, "mse": 2.0}, settings, **given)
+    return TeacherSystem(codec, small_decoder(), objective or {"rate": 0.8, "mse": 2.0}, settings, **given)
 
 
 def trained(folder: Any, optimization: dict[str, Any], **given: Any) -> Any:
@@ -309,8 +308,9 @@ def test_every_setting_of_the_optimization(tmp_path):
 
 
 def test_every_setting_of_the_system(tmp_path):
-    elsewhere = {"codec", "decoder", "objective", "optimization", "init_from"}  # have tables of their own
-    assert set(SYSTEM) | elsewhere == names_of(CompressionSystem)
+    elsewhere = {"objective", "optimization"}  # have tables of their own, as the parts have
+    assert set(SYSTEM) | elsewhere | {"model", "start", "teacher"} == names_of(CompressionSystem)
+    assert elsewhere | {"codec", "decoder", "init_from"} == names_of(TeacherSystem)
 
     def validated(given: dict[str, Any]) -> Any:
         with torch.no_grad():

@@ -248,11 +248,13 @@ def solve_prior(prior: FactorizedPrior, checkpoint: dict[str, Any]) -> None:
         prior.quantiles[:, 1] = medians
 
 
-def check_base(model: AEIC, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
+def check_base(model: CompressionModel, checkpoint: dict[str, Any], path: str | Path, role: str) -> None:
     """Raise UserError where the base that `model` has loaded is not the one that the checkpoint was trained on."""
-    theirs, ours = checkpoint["model_config"].get("base"), model.decoder.base_digests
-    names = model.decoder.config.pretrained
-    if not (theirs and ours and names):
+    theirs = checkpoint["model_config"].get("base")
+    if not theirs or not isinstance(model, AEIC):
+        return
+    ours, names = model.decoder.base_digests, model.decoder.config.pretrained
+    if not (ours and names):
         return
     for part, name in (("unet", names.unet), ("vae", names.vae)):
         if theirs[part] != ours[part]:

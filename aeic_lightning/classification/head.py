@@ -1,19 +1,20 @@
 """Training of a classification head on AEIC, whose streams it classifies."""
 
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from aeic_lightning.checkpoints.checkpoint import model_configs, read_checkpoint
 from aeic_lightning.classification.checkpoint import build_head
-from aeic_lightning.classification.targets import check_classes, trained_classes
 from aeic_lightning.classification.transformer import TransformerConfig
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
-from aeic_lightning.systems.compression import CompressionSystem
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.systems.compression import CompressionSystem, aeic
 from aeic_lightning.systems.optimization import OptimizationConfig
+from aeic_lightning.systems.start import Start
 
 
 class ClassifiedOutput(NamedTuple):
@@ -67,7 +68,9 @@ class AEICClassificationSystem(CompressionSystem):
     ) -> None:
         checkpoint = read_checkpoint(init_from, "init_from")
         codec, decoder = model_configs(checkpoint, init_from)
-        super().__init__(codec, decoder, objective, optimization, init_from, write_streams, labels)
+        start = Start(init_from)
+        model = aeic(codec, decoder)
+        super().__init__(model, objective, optimization, start, write_streams=write_streams, labels=labels)
         self.imported = not train_codec and bool(checkpoint.get("imported"))
         if optimization.ema:
             raise UserError("optimization.ema averages a codec, not the head beside it; leave it 0")
@@ -75,36 +78,17 @@ class AEICClassificationSystem(CompressionSystem):
             raise UserError(
                 "a classifier of pictures is trained on a frozen codec; set train_codec false or read y_hat"
             )
-        self.head = build_head(reads, self.model.codec.channels, head, picture_widths)
-        self.head_config = {"reads": reads, "transformer": asdict(head), "picture_widths": list(picture_widths)}
+        self.head = build_head(reads, model.codec.channels, head, picture_widths)
+        sizes = {"reads": reads, "transformer": asdict(head), "picture_widths": list(picture_widths)}
+        self.further_config = {"head": sizes}
+        self.classes = head.classes
         self.reads = reads
-        self.train_codec = train_codec
+        self.train_codec = self.learns = train_codec
         if not train_codec:
             self.model.requires_grad_(False)
             idle = next((name for name, term in self.objective.terms.items() if term.needs_picture), None)
             if idle:
                 raise UserError(f"objective: the codec is frozen, {idle} cannot change it; drop it or set train_codec")
-
-    def setup(self, stage: str) -> None:
-        check_classes(self.trainer, self.head_config["transformer"]["classes"])
-        super().setup(stage)
-        if not self.train_codec:
-            self.model.requires_grad_(False)  # once more: a pretrained base has come in
-
-    def load_start(self) -> None:
-        super().load_start()
-        if not self.imported:
-            self.model.codec.prior.update_quantiles()
-
-    def train(self, mode: bool = True) -> "AEICClassificationSystem":
-        super().train(mode)
-        if not self.train_codec:
-            self.model.eval()
-        return self
-
-    @property
-    def replayable(self) -> bool:
-        return False  # labels come with every batch
 
     def forward(self, x: Tensor, level: Tensor | float | None = None) -> ClassifiedOutput:
         """Images (B, 3, H, W) in [-1, 1] -> what the objective reads, of a frozen codec no further than the head."""
@@ -116,7 +100,7 @@ class AEICClassificationSystem(CompressionSystem):
             )
         with torch.no_grad():
             if self.reads == "y_hat":
-                codec = self.model.codec(x, level)
+                codec = cast(AEIC, self.model).codec(x, level)
                 features, bits = codec.y_hat, codec.bits_y + codec.bits_z
             else:
                 output = self.model(x, level)
@@ -139,9 +123,3 @@ class AEICClassificationSystem(CompressionSystem):
     def hparam_columns(self) -> dict[str, Any]:
         """Columns of TensorBoard's HParams view beside the run's labels."""
         return {"reads": self.reads, "train_codec": self.train_codec}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["model_config"] |= {"head": self.head_config, "class_names": trained_classes(self.trainer)}
-        if self.imported:
-            checkpoint["imported"] = True

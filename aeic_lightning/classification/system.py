@@ -1,27 +1,25 @@
 """Training of compress-and-classify: its own two steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor
-from torch.optim import Optimizer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, load_strictly, read_checkpoint, with_prefix
+from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.classification.losses import LogitsDistillation
-from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel
-from aeic_lightning.classification.targets import Mixup, check_classes, trained_classes
+from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel, ClassificationOutput
+from aeic_lightning.classification.targets import Mixup
 from aeic_lightning.classification.teacher import CheckpointTeacher, LogitsTeacher, TimmTeacher
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.objective import Objective
-from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
-from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite, refuse_loss_scaling
+from aeic_lightning.systems.compression import CompressionSystem
+from aeic_lightning.systems.guards import OnNonfinite
+from aeic_lightning.systems.optimization import Optimization
+from aeic_lightning.systems.start import Start
+from aeic_lightning.systems.teachers import Teacher
 
 # Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if
 # solved seldom under a prior that learns fast, it jumps, and every mean of y with it.
@@ -29,7 +27,7 @@ QUANTILE_INTERVAL = 10
 
 
 @dataclass
-class ClassificationOptimization:
+class ClassificationOptimization(Optimization):
     """How the model is trained.
 
     Gradient clipping (1.0 in the paper's size) and accumulation are the trainer's (`gradient_clip_val`,
@@ -50,7 +48,7 @@ class ClassificationOptimization:
         weight_decay: of matrices and kernels; biases, norms and embeddings are not decayed.
         prior_learning_rate: highest rate of the density of z, which follows the same course; null for that of the rest.
         on_nonfinite: what a loss or gradient of NaN or infinity does: "stop" the run, naming the term and the files, or
-            "skip" the update and count it (it still counts as a step).
+            "skip" the update and count it.
     """
 
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -77,6 +75,53 @@ class ClassificationOptimization:
             raise UserError("optimization: warmup_steps is of schedule: steps; set warmup_epochs")
         if self.learning_rate_batch is not None and self.learning_rate_batch < 1:
             raise UserError(f"optimization: learning_rate_batch is {self.learning_rate_batch}; it must be at least 1")
+
+    @property
+    def quantile_interval(self) -> int:
+        return QUANTILE_INTERVAL
+
+    def make_optimizer(self, trained: dict[str, nn.Parameter], system: LightningModule) -> torch.optim.Optimizer:
+        trainer = system.trainer
+        prior = [p for name, p in trained.items() if "codec.prior" in name]
+        own = prior if self.prior_learning_rate is not None else []
+        whole = ("cls_token", "pos_embed", "codec.prior")
+        rest = [(p, p.ndim > 1 and not any(part in name for part in whole)) for name, p in trained.items()
+                if not any(p is other for other in own)]  # fmt: skip
+        images = trainer.datamodule.batch_size * trainer.world_size * self.accumulate if self.learning_rate_batch else 0  # pyright: ignore[reportAttributeAccessIssue]
+        rate = self.highest(images)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p, decays in rest if decays == chosen], "weight_decay": decay, "initial_lr": rate}
+            for chosen, decay in ((False, 0.0), (True, self.weight_decay))
+        ]
+        if own:
+            groups.append({"params": own, "weight_decay": 0.0, "initial_lr": self.prior_learning_rate})
+        if self.schedule == "epochs":
+            self.length = trainer.max_epochs or 0
+            if self.length < 1:
+                raise UserError("optimization: schedule: epochs must know how many there are; set trainer.max_epochs")
+        else:
+            batches = int(trainer.estimated_stepping_batches)
+            self.length = batches if batches == trainer.max_steps else -(-batches // self.accumulate)
+        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+        return kind(groups, lr=rate)
+
+    def set_rates(self, generator: Any, step: int, max_steps: int, epoch: int) -> None:
+        for group in generator.param_groups:
+            if self.schedule == "epochs":
+                group["lr"] = self.rate_in(epoch, self.length, group["initial_lr"])
+            else:
+                group["lr"] = group["initial_lr"] * self.factor(
+                    step, self.length, generator.param_groups[0]["initial_lr"]
+                )
+
+    def rate_in(self, epoch: int, epochs: int, highest: float) -> float:
+        """Of `epochs`: learning rate in an epoch, counted from 0, of so many."""
+        late = max(epoch - 1, 0)
+        if late < self.warmup_epochs:
+            step = (highest - self.warmup_learning_rate) / self.warmup_epochs
+            return self.warmup_learning_rate + late * step
+        final = self.final_learning_rate
+        return final + 0.5 * (highest - final) * (1 + math.cos(math.pi * late / epochs))
 
     def highest(self, batch: int) -> float:
         """Learning rate at its highest with `batch` images a step, over all processes."""
@@ -116,7 +161,36 @@ class TeacherConfig:
         )
 
 
-class ClassificationSystem(GuardedSystem, EvaluatedSystem):
+def take_over(optimization: Optimization, trainer: Trainer) -> None:
+    """Clip and accumulate as the trainer is told to, which Lightning itself refuses for steps that are taken by hand.
+
+    The norm that is bounded is that of all gradients together.
+    """
+    if trainer.gradient_clip_val:
+        optimization.gradient_clip, trainer.gradient_clip_val = float(trainer.gradient_clip_val), None
+    if trainer.accumulate_grad_batches > 1:
+        optimization.accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+
+
+class LogitsOf(Teacher):
+    """A classifier as a system's teacher: its "logits" (B, classes).
+
+    Args:
+        net: the classifier.
+    """
+
+    def __init__(self, net: LogitsTeacher) -> None:
+        self.net = net
+
+    def join(self, system: Any) -> None:
+        system.teacher = self.net
+
+    @torch.no_grad()
+    def taps(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.net(x)}
+
+
+class ClassificationSystem(CompressionSystem):
     """Trains the compress-and-classify model. The two steps differ in their configs alone.
 
     Step 1, whose objective has no `rate`, quantises nothing. Step 2 starts `init_from` step 1 with the rate, whose
@@ -145,7 +219,7 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         sizes: ClassificationConfig,
         objective: dict[str, Any],
         optimization: ClassificationOptimization,
-        init_from: str | None = None,
+        init_from: str | StartFrom | None = None,
         teacher: TeacherConfig | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -154,130 +228,34 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
         write_streams: bool | int = True,
         labels: dict[str, str | int | float] | None = None,
     ) -> None:
-        super().__init__()
-        self.objective = Objective(objective)
+        if latents not in ("rounded", "noisy"):
+            raise UserError(f"latents is rounded or noisy, not {latents!r}")
+        classes = sizes.transformer.classes
+        start = Start(init_from)
+        model = ClassificationModel(sizes)
+        logits = LogitsOf(teacher.build(classes)) if teacher else None
+        super().__init__(model, objective, optimization, start, logits, write_streams, labels)
         distils = bool(self.objective.of_kind(LogitsDistillation))
         if distils != (teacher is not None):
             raise UserError(
                 f"distillation: the objective has {'a' if distils else 'no'} LogitsDistillation, and the teacher is "
                 f"{'given' if teacher else 'missing'}; give both or neither"
             )
-        optimization.check()
-        if latents not in ("rounded", "noisy"):
-            raise UserError(f"latents is rounded or noisy, not {latents!r}")
+        self.sizes = sizes
         self.noisy = latents == "noisy"
-        self.model = ClassificationModel(sizes)
-        self.optimization = optimization
-        self.init_from = init_from
-        self.write_streams = check_write_streams(write_streams) if self.quantise else False
-        classes = sizes.transformer.classes
-        self.teacher = teacher.build(classes) if teacher else None
+        self.quantise = self.has_density = self.objective.weight("rate") > 0  # whether this is step 2
+        self.write_streams = self.write_streams if self.quantise else False
         self.mixup = Mixup(classes, mixup, cutmix, cutmix_switch)
-        self.guard = Guard(self, optimization.on_nonfinite)
-        self._mid_step = False
+        self.classes = classes
 
-    @property
-    def quantise(self) -> bool:
-        """Whether this is step 2."""
-        return self.objective.weight("rate") > 0
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Called before Lightning looks at the trainer's settings."""
+        take_over(self.optimization, self.trainer)
+        return []
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit":
-            refuse_loss_scaling(self)
-        check_classes(self.trainer, self.model.sizes.transformer.classes)
-        # A resumed run starts from its own checkpoint, and must not need the files that it once started from.
-        if stage == "fit" and not self.trainer.ckpt_path and self.init_from:
-            checkpoint = read_checkpoint(self.init_from, "init_from")
-            load_strictly(self.model, with_prefix(checkpoint, "model."), self.init_from, "init_from")
-            self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
-            self.model.codec.prior.update_quantiles()
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
-        self._mid_step = True
-        batch = self.mixup(batch)
-        output = self.model(batch["image"], self.quantise, self.noisy)
-        loss = self.objective(batch, output, self.teacher_logits(batch["image"]), self.global_step)
-        terms = {"loss": loss.total} | loss.terms
-        self.guard.see(terms, batch["name"])
-        values = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(values | {"step": float(self.global_step)})
-        return loss.total
-
-    @torch.no_grad()
-    def teacher_logits(self, x: Tensor) -> dict[str, Tensor] | None:
-        """The teacher's "logits" (B, classes) of images (B, 3, H, W); None without a teacher."""
-        return None if self.teacher is None else {"logits": self.teacher(x)}
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if not self.guard.allows({"model": list(self.named_parameters())}):
-            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
-            self.objective.skipped()
-        else:
-            rate = optimizer.param_groups[0]["lr"]
-            self.log_dict({"train/learning_rate": rate, "train/gradient_norm": self.guard.norms["model"]})
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._mid_step = False
-        step = self.global_step + 1  # Lightning counts the update after this hook
-        self.objective.updated(step)
-        if self.quantise and (step % QUANTILE_INTERVAL == 0 or step == self.trainer.max_steps):
-            self.model.codec.prior.update_quantiles()
-
-    @property
-    def generator_step(self) -> int:
-        """Updates so far: there is one optimizer."""
-        return self.global_step
-
-    @property
-    def mid_step(self) -> bool:
-        """Whether gradients of an unfinished step are being accumulated; a checkpoint would lose them."""
-        return self._mid_step
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        config = self.optimization
-        whole = ("cls_token", "pos_embed", "codec.prior")
-        names = [name for name, _ in self.model.named_parameters() if any(part in name for part in whole)]
-        groups = param_groups_weight_decay(self.model, config.weight_decay, no_weight_decay_list=names)
-        if config.prior_learning_rate is not None:
-            prior = list(self.model.codec.prior.parameters())
-            for group in groups:
-                group["params"] = [p for p in group["params"] if not any(p is own for own in prior)]
-            groups.append({"params": prior, "weight_decay": 0.0, "lr": config.prior_learning_rate})
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        highest = config.highest(self._images_per_step() if config.learning_rate_batch else 0)
-        optimizer = kind(groups, lr=highest)
-        if config.schedule == "epochs":
-            epochs = self.trainer.max_epochs or 0
-            if epochs < 1:
-                raise UserError("optimization: schedule: epochs must know how many there are; set trainer.max_epochs")
-            schedule: Any = CosineLRScheduler(
-                optimizer,
-                t_initial=epochs,
-                lr_min=config.final_learning_rate,
-                warmup_t=config.warmup_epochs,
-                warmup_lr_init=config.warmup_learning_rate,
-            )
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.factor(step, steps, highest))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _images_per_step(self) -> int:
-        trainer = self.trainer
-        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches  # pyright: ignore[reportAttributeAccessIssue]
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if isinstance(scheduler, CosineLRScheduler):
-            scheduler.step(self.current_epoch)  # at the end of this epoch; the release passes the same number
-        else:
-            super().lr_scheduler_step(scheduler, metric)
+    def forward(self, x: Tensor, level: Tensor | float | None = None) -> ClassificationOutput:
+        """Images (B, 3, H, W) in [-1, 1] -> what the objective reads; there are no rate levels."""
+        return self.model(x, self.quantise, self.noisy)
 
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Names, x and x_hat (B, 3, H, W) in [-1, 1], bits (B,), logits (B, classes) and labels (B,).
@@ -296,12 +274,8 @@ class ClassificationSystem(GuardedSystem, EvaluatedSystem):
 
     def hparam_columns(self) -> dict[str, Any]:
         """Columns of TensorBoard's HParams view beside the run's labels."""
-        transformer = self.model.sizes.transformer
+        transformer = self.sizes.transformer
         return {
             "step": "2" if self.quantise else "1",
             "transformer": f"{transformer.depth}x{transformer.width}",
         }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["model_config"] = self.model.config | {"class_names": trained_classes(self.trainer)}

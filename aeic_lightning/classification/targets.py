@@ -1,8 +1,7 @@
-"""The classes of the data: what a head is trained towards, and their names."""
+"""Mixup of a batch and of its classes."""
 
 from typing import Any
 
-import lightning
 import timm.data
 
 from aeic_lightning.errors import UserError
@@ -46,19 +45,3 @@ class Mixup:
             raise UserError(f"mixup takes batches of even size, not {len(batch['image'])}; change data.batch_size")
         x, label = self.mix(batch["image"].clone(), batch["label"])
         return batch | {"image": x, "label": label}
-
-
-def check_classes(trainer: lightning.Trainer, classes: int) -> None:
-    """Raise UserError when the data have another number of classes than the head."""
-    found = len(trained_classes(trainer))
-    if not found:
-        raise UserError(
-            "the data have no classes; use a labelled data module, such as datamodules.labelled.SampleDigits"
-        )
-    if found != classes:
-        raise UserError(f"the data have {found} classes, the transformer {classes}; set its `classes`")
-
-
-def trained_classes(trainer: lightning.Trainer) -> list[str]:
-    """Names of the classes of the data, which a checkpoint carries; none where the data have no classes."""
-    return list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from aeic_lightning.models.base import CompressionModel
@@ -71,6 +72,13 @@ class AEIC(CompressionModel):
     def estimate_bits(self, x: Tensor, level: float | None = None) -> Tensor:
         output = self.codec(x, level)
         return output.bits_y + output.bits_z
+
+    def draw_levels(self, count: int, level: Tensor | float | None = None) -> Tensor | None:
+        return self.codec.levels(count, level)
+
+    def load_base(self) -> None:
+        self.decoder.load_base()
+        self.to(memory_format=torch.channels_last)  # the base as well
 
     def for_decoding(self) -> "AEIC":
         if not isinstance(self.decoder, StoredDecoder):

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.taps import Tap
 
@@ -39,6 +40,18 @@ class CompressionModel(nn.Module):
     def rate_levels(self) -> int:
         """Levels of a model of many rates, which go from 0 (smallest files) to this less one; 0 for a single rate."""
         return 0
+
+    def draw_levels(self, count: int, level: Any = None) -> Tensor | None:
+        """Rate levels (count,) of a training batch: `level`, or drawn; None for a model of a single rate.
+
+        Raises UserError for a level that the model does not have.
+        """
+        if level is not None:
+            raise UserError(f"optimization.level: {level}: this model has a single rate; leave it out")
+        return None
+
+    def load_base(self) -> None:
+        """Bring in pretrained weights that no checkpoint has, if there are any."""
 
     def for_decoding(self) -> "CompressionModel":
         """This model, made quick for a receiver that will not train it. Its `state_dict` does not change."""

@@ -24,7 +24,7 @@ from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.own_classes import class_or_none
 from aeic_lightning.study.sweep_file import Run
 from aeic_lightning.systems import CompressionSystem, DistillationSystem, OnlineDistillationSystem
-from aeic_lightning.systems.distillation import check_levels, check_read
+from aeic_lightning.systems.teachers import check_levels, check_read
 
 
 def bind(config: dict[str, Any], student: AEIC, teacher: AEIC | None) -> dict[str, Term]:

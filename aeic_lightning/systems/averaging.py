@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.base import CompressionModel
 
 RAW = "raw_weights"
 """Entry of a checkpoint with the weights that training goes on from; `state_dict` has the averages."""
@@ -25,7 +25,7 @@ def average_in(averages: Iterable[Tensor], weights: Iterable[Tensor], decay: flo
     get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(list(averages), list(weights), step)
 
 
-def running_statistics(model: AEIC) -> list[str]:
+def running_statistics(model: CompressionModel) -> list[str]:
     """Buffers that an average covers beside the weights: those of numbers that a checkpoint has, such as BatchNorm's.
 
     The prior's quantiles are solved for from its weights, not averaged.
@@ -43,7 +43,7 @@ class WeightAverage:
             steps.
     """
 
-    def __init__(self, model: AEIC, decay: float) -> None:
+    def __init__(self, model: CompressionModel, decay: float) -> None:
         self.model = model
         self.decay = decay
         self.statistics = running_statistics(model)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import ObjectiveOutput
+from aeic_lightning.losses.rate import Rate
 
 EAGER_STEPS = 3
 """Steps that run as usual first, in which libraries choose their kernels and take their memory."""
@@ -42,6 +44,17 @@ class GraphedPass:
         self.inputs: dict[str, Tensor] = {}
         self.loss = ObjectiveOutput(torch.zeros(()), {})
         self.gradients: list[tuple[nn.Parameter, Tensor]] = []
+
+    @classmethod
+    def of(cls, system: Any) -> "GraphedPass":
+        """Of a system's `both_passes`."""
+
+        def inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
+            weights = torch.tensor(system.objective.weights_at(system.global_step)).to(system.device)
+            level = system.model.draw_levels(len(batch["image"]), system.optimization.level)
+            return {"weights": weights} | ({} if level is None else {"level": level})
+
+        return cls(system, lambda batch, **given: system.both_passes(batch, **given)[0], inputs)
 
     def __call__(self, batch: dict[str, Any]) -> ObjectiveOutput:
         """Losses of the batch; the parameters have its gradients."""
@@ -82,3 +95,19 @@ class GraphedPass:
         self.loss = ObjectiveOutput(loss.total.detach(), {name: term.detach() for name, term in loss.terms.items()})
         self.gradients = [(p, p.grad) for p in self.module.parameters() if p.grad is not None]
         return self.graph
+
+
+def check_graph(system: Any) -> None:
+    """Raise UserError where a system's step cannot be replayed: it needs the CPU in its middle."""
+    stays = not system.classes and (system.teaching is None or system.teaching.replayable)
+    reasons = {
+        "a GPU (trainer.accelerator: gpu)": system.trainer.strategy.root_device.type != "cuda",
+        "optimization.accumulate: 1": system.optimization.accumulate > 1,
+        "an objective without an adversary": system.objective.adversary is not None,
+        "an objective without rate.target": any(term.target for term in system.objective.of_kind(Rate)),
+        "one process": system.trainer.world_size > 1,
+        "a step of images alone (no labels, teacher_cache or online distillation)": not stays,
+    }
+    for needed, lacking in reasons.items():
+        if lacking:
+            raise UserError(f"optimization.cuda_graph needs {needed}; leave it out")

@@ -1,6 +1,6 @@
 """What every training run is watched for, and the random draws that let it be repeated.
 
-Both systems call it at three places: `seed_batch` before a batch, `see` after its losses, `allows` before an update.
+The step calls them at three places: `seed_batch` before a batch, `see` after its losses, `allows` before an update.
 """
 
 import math
@@ -8,16 +8,14 @@ import random
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, check_fits
 from aeic_lightning.errors import RunError, UserError
-from aeic_lightning.losses.objective import Objective
 
 OnNonfinite = Literal["stop", "skip"]
 
@@ -88,6 +86,18 @@ class Guard:
         self._rates: deque[float] = deque(maxlen=WINDOW)
         self._adversary: deque[float] = deque(maxlen=WINDOW)
         self._said: set[str] = set()
+
+    @classmethod
+    def of(cls, system: Any) -> "Guard":
+        """That of a system with an `objective` and its `optimization`."""
+        adversary = system.objective.adversary
+        chances = {"chance": adversary.chance, "least": adversary.least} if adversary else {}
+        return cls(system, system.optimization.on_nonfinite, **chances)
+
+    def conclude(self) -> None:
+        """Say at the end of a run how many updates were skipped."""
+        if self.skipped and self.system.trainer.is_global_zero:
+            print(f"{self.skipped} updates were skipped: not finite", file=sys.stderr, flush=True)
 
     def see(self, terms: dict[str, Tensor], files: Sequence[str]) -> None:
         """The scalars of one batch, and the names of its images."""
@@ -178,34 +188,17 @@ class Guard:
             print(f"warning: {self._where}: {message}", file=sys.stderr, flush=True)
 
 
-class GuardedSystem(LightningModule):
-    """A LightningModule whose batches are seeded one by one, and whose guard's count survives a resume.
+def check_classes(trainer: Trainer, classes: int) -> None:
+    """Raise UserError when the data have another number of classes than the head."""
+    found = len(classes_of(trainer))
+    if not found:
+        raise UserError(
+            "the data have no classes; use a labelled data module, such as datamodules.labelled.SampleDigits"
+        )
+    if found != classes:
+        raise UserError(f"the data have {found} classes, the transformer {classes}; set its `classes`")
 
-    Its checkpoints say how many updates trained a rate, in this and earlier stages (`rate_updates`): a model without
-    any has an entropy model of random weights.
-    """
 
-    guard: Guard
-    objective: Objective
-    earlier_rate_updates: int | None = 0
-    """Those before this process began; None where the checkpoint that it started from does not say."""
-
-    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
-        if not hasattr(self, "_run_seed"):
-            self._run_seed = torch.initial_seed()  # as `seed_everything` left it, in a resumed run too
-        seed_batch(self._run_seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
-
-    def on_train_end(self) -> None:
-        if self.guard.skipped and self.trainer.is_global_zero:
-            print(f"{self.guard.skipped} updates were skipped: not finite", file=sys.stderr, flush=True)
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["skipped_updates"] = self.guard.skipped
-        if self.earlier_rate_updates is not None:
-            own = self.guard.updates if self.objective.weight("rate") else 0
-            checkpoint[RATE_UPDATES] = self.earlier_rate_updates + own
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.guard.skipped = checkpoint.get("skipped_updates", 0)
-        self.earlier_rate_updates = checkpoint.get(RATE_UPDATES)
-        check_fits(self, checkpoint["state_dict"], str(self.trainer.ckpt_path), "--ckpt_path")
+def classes_of(trainer: Trainer) -> list[str]:
+    """Names of the classes of the data, which a checkpoint carries; none where the data have no classes."""
+    return list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])

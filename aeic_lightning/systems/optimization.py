@@ -1,27 +1,54 @@
-"""Manual optimization of two players: the settings, the optimizers, and one update of each."""
+"""Manual optimization of two players: the settings, the optimizer, and the second player's turns."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.losses.objective import Objective
-from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import LatentCodec
 from aeic_lightning.models.decoder import OneStepDecoder
-from aeic_lightning.systems.averaging import RAW, WeightAverage
-from aeic_lightning.systems.guards import Guard, GuardedSystem, OnNonfinite
+from aeic_lightning.systems.guards import OnNonfinite
 
 QUANTILE_INTERVAL = 50
 
 
+class Optimization:
+    """What every system asks of its settings; a kind that does not have one of them keeps the value here."""
+
+    gradient_clip: float = 0.0
+    ema: float = 0.0
+    freeze: Sequence[str] = ()
+    level: float | None = None
+    cuda_graph: bool = False
+    shard_base: bool = False
+    accumulate: int = 1
+    on_nonfinite: OnNonfinite = "stop"
+
+    @property
+    def quantile_interval(self) -> int:
+        """Steps between two solutions for the prior's quantiles."""
+        return QUANTILE_INTERVAL
+
+    def check(self) -> None:
+        """Raise UserError for settings that cannot work."""
+        raise NotImplementedError
+
+    def make_optimizer(self, trained: dict[str, nn.Parameter], system: LightningModule) -> torch.optim.Optimizer:
+        """The generator's, of its parameters by name; the system's trainer says how long the run is."""
+        raise NotImplementedError
+
+    def set_rates(self, generator: Any, step: int, max_steps: int, epoch: int) -> None:
+        """Set the learning rates of the update that follows `step` updates."""
+        raise NotImplementedError
+
+
 @dataclass
-class OptimizationConfig:
+class OptimizationConfig(Optimization):
     """How the generator is trained. Steps are generator updates. The defaults are AEIC-ME stage 1's.
 
     The discriminator's learning rate is an argument of the adversarial term, warm-ups of weights are the objective's.
@@ -60,7 +87,7 @@ class OptimizationConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 0.1
     ema: float = 0.0
-    freeze: list[str] = field(default_factory=list)
+    freeze: list[str] = field(default_factory=list)  # pyright: ignore[reportIncompatibleVariableOverride] (for YAML)
     level: float | None = None
     cuda_graph: bool = False
     shard_base: bool = False
@@ -83,6 +110,17 @@ class OptimizationConfig:
             )
         if self.accumulate < 1:
             raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
+
+    def make_optimizer(self, trained: dict[str, nn.Parameter], system: LightningModule) -> torch.optim.Optimizer:
+        if self.schedule == "cosine" and system.trainer.max_steps < 1:
+            raise UserError("optimization: schedule: cosine must know where it ends; set trainer.max_steps")
+        # Each update sets its own rate; this one is only what the optimizer begins with.
+        rate, decay = self.learning_rates[0][1], self.weight_decay
+        return torch.optim.AdamW(trained.values(), lr=rate, weight_decay=decay, fused=True)
+
+    def set_rates(self, generator: Any, step: int, max_steps: int, epoch: int) -> None:
+        for group in generator.param_groups:
+            group["lr"] = self.learning_rate(step, max_steps)
 
     def learning_rate(self, step: int, max_steps: int = -1) -> float:
         """Rate of the update that follows `step` of `max_steps` updates; `cosine` needs to know how many there are."""
@@ -116,236 +154,81 @@ def hold_frozen(model: nn.Module, paths: Iterable[str]) -> None:
         module.training = module.training and isinstance(module, LatentCodec | OneStepDecoder)
 
 
-class TwoPlayerSystem(GuardedSystem):
-    """A system whose generator may have an adversary: `objective.adversary`'s discriminator.
+def clip(parameters: list[nn.Parameter], norm: float) -> None:
+    """Bound the norm of the gradient of some parameters together; 0 for no bound."""
+    if norm and parameters:
+        # Not by Lightning, which refuses a fused optimizer under any mixed precision.
+        nn.utils.clip_grad_norm_(parameters, norm)
 
-    Only the generator's optimizer steps through Lightning, so `global_step`, `max_steps`, checkpoint intervals and the
-    x axis of every curve count generator updates.
+
+class SecondPlayer:
+    """The discriminator's turns in a step: it sees each batch, and has one or two updates beside the generator's.
+
+    Args:
+        system: whose objective may have an adversary; nothing is done where it has none.
     """
 
-    model: AEIC
-    objective: Objective
-    optimization: OptimizationConfig
-
-    average: WeightAverage | None = None
-    _quantiles: Tensor | None = None  # of training, during an evaluation
-    _imported = False  # whether the weights are a release's
-    _holds_frozen = False  # whether `optimization.freeze` holds already
-    _accumulated = 0  # batches whose gradients the next update has so far
-
-    def __init__(self) -> None:
-        super().__init__()
-        # What a discriminator with separate updates still has to see before the step: decoded images, losses on real.
+    def __init__(self, system: Any) -> None:
+        self.system = system
+        # What separate updates still have to see before the step: decoded images, losses on real ones.
         self._fakes: list[Tensor] = []
         self._real_losses: list[Tensor] = []
 
-    def train(self, mode: bool = True) -> "TwoPlayerSystem":
-        """What is frozen stays in evaluation mode."""
-        super().train(mode)
-        if mode and self._holds_frozen:
-            hold_frozen(self.model, self.optimization.freeze)
-        return self
-
-    def make_guard(self) -> Guard:
-        """The guard of both players."""
-        adversary = self.objective.adversary
-        chances = {"chance": adversary.chance, "least": adversary.least} if adversary else {}
-        return Guard(self, self.optimization.on_nonfinite, **chances)
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        config, adversary = self.optimization, self.objective.adversary
-        if config.schedule == "cosine" and self.trainer.max_steps < 1:
-            raise UserError("optimization: schedule: cosine must know where it ends; set trainer.max_steps")
-        for path in config.freeze:
-            freeze(self.model, path)
-        self._holds_frozen = True
-        trained = [p for _, p in self.generator_parameters()]
-        if not trained:
-            raise UserError("optimization: freeze leaves nothing to train")
-        # Each update sets its own rate; this one is only what optimizers begin with.
-        rate, decay = config.learning_rates[0][1], config.weight_decay
-        generator = torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
-        if adversary is None:
-            return [generator]
-        heads = [p for _, p in self.discriminator_parameters()]
-        return [generator, torch.optim.AdamW(heads, lr=adversary.learning_rate)]
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.optimization.ema:
-            self.start_average()
-
-    def start_average(self) -> WeightAverage:
-        """Begin to average the weights, unless a checkpoint has brought an average."""
-        if self.average is None:
-            self.average = WeightAverage(self.model, self.optimization.ema)
-        return self.average
-
-    def on_validation_start(self) -> None:
-        """Evaluate the averages, if there are any, with quantiles of their own, as readers of a checkpoint do.
-
-        Training gets its own back: were they solved anew where a run ends, one that is extended would go on otherwise
-        than one that was longer from the start.
-        """
-        if self.average is not None:
-            self.average.swap_in()
-        elif self._solves_for_evaluation:
-            self._quantiles = self.model.prior.quantiles.clone()
-            self.solve_quantiles()
-
-    def on_test_start(self) -> None:
-        self.on_validation_start()
-
-    def on_test_end(self) -> None:
-        self.on_validation_end()
-
-    def on_validation_end(self) -> None:
-        if self.average is not None:
-            self.average.swap_out()
-        elif self._quantiles is not None:
-            self.model.prior.quantiles.copy_(self._quantiles)
-            self._quantiles = None
-
-    @property
-    def _solves_for_evaluation(self) -> bool:
-        """Not before the first update, nor for an imported model, whose medians need not fit its density."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            return self.global_step > 0
-        return not self._imported
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        if self.average is not None:
-            self.average.save(checkpoint)
-        elif self._quantiles is not None:  # in the middle of a validation
-            checkpoint["state_dict"]["model.codec.prior.quantiles"] = self._quantiles
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._imported = bool(checkpoint.get("imported"))
-        if self.trainer.state.fn == TrainerFn.FITTING and RAW in checkpoint:
-            if self.optimization.ema:
-                self.start_average().load(checkpoint)
-            else:
-                raise UserError(
-                    f"{self.trainer.ckpt_path} has averaged weights; go on with optimization.ema as it was, or start "
-                    "a new run from it by init_from"
-                )
-
-    def teach_discriminator(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    def see(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Add one batch to the discriminator's gradient; returns its losses to log, none without a discriminator."""
-        adversary = self.objective.adversary
+        adversary, accumulate = self.system.objective.adversary, self.system.optimization.accumulate
         if adversary is None:
             return {}
         if adversary.updates == "joint":
             loss = adversary.discriminator_loss(x_hat, x)
-            self.manual_backward(loss / self.optimization.accumulate)
+            self.system.manual_backward(loss / accumulate)
             return {"discriminator": loss}
-        # Decoded images are seen by the discriminator that the real ones have updated: in `step_players`.
+        # Decoded images are seen by the discriminator that the real ones have updated: in `step`.
         loss = adversary.real_loss(x)
-        self.manual_backward(self.objective.adversary_weight * loss / self.optimization.accumulate)
+        self.system.manual_backward(self.system.objective.adversary_weight * loss / accumulate)
         self._fakes.append(x_hat.detach())
         self._real_losses.append(loss.detach())
         return {"discriminator_real": loss}
 
-    def update_when_due(self) -> None:
-        """One update of each player after every `accumulate` batches."""
-        self._accumulated += 1
-        if self._accumulated == self.optimization.accumulate:
-            self._accumulated = 0
-            self.step_players()
+    def skipped(self) -> None:
+        """Forget what was seen for an update that was not taken."""
+        self._fakes, self._real_losses = [], []
 
-    def step_players(self) -> None:
-        """One update of each player from the gradients so far, unless the guard finds them not finite."""
-        optimizers = self.optimizers()
-        generator, *rest = optimizers if isinstance(optimizers, list) else [optimizers]
-        players = {"generator": list(self.generator_parameters())}
-        if rest:
-            players["discriminator"] = list(self.discriminator_parameters())
-        if not self.guard.allows(players):
-            for player in (generator, *rest):
-                player.zero_grad()
-            self._fakes, self._real_losses = [], []
-            self.objective.skipped()
-            return
-        for group in generator.param_groups:
-            group["lr"] = self.optimization.learning_rate(self.global_step, self.trainer.max_steps)
-        self._log_players({"": generator} | ({"discriminator_": rest[0]} if rest else {}))
-        self._clip(generator)
-        for discriminator in rest:
-            self._step_discriminator(discriminator)
-            if self._fakes:
-                self._step_on_fakes(discriminator)
-        generator.step()
-        generator.zero_grad()
-        self.objective.updated(self.global_step)
-        if self.average is not None:
-            self.average.update(self.global_step)
-        if self.global_step % QUANTILE_INTERVAL == 0:
-            self.solve_quantiles()
+    def step(self, player: Any) -> None:
+        """The update from what was seen; of two separate ones both."""
+        self._update(player)
+        if self._fakes:
+            self._update_on_fakes(player)
 
-    def solve_quantiles(self) -> None:
-        """The quantiles of the prior, unless it is frozen."""
-        if any(p.requires_grad for p in self.model.prior.parameters()):
-            self.model.prior.update_quantiles()
-
-    def _log_players(self, players: dict[str, Any]) -> None:
-        """Learning rate, and norm of the gradient before it is clipped, of each player by the prefix of its tags.
-
-        Of a discriminator with two updates a step, those of the first.
-        """
-        values = {f"train/{prefix}learning_rate": player.param_groups[0]["lr"] for prefix, player in players.items()}
-        norms = zip(players, ("generator", "discriminator"), strict=False)
-        values |= {f"train/{prefix}gradient_norm": self.guard.norms[name] for prefix, name in norms}
-        self.log_dict(values)
-
-    def _clip(self, player: Any) -> None:
-        if self.optimization.gradient_clip:
-            # Not by Lightning, which refuses a fused optimizer under any mixed precision.
-            for group in player.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], self.optimization.gradient_clip)
-
-    def _step_discriminator(self, player: Any) -> None:
-        self._clip(player)
+    def _update(self, player: Any) -> None:
+        for group in player.param_groups:
+            clip(group["params"], self.system.optimization.gradient_clip)
         # Not through Lightning's wrapper, which would count it as a step.
         player.optimizer.step()
         player.zero_grad()
 
-    def _step_on_fakes(self, player: Any) -> None:
+    def _update_on_fakes(self, player: Any) -> None:
         """The second of two separate updates, from the decoded images of all batches of this step."""
-        adversary = self.objective.adversary
-        assert adversary is not None
+        system, adversary = self.system, self.system.objective.adversary
         losses = []
         for x_hat in self._fakes:
             losses.append(adversary.fake_loss(x_hat))
-            self.manual_backward(self.objective.adversary_weight * losses[-1] / self.optimization.accumulate)
+            system.manual_backward(system.objective.adversary_weight * losses[-1] / system.optimization.accumulate)
         fake, real = (torch.stack([loss.detach() for loss in seen]).mean() for seen in (losses, self._real_losses))
-        self._fakes, self._real_losses = [], []
+        self.skipped()
         terms = {"discriminator": real + fake, "discriminator_fake": fake}
-        self.guard.see(terms, [])
-        if self.guard.allows({"discriminator": list(self.discriminator_parameters())}, counts=False):
-            self._step_discriminator(player)
+        system.guard.see(terms, [])
+        if system.guard.allows({"discriminator": list(system.discriminator_parameters())}, counts=False):
+            self._update(player)
         else:
             player.zero_grad()
-        self.log_dict({f"train/{name}": value for name, value in terms.items()} | {"step": float(self.global_step)})
+        system.log_at_step("train", terms)
 
-    def generator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that are trained but the discriminator's."""
-        others = {id(p) for _, p in self.discriminator_parameters()}
-        return ((name, p) for name, p in self.named_parameters() if p.requires_grad and id(p) not in others)
 
-    def discriminator_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The heads of the discriminator, if there is one."""
-        adversary = self.objective.adversary
-        named = adversary.discriminator.named_parameters() if adversary else ()
-        return ((name, p) for name, p in named if p.requires_grad)
-
-    @property
-    def generator_step(self) -> int:
-        """Updates of the generator so far."""
-        return self.global_step
-
-    @property
-    def mid_step(self) -> bool:
-        """Whether gradients of an unfinished step are being accumulated; a checkpoint would lose them."""
-        return self._accumulated > 0
+def adopt_steps(checkpoint: dict[str, Any]) -> None:
+    """Count on from the steps of a checkpoint whose optimizer Lightning stepped: an earlier version's classifier."""
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    by_hand = loops.get("epoch_loop.manual_optimization.optim_step_progress")
+    automatic = loops.get("epoch_loop.automatic_optimization.optim_progress")
+    if by_hand and automatic and not by_hand["total"]["completed"]:
+        by_hand.update(automatic["optimizer"]["step"])

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.models.decoder import OneStepDecoder
 
 
@@ -43,6 +44,11 @@ class ShardedBase:
         ]
         cast(Any, system)._ddp_params_and_buffers_to_ignore = ignored  # the name that DistributedDataParallel reads
 
+    @classmethod
+    def of(cls, system: Any) -> "ShardedBase":
+        """Those of a system's model and of its teacher."""
+        return cls(system, [system.model.decoder, *(system.teaching.decoders if system.teaching else ())])
+
     def gather(self) -> None:
         """Hold the whole base until `release`: in a validation processes may have different numbers of images, and
         one that is done would not take part in gathering."""
@@ -56,6 +62,20 @@ class ShardedBase:
         for block in self.blocks:
             block.set_reshard_after_forward(True)
             block.reshard()
+
+
+def check_shards(system: Any) -> None:
+    """Raise UserError where the base of a system cannot be spread over processes."""
+    if not system.model.decoder.config.pretrained:
+        raise UserError(
+            "optimization.shard_base spreads the frozen base of decoder.pretrained over the processes; this "
+            "decoder is trained whole, leave shard_base out"
+        )
+    if system.teaching is not None and system.teaching.cached:
+        raise UserError(
+            "optimization.shard_base: a process that finds its crops in the teacher_cache runs no teacher, and the "
+            "others would wait for it; leave one of the two out"
+        )
 
 
 def base_blocks(decoder: OneStepDecoder) -> Iterator[nn.Module]:

@@ -18,6 +18,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig, UNetConfig
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
+from aeic_lightning.systems.start import load_stage
 
 KEYS = Path(__file__).parents[1] / "conformance" / "data"
 
@@ -129,7 +130,7 @@ def test_imported_checkpoint_serves_lightning_and_the_next_stage(file, candidate
     )
     trainer.test(system, images, ckpt_path=path, weights_only=True, verbose=False)
     assert torch.equal(system.model.codec.g_a[0].conv.weight, state["model.codec.g_a.0.conv.weight"])
-    system.load_stage(StartFrom(str(path)))
+    load_stage(system, StartFrom(str(path)))
 
 
 def test_digest_is_recorded_where_the_base_is_at_hand(file, candidates, tmp_path, monkeypatch):

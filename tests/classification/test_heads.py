@@ -11,7 +11,7 @@ from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.head import AEICClassificationSystem
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
-from aeic_lightning.systems import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from tests.classification.trained import train
 
 CROSS_ENTROPY = {"class_path": "aeic_lightning.classification.CrossEntropy", "label_smoothing": 0.1}
@@ -22,7 +22,7 @@ HEAD = TransformerConfig(width=24, depth=2, heads=3, grid=[2, 2], classes=10)
 @pytest.fixture
 def codec(codec_config, decoder_config, trainer, digits, tmp_path) -> str:
     """Checkpoint of a codec without a head."""
-    system = CompressionSystem(codec_config, decoder_config, {"rate": 0.8, "mse": 2.0}, OptimizationConfig())
+    system = TeacherSystem(codec_config, decoder_config, {"rate": 0.8, "mse": 2.0}, OptimizationConfig())
     return train(trainer, system, digits, 1, tmp_path, "codec")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data as photos
+from timm.scheduler import CosineLRScheduler
 
 from aeic_lightning.classification.system import ClassificationOptimization
 from aeic_lightning.cli import main
@@ -119,12 +120,15 @@ def test_the_schedule_is_timms_by_epochs():
     system = classification_system(optimization=ClassificationOptimization(**settings))
     data = SimpleNamespace(batch_size=128)
     system.trainer = SimpleNamespace(max_epochs=300, world_size=8, accumulate_grad_batches=1, datamodule=data)
-    scheduler = system.configure_optimizers()["lr_scheduler"]["scheduler"]
-    rates = []
+    (optimizer,) = system.configure_optimizers()
+    scheduler = CosineLRScheduler(optimizer, 300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
+    rates, timms = [], []
     for epoch in range(300):
-        rates.append(scheduler.optimizer.param_groups[0]["lr"])
-        system.trainer.current_epoch = epoch
-        system.lr_scheduler_step(scheduler, None)
+        timms.append(optimizer.param_groups[0]["lr"])
+        system.optimization.set_rates(optimizer, 1250 * epoch, -1, epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch)
+    assert rates == timms
 
     def rate(t):
         return 1e-6 + t * (1e-3 - 1e-6) / 5 if t < 5 else 1e-5 + 0.99e-3 * (1 + math.cos(math.pi * t / 300)) / 2

@@ -20,6 +20,7 @@ from aeic_lightning.classification import (
     CrossEntropy,
     TransformerConfig,
 )
+from aeic_lightning.classification import system as system_module
 from aeic_lightning.classification.checkpoint import load_classifier
 from aeic_lightning.classification.losses import logits_distance
 from aeic_lightning.classification.system import ClassificationOptimization, ClassificationSystem, TeacherConfig
@@ -81,11 +82,13 @@ def test_step_2_goes_on_from_step_1_and_its_checkpoint_classifies(trainer, digit
     classifier = load_classifier(final)
     assert classifier.class_names == list("0123456789")
     batch = next(iter(digits.val_dataloader()))
+    second.solve_quantiles()  # as for every reader of a checkpoint
     expected = second.eval().evaluate_batch(batch)["logits"]
     torch.testing.assert_close(classifier.head(classifier.model(batch["image"]).latents.y_hat), expected)
 
 
-def test_step_1_leaves_the_entropy_model_alone_and_step_2_solves_its_quantiles(trainer, digits, tmp_path):
+def test_step_1_leaves_the_entropy_model_alone_and_step_2_solves_its_quantiles(trainer, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(system_module, "QUANTILE_INTERVAL", 3)
     system = classification_system()
     before = copy.deepcopy(system.model.codec.state_dict())
     train(trainer, system, digits, 2, tmp_path, "a")
@@ -119,14 +122,12 @@ def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
     rates, logged, norms = [], [], []
 
     class Watch(AccuracyMetrics):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
         def on_after_backward(self, trainer, pl_module):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             norms.append(sum(float(g.double().square().sum()) for g in gradients) ** 0.5)
 
         def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
             logged.append([float(trainer.callback_metrics[f"train/{n}"]) for n in ("learning_rate", "gradient_norm")])
 
     train(trainer, classification_system(optimization=config), digits, 11, tmp_path, "a", callbacks=[Watch()])
@@ -166,18 +167,38 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, tmp_path, schedu
         torch.testing.assert_close(state[name], tensor, msg=name)
 
 
+@pytest.mark.parametrize("start", [None, "rate"])
+def test_an_extended_run_is_the_longer_one_bit_for_bit(trainer, digits, tmp_path, start):
+    """From 3 to 4 steps, at a rate that does not fall: a cosine's other steps depend on where it ends."""
+    optimization = ClassificationOptimization(learning_rate=2e-3, final_learning_rate=2e-3)
+
+    def run(steps: int, ckpt_path=None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        system = classification_system(STEP2 if start else STEP1, optimization=dataclasses.replace(optimization))
+        one = trainer(steps, check_val_every_n_epoch=None, val_check_interval=3, limit_val_batches=1)
+        one.fit(system, digits, ckpt_path=ckpt_path, weights_only=True)
+        one.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return system.model.state_dict()
+
+    run(3)
+    extended, whole = run(4, tmp_path / "3.ckpt"), run(4)
+    for name, tensor in whole.items():
+        assert torch.equal(extended[name], tensor), name
+
+
 def test_a_learning_rate_for_a_batch_is_scaled_with_it():
     """Images of all processes and of accumulated batches count; the end of the cosine stays."""
     config = ClassificationOptimization(learning_rate=1e-3, learning_rate_batch=512, final_learning_rate=1e-5)
     system = classification_system(optimization=config)
     system.trainer = SimpleNamespace(
-        estimated_stepping_batches=10, world_size=4, accumulate_grad_batches=2,
+        estimated_stepping_batches=10, max_steps=10, world_size=4, accumulate_grad_batches=2, gradient_clip_val=None,
         datamodule=SimpleNamespace(batch_size=32),
     )  # fmt: skip
-    found = system.configure_optimizers()
-    assert {group["initial_lr"] for group in found["optimizer"].param_groups} == {1e-3 * 256 / 512}
-    (factor, *_) = found["lr_scheduler"]["scheduler"].lr_lambdas
-    assert 5e-4 * factor(10) == pytest.approx(1e-5)
+    system.configure_callbacks()
+    (optimizer,) = system.configure_optimizers()
+    for step, expected in ((0, 1e-3 * 256 / 512), (10, 1e-5)):
+        config.set_rates(optimizer, step, 10, 0)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2)
 
 
 def test_schedules_and_their_warm_ups():
@@ -224,9 +245,8 @@ def test_step_2_trains_on_the_latents_that_it_names():
         system = classification_system(STEP2, latents=latents)
         given = []
         system.model.codec.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs[1:]))
-        system.trainer = SimpleNamespace(global_step=0, is_global_zero=True)
-        system.log_dict = lambda values: None
-        system.training_step({"image": torch.zeros(2, 3, 64, 64), "label": torch.tensor([0, 1]), "name": ["a", "b"]}, 0)
+        system.manual_backward = lambda loss: None
+        system.both_passes({"image": torch.zeros(2, 3, 64, 64), "label": torch.tensor([0, 1]), "name": ["a", "b"]})
         assert given == [(True, noisy)]
 
 
@@ -265,8 +285,8 @@ def test_the_prior_may_have_a_learning_rate_of_its_own():
     system = classification_system(
         optimization=ClassificationOptimization(learning_rate=1e-3, prior_learning_rate=1e-2)
     )
-    system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
-    groups = system.configure_optimizers()["optimizer"].param_groups
+    system.trainer = type("T", (), {"estimated_stepping_batches": 10, "max_steps": 10})()
+    groups = system.configure_optimizers()[0].param_groups
     names = {id(p): name for name, p in system.model.named_parameters()}
     assert sum(len(group["params"]) for group in groups) == len(names)
     for group in groups:
@@ -276,8 +296,8 @@ def test_the_prior_may_have_a_learning_rate_of_its_own():
 
 def test_decay_leaves_out_what_timm_leaves_out():
     system = classification_system()
-    system.trainer = type("T", (), {"estimated_stepping_batches": 10})()
-    groups = system.configure_optimizers()["optimizer"].param_groups
+    system.trainer = type("T", (), {"estimated_stepping_batches": 10, "max_steps": 10})()
+    groups = system.configure_optimizers()[0].param_groups
     names = {id(p): name for name, p in system.model.named_parameters()}
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     assert "transformer.blocks.0.mlp.fc1.weight" in decayed
@@ -396,10 +416,10 @@ def test_distillation_adds_the_distance_of_the_logits(teacher, trainer, digits, 
     system.log_dict = lambda values: logged.update(values)
     logged = {}
     system.eval()
-    total = system.training_step(batch, 0)
     with torch.no_grad():
         x = batch["image"]
         expected = logits_distance(system.model(x, quantise=False).logits, system.teacher(x), 2.0)
+    total = system.training_step(batch, 0)
     torch.testing.assert_close(logged["train/distillation"], expected)
     torch.testing.assert_close(total.detach(), 2 * expected)
 

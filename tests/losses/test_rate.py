@@ -11,7 +11,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Rate
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.study.run_description import run_labels
-from aeic_lightning.systems import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 
 X = {"image": torch.zeros(2, 3, 8, 8)}
 
@@ -87,7 +87,7 @@ def test_a_resumed_run_has_the_same_lambda(codec_config, decoder_config, loader,
     def make():
         seed_everything(0, verbose=False)
         terms = {"rate": {"weight": 1.0, "target": 0.05, "settle": 2}, "mse": 2.0}
-        return CompressionSystem(codec_config, decoder_config, terms, OptimizationConfig([(0, 1e-2)]))
+        return TeacherSystem(codec_config, decoder_config, terms, OptimizationConfig([(0, 1e-2)]))
 
     whole = trainer(4)
     system = make()

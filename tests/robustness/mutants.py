@@ -41,7 +41,7 @@ GROUPS = {
         "averaging": ["systems/test_averaging.py"],
         "guards": ["systems/test_guards.py"],
         "graphed": ["systems/test_graphed.py"],
-        "online": ["systems/test_online.py"],
+        "teachers": ["systems/test_distillation.py", "systems/test_online.py"],
         "*": ["systems/test_distillation.py", "systems/test_compression.py", "systems/test_guards.py"],
     },
     "bitstream": {
@@ -63,9 +63,9 @@ GROUPS = {
 KNOWN = [
     (
         "the teacher in training mode while its taps are taken",
-        "systems/distillation.py",
-        "return self.teacher.net.compute_taps(x, self.objective.teacher_taps, level)",
-        "net = self.teacher.net.train()\n        taps = net.compute_taps(x, self.objective.teacher_taps, level)\n"
+        "systems/teachers.py",
+        "return self.model.compute_taps(x, self.system.objective.teacher_taps, level)",
+        "net = self.model.train()\n        taps = net.compute_taps(x, self.system.objective.teacher_taps, level)\n"
         "        net.eval()\n        return taps",
         ["systems/test_distillation.py::test_the_teacher_is_in_evaluation_mode_while_its_taps_are_taken"],
     ),

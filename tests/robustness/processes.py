@@ -22,7 +22,7 @@ from torch import Tensor
 
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
-from aeic_lightning.systems import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from aeic_lightning.systems.guards import seed_batch
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.quality import QualityMetrics
@@ -44,7 +44,7 @@ LOSS = {
 }  # fmt: skip
 
 
-class Recorder(CompressionSystem):
+class Recorder(TeacherSystem):
     """Keeps the gradients that each update is made of."""
 
     def step_players(self) -> None:

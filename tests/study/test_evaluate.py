@@ -24,7 +24,7 @@ from aeic_lightning.study.evaluate import evaluate_files, file_samples
 from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import read_result, with_part_in_training
 from aeic_lightning.study.run_description import seen_in_training
-from aeic_lightning.systems.compression import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics
 from datamodules import ImageFolder
@@ -95,7 +95,7 @@ def test_figures_are_those_of_the_files_and_pictures(checkpoint, photos, tmp_pat
     assert len((tmp_path / "result.csv").read_text().splitlines()) == 3
 
 
-class FromStreams(CompressionSystem):
+class FromStreams(TeacherSystem):
     """Validates on the pictures that its streams decode to, not on those of the float32 pass."""
 
     def evaluate_batch(self, batch):
@@ -104,7 +104,7 @@ class FromStreams(CompressionSystem):
         return super().evaluate_batch(batch) | {"x_hat": from_uint8(x_hat)[None]}
 
 
-@pytest.mark.parametrize(("kind", "close"), [(FromStreams, 1e-4), (CompressionSystem, 5e-2)])
+@pytest.mark.parametrize(("kind", "close"), [(FromStreams, 1e-4), (TeacherSystem, 5e-2)])
 def test_figures_are_those_of_the_callbacks(photos, tmp_path, codec_config, kind, close):
     """Of the same checkpoint and images. In training the pictures come from the float32 pass; the stream's exact
     arithmetic rounds a few latents the other way, so that bytes are equal but figures only close."""

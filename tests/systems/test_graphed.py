@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.frozen import Frozen
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, TeacherSystem
+from aeic_lightning.systems.graphed import check_graph
 
 OBJECTIVE = {
     "rate": {"weight": 1.0, "warmup_steps": 10},
@@ -126,4 +127,4 @@ def test_what_cannot_be_replayed_is_refused(
     monkeypatch.setattr(type(fitted.strategy), "root_device", torch.device("cuda"))  # on a machine that has one
     system.trainer = fitted
     with pytest.raises(UserError, match=words):
-        system.check_graph()
+        check_graph(system)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from aeic_lightning.errors import RunError
 from aeic_lightning.losses import Term
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
-from aeic_lightning.systems import CompressionSystem, OptimizationConfig
+from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from aeic_lightning.systems.guards import WINDOW, Guard, seed_batch
 
 LOSS = {"rate": 0.5, "mse": 1.0}
@@ -36,7 +36,7 @@ class Poison(Term):
 
 def system(codec_config, decoder_config, poison, loss=LOSS, **optimization):
     objective = loss | {"extra": {"class_path": f"{__name__}.Poison", "batches": poison}}
-    return CompressionSystem(codec_config, decoder_config, objective, OptimizationConfig([(0, 1e-3)], **optimization))
+    return TeacherSystem(codec_config, decoder_config, objective, OptimizationConfig([(0, 1e-3)], **optimization))
 
 
 def weights(one):

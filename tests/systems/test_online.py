@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, seed_everything
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.systems import OnlineDistillationSystem, OptimizationConfig, online, optimization
+from aeic_lightning.systems import OnlineDistillationSystem, OptimizationConfig, optimization
 
 TERMS = {"rate": 0.8, "mse": 2.0, "L_enc": {"weight": 5.0, "taps": ["y", "y_hat"]}, "L_dec": 0.01}
 
@@ -111,7 +111,7 @@ def test_the_teachers_loss_has_its_warm_up_and_its_share_of_a_step(make, codec_c
 
 
 def test_the_teachers_quantiles_are_solved_every_so_many_steps(make, loader, trainer, monkeypatch):
-    monkeypatch.setattr(online, "QUANTILE_INTERVAL", 2)
+    monkeypatch.setattr(optimization, "QUANTILE_INTERVAL", 2)
     system = make()
     solved = []
     monkeypatch.setattr(system.teacher.prior, "update_quantiles", lambda: solved.append(system.global_step))

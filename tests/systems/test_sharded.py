@@ -10,6 +10,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import save
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig
+from aeic_lightning.systems.sharded import check_shards
 from tests.ranks import finish_ranks
 from tests.systems.sharded_run import CODEC, HEADS, LOSS, WIDTHS, decoder
 from tests.systems.test_compression import make
@@ -62,7 +63,7 @@ def test_a_cache_of_the_teacher_s_taps_would_let_the_processes_wait(tmp_path):
         teacher_cache=str(tmp_path / "taps"),
     )
     with pytest.raises(UserError, match="teacher_cache"):
-        system.check_shards()
+        check_shards(system)
 
 
 def test_a_decoder_that_is_trained_whole_has_no_base_to_spread(codec_config, decoder_config, loader, trainer):

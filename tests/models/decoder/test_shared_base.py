@@ -276,9 +276,9 @@ def test_cached_taps_train_alike(codec_config, pretrained, teacher_file, tmp_pat
     for folder in (None, tmp_path / "taps", tmp_path / "taps"):
         training = system(codec_config, pretrained, teacher_file, teacher_cache=folder and str(folder))
         asked = []
-        compute = training.compute_teacher_taps
+        compute = training.teaching.compute
         monkeypatch.setattr(
-            training, "compute_teacher_taps", lambda x, *level, c=compute, a=asked: a.append(len(x)) or c(x, *level)
+            training.teaching, "compute", lambda x, *level, c=compute, a=asked: a.append(len(x)) or c(x, *level)
         )
         fit(training)
         runs.append((training.model.state_dict(), sum(asked)))
