@@ -206,3 +206,10 @@ def test_a_setting_that_names_a_file_is_not_replaced_by_what_the_file_says(files
     with pytest.raises(SystemExit):
         main(words)
     assert yaml.safe_load(capfd.readouterr().out)["model"]["init_args"]["init_from"] == "start.ckpt"
+
+
+def test_a_system_with_a_codec_keeps_its_earlier_name(tmp_path):
+    path = "aeic_lightning.systems.CompressionSystem"
+    for init_args, found in (({"codec": {"depths": [1]}}, "TeacherSystem"), ({"model": {}}, "CompressionSystem")):
+        (tmp_path / "old.yaml").write_text(yaml.safe_dump({"model": {"class_path": path, "init_args": init_args}}))
+        assert load_config([tmp_path / "old.yaml"])["model"]["class_path"] == f"aeic_lightning.systems.{found}"

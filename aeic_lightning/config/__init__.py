@@ -108,9 +108,19 @@ def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
         if isinstance(root, str) and not root.startswith("???"):
             merged.vars.root = os.path.expanduser(os.path.expandvars(root))  # what refers to it may not expand it
         _check_vars(merged, set().union(*(_references(layer) for _, layer in layers)), files)
-        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+        return _renamed(cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' + '.join(map(str, files))}: {' '.join(str(error).split())}") from error
+
+
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """An experiment of before a system took its model as an argument: of one with a codec it was the same as today's
+    TeacherSystem."""
+    model = config.get("model") or {}
+    path = model.get("class_path") or ""
+    if path.endswith("systems.CompressionSystem") and "codec" in (model.get("init_args") or {}):
+        model["class_path"] = "aeic_lightning.systems.TeacherSystem"
+    return config
 
 
 def _references(config: DictConfig) -> set[str]:
