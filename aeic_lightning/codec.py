@@ -167,18 +167,21 @@ class Codec(
 
         return Refinement(self.bitstream, self.model, self.objective, effort)
 
-    def decompress(self, data: bytes) -> Image.Image:
+    def decompress(self, data: bytes, realism: float | None = None) -> Image.Image:
         """The picture of a stream (bytes, bytearray or memoryview), RGB.
 
-        On processors where bfloat16 is quicker it differs from the float32 one in single levels of some pixels.
+        `realism` is for a model with two sets of decoder weights: from 0, the picture nearest to the original and the
+        default, to 1, the one most like a photograph. On processors where bfloat16 is quicker the picture differs from
+        the float32 one in single levels of some pixels.
 
-        Raises UserError for a damaged stream, one of another model, or what is no stream.
+        Raises UserError for a damaged stream, one of another model, what is no stream, and for a realism that the model
+        does not have.
         """
-        return Image.fromarray(self.decompress_array(data))
+        return Image.fromarray(self.decompress_array(data, realism))
 
-    def decompress_array(self, data: bytes) -> np.ndarray:
+    def decompress_array(self, data: bytes, realism: float | None = None) -> np.ndarray:
         """As `decompress`: uint8 (H, W, 3)."""
-        picture = reconstruct(self.model, self.bitstream.decode(as_bytes(data)), not self.float32)
+        picture = reconstruct(self.model.at_realism(realism), self.bitstream.decode(as_bytes(data)), not self.float32)
         return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
     def compress_batch(self, images: Sequence[ImageLike], size: int = 8, effort: int = 0, **rate: Any) -> list[bytes]:
@@ -191,15 +194,18 @@ class Codec(
         groups, encoder = in_passes(tensors, size, lambda x: x.shape), self.encoder(effort)
         return [file.data for group in groups for file in encoder.encode_batch(torch.cat(group), **rate)]
 
-    def decompress_batch(self, streams: Sequence[bytes], size: int = 8) -> list[Image.Image]:
+    def decompress_batch(
+        self, streams: Sequence[bytes], size: int = 8, realism: float | None = None
+    ) -> list[Image.Image]:
         """The pictures of several streams, up to `size` a pass of the networks where latents agree in size and level.
 
         For small images, and for GPUs, which one of them does not fill. Single levels may differ from those of
         `decompress` by one, as between machines.
         """
         pictures: list[Image.Image] = []
+        model = self.model.at_realism(realism)
         for group in in_passes(map(as_bytes, streams), size, self.bitstream.pass_of):
-            found = reconstruct_batch(self.model, self.bitstream.decode_batch(group), not self.float32)
+            found = reconstruct_batch(model, self.bitstream.decode_batch(group), not self.float32)
             pictures += [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in found]
         return pictures
 

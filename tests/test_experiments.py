@@ -10,6 +10,8 @@ import skimage.data
 import torch
 from PIL import Image
 
+from aeic_lightning import Codec
+from aeic_lightning.checkpoints.realism import add_realistic
 from aeic_lightning.cli import main
 from aeic_lightning.study.results import read_result
 from aeic_lightning.study.runner import run_sweep
@@ -77,7 +79,7 @@ SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "s
 
 
 def test_every_small_file_is_known_here():
-    parts = {"base", "teacher", "student", "perceptual", "gpu"}
+    parts = {"base", "teacher", "student", "perceptual", "gpu", "realistic"}
     assert {path.stem for path in (ROOT / "experiments" / "small").glob("*.yaml")} == set(SHIPPED) | parts
 
 
@@ -109,6 +111,21 @@ def test_two_steps_with_the_settings_for_a_gpu(tmp_path, photos, monkeypatch):
              "--data.init_args.pin_memory=false", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 2  # the graph
     assert main([*words, "--model.init_args.optimization.cuda_graph=false"]) == 0
+
+
+def test_two_steps_of_the_realistic_decoder(root, photos, monkeypatch):
+    """From the shipped student; its folder of weights then has both decoders."""
+    monkeypatch.chdir(ROOT)
+    parts = [
+        word for part in ("base", "student", "realistic") for word in ("--config", f"experiments/small/{part}.yaml")
+    ]
+    words = ["fit", *parts, "--vars.start=small-student", f"--vars.root={root}/real", f"--vars.data={photos}",
+             "--vars.steps=2", "--vars.val_every=2", "--data.init_args.val_count=1", "--data.init_args.batch_size=2",
+             "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+    assert main(words) == 0
+    codec = Codec.from_pretrained("small-student")
+    add_realistic(codec.model, root / "real" / "realistic" / "checkpoints" / "last.ckpt")
+    assert codec.model.config["realistic"]
 
 
 TWO_STEPS = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]

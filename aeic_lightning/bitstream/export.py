@@ -140,13 +140,16 @@ class Paint(nn.Module):
         return self.vae(latents)
 
 
-def export(model: AEIC, folder: Path) -> None:
+def export(model: AEIC, folder: Path, realism: float | None = None) -> None:
     """Write both halves and the golden vectors into `folder`, then check them with onnxruntime.
+
+    The pictures of the receive half are those of `model.at_realism(realism)`.
 
     Raises UserError if the exported halves do not give back the golden vectors.
     """
     model = model.cpu().eval()
     bitstream = Bitstream(model)
+    model = model.at_realism(realism)
     codec = model.codec
     channels, stride = codec.channels, codec.stride
     sending, receiving = folder / "send", folder / "receive"

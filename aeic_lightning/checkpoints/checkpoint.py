@@ -26,10 +26,11 @@ from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.codec.latent_codec import LATENT_STRIDE
-from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig
+from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder, PretrainedConfig
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.parts import part_class
+from aeic_lightning.models.stored import Stored
 from aeic_lightning.torch_settings import own_settings
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 RATE_UPDATES = "rate_updates"
 """Entry of a checkpoint: updates that trained a rate, in its stage and in those before; older ones lack it."""
+REALISTIC = "realistic."
+"""What the tensors of a second decoder begin with: of pictures alone, no training starts from them."""
 FEW_RATE_UPDATES = 100
 """Below, an entropy model is as good as untrained."""
 
@@ -222,14 +225,19 @@ def _load_aeic(
 ) -> AEIC:
     codec, decoder = model_configs(checkpoint, path, sender)
     encoder = None if sender else _stand_in(codec, checkpoint, path)
+    realistic = checkpoint["model_config"].get("realistic", False)
     if base and decoder.pretrained:
         decoder.pretrained = replace(decoder.pretrained, unet=base.unet, vae=base.vae)
     if receiver:
         model = AEIC(codec, decoder, encoder)
         model.decoder.load_base()
         check_base(model, checkpoint, path, role)
+        if realistic:
+            model.realistic = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
     else:
         model = AEIC(codec, StoredDecoder(with_prefix(checkpoint, "model.decoder.")))
+        if realistic:
+            model.realistic = Stored(with_prefix(checkpoint, f"model.{REALISTIC}"))
     _fill(model, checkpoint, path, role)
     return model.eval()
 

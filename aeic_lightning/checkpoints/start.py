@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.checkpoint import check_fits
+from aeic_lightning.checkpoints.checkpoint import REALISTIC, check_fits
 from aeic_lightning.errors import UserError, did_you_mean
 
 Counts = dict[str, list[int]]
@@ -48,6 +48,7 @@ def take_over(model: nn.Module, state: Mapping[str, Tensor], start: StartFrom, r
     false. Nothing is changed then.
     """
     own = model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(REALISTIC)}
     chosen = dict(own)
     if start.only:
         for path in start.only:

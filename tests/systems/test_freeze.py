@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from aeic_lightning.checkpoints.checkpoint import load_aeic
+from aeic_lightning.checkpoints.realism import add_realistic
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.systems.averaging import WeightAverage
@@ -84,3 +86,22 @@ def test_averages_cover_running_statistics(codec_config, decoder_config):
     again.load(checkpoint)
     assert torch.equal(checkpoint["state_dict"]["model.codec.g_a.norm.running_mean"], raw)
     assert torch.equal(again.averages["codec.g_a.norm.running_mean"], average.averages["codec.g_a.norm.running_mean"])
+
+
+def test_a_last_stage_of_the_decoder_alone_gives_its_realistic_weights(
+    codec_config, decoder_config, tmp_path, loader, trainer
+):
+    """With an adversary and averages, from a checkpoint: both decoders read the same streams."""
+    first = make(codec_config, decoder_config)
+    fitted = trainer(1)
+    fitted.fit(first, loader(1))
+    fitted.save_checkpoint(tmp_path / "faithful.ckpt")
+    start = str(tmp_path / "faithful.ckpt")
+    last = make(codec_config, decoder_config, adversarial=0.1, init_from=start, freeze=["codec"], ema=0.9)
+    fitted = trainer(2)
+    fitted.fit(last, loader(2))
+    fitted.save_checkpoint(tmp_path / "realistic.ckpt")
+    model = load_aeic(start)
+    add_realistic(model, tmp_path / "realistic.ckpt")
+    pairs = zip(model.decoder.parameters(), model.realistic.parameters(), strict=True)
+    assert any(not torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures a pass of the networks, where sizes and levels of neighbours agree; for GPUs",
     )  # fmt: skip
     parser.add_argument(
+        "--realism", type=float, metavar="R",
+        help="from 0, the picture nearest to the original (default), to 1, the one most like a photograph; for models "
+        "with decoder weights for both",
+    )  # fmt: skip
+    parser.add_argument(
         "--float32", action="store_true", help="compute pictures in float32, also where bfloat16 is quicker"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from aeic_lightning.bitstream.stream import reconstruct_batch
     from aeic_lightning.codec import Codec
 
-    opened: dict[str, Codec] = {}
+    opened: dict[str, tuple[Codec, Any]] = {}  # and the model at the realism that was ordered
     failed = 0
     files: list[dict[str, Any]] = []
     waiting: list[tuple[int, Conversion, bytes]] = []  # number in the list, and what the file holds: of one pass
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     def draw(entries: list[tuple[int, Conversion, bytes]]) -> None:
         if not entries:
             return
-        codec = opened[of_pass[0]]
+        codec, model = opened[of_pass[0]]
         try:
             decoded = codec.bitstream.decode_batch([data for _, _, data in entries])
         except UserError as error:
@@ -72,9 +77,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 for entry in entries:
                     draw([entry])
             return
-        pictures = reconstruct_batch(codec.model, decoded, not args.float32)
+        pictures = reconstruct_batch(model, decoded, not args.float32)
         for (number, conversion, _), latents, picture in zip(entries, decoded, pictures, strict=True):
-            notice = NOTICE if codec.model.generative else None
+            notice = NOTICE if model.generative else None
             write_png(conversion.target, picture, codec.fingerprint[:16], notice)
             print(
                 f"[{number}/{len(conversions)}] {shown(conversion.target)}  {latents.width}x{latents.height}",
@@ -88,8 +93,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             data = read_stream(conversion.source)
             model_name = name or _writer(data)
             if model_name not in opened:
-                opened[model_name] = Codec.from_pretrained(model_name, device=args.device)
-            this_pass = model_name, opened[model_name].bitstream.pass_of(data)
+                codec = Codec.from_pretrained(model_name, device=args.device)
+                opened[model_name] = codec, codec.model.at_realism(args.realism)
+            this_pass = model_name, opened[model_name][0].bitstream.pass_of(data)
         except UserError as error:
             if name and not opened:
                 raise  # there is no such model

@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--weights", action="store_true", help="the weights for this package instead of ONNX")
     form.add_argument("--base", action="store_true", help="the decoder as a base for adapters instead of ONNX")
     form.add_argument("--c", action="store_true", help="the sender as C without floating point instead of ONNX")
+    parser.add_argument("--realistic", metavar="CKPT",
+                        help="with --weights: a checkpoint that moved the decoder alone, for "
+                        "`decompress --realism`")  # fmt: skip
+    parser.add_argument("--realism", type=float, metavar="R",
+                        help="of the pictures of the ONNX receive half, from 0 (default) to 1")  # fmt: skip
     parser.add_argument("--card", type=Path, metavar="FILE.yaml",
                         help="with --weights: entries of the model card, each a line or a list of lines")  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="FILE.json",
@@ -48,6 +53,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse_extra(extra)
     if (args.card or args.results) and not args.weights:
         raise UserError("--card and --results go with --weights: ONNX folders have no card")
+    if args.realistic and not args.weights:
+        raise UserError("--realistic goes with --weights; an ONNX folder of the result takes --realism")
+    if args.realism is not None and (args.weights or args.base or args.c):
+        raise UserError("--realism is of ONNX folders; a folder of --weights keeps both decoders")
     output = Path(args.out)
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
@@ -87,7 +96,7 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     model = load_aeic(args.checkpoint).for_decoding()
 
     def write(folder: Path) -> None:
-        export(model, folder)
+        export(model, folder, args.realism)
         copy_sources(own_sources(model.config), folder / SOURCES)
 
     return write
@@ -102,10 +111,16 @@ def _c(args: argparse.Namespace) -> Callable[[Path], None]:
 
 
 def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
+    from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.checkpoints.realism import add_realistic
     from aeic_lightning.codec import Codec
     from aeic_lightning.study.model_card import card, objective
 
     codec = Codec.from_pretrained(args.checkpoint)
+    if args.realistic:
+        model = load_aeic(args.checkpoint)
+        add_realistic(model, args.realistic)
+        codec = Codec(model, card=codec.card, objective=codec.objective)
     codec.card = card(args.checkpoint, codec.card, args.card, args.results, Path(args.out).name)
     codec.objective = codec.objective or objective(args.checkpoint)
     return lambda folder: codec.write(folder, Path(args.out).name)

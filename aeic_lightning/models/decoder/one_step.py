@@ -1,5 +1,6 @@
 """The receiver's decoder: one denoiser pass, plus l_res, through a VAE decoder."""
 
+import copy
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -207,6 +208,17 @@ class OneStepDecoder(nn.Module):
         if tiling is None:
             return self.vae(latents)
         return blend_tiles(self.vae, latents, tiling.vae_tile, tiling.vae_overlap, scale=8)
+
+
+@torch.no_grad()
+def interpolated(first: OneStepDecoder, second: OneStepDecoder, share: float) -> OneStepDecoder:
+    """A decoder whose weights lie between those of two whole ones of equal sizes; `share` 1 is the second."""
+    decoder = copy.deepcopy(first)
+    theirs = second.state_dict()
+    for name, tensor in decoder.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(theirs[name], share)
+    return decoder
 
 
 def widened(kernel: Tensor, channels: int, dim: int) -> Tensor:

@@ -1,0 +1,161 @@
+"""Two sets of decoder weights over one codec: one stream, pictures between the faithful and the realistic one."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aeic_lightning import Codec
+from aeic_lightning.bitstream import export
+from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver
+from aeic_lightning.bitstream.stream import reconstruct
+from aeic_lightning.checkpoints.checkpoint import load_aeic
+from aeic_lightning.checkpoints.realism import add_realistic
+from aeic_lightning.checkpoints.start import StartFrom, take_over
+from aeic_lightning.cli import main
+from aeic_lightning.errors import UserError
+from aeic_lightning.models.random_model import save
+from tests.bitstream.small import LEVELS, small
+
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The faithful one, and one whose decoder has moved."""
+    faithful = small(LEVELS)
+    realistic = copy.deepcopy(faithful)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in realistic.decoder.parameters():
+            parameter.add_(0.2 * parameter.std().nan_to_num(0.1) * torch.randn(parameter.shape, generator=generator))
+    return faithful, realistic
+
+
+@pytest.fixture(scope="module")
+def folder(models, tmp_path_factory):
+    """Both in one folder of weights, from two checkpoints."""
+    root = tmp_path_factory.mktemp("realism")
+    for name, model in zip(("faithful", "realistic"), models, strict=True):
+        save(model, root / f"{name}.ckpt")
+    words = ["export", "--weights", "--checkpoint", str(root / "faithful.ckpt")]
+    assert main([*words, "--realistic", str(root / "realistic.ckpt"), "-o", str(root / "both")]) == 0
+    return root
+
+
+def test_one_stream_gives_both_pictures_and_those_between(folder, models):
+    codec = Codec.from_pretrained(folder / "both", float32=True)
+    data = codec.compress(NOISE)
+    latents = codec.bitstream.decode(data)
+    found = {r: codec.decompress_array(data, realism=r).astype(int) for r in (None, 0.0, 0.5, 1.0)}
+    for share, model in ((0.0, models[0]), (1.0, models[1])):
+        half = copy.deepcopy(model)
+        for parameter in half.parameters():  # as stored
+            parameter.data = parameter.data.half().float()
+        expected = reconstruct(half, latents).permute(1, 2, 0).numpy().astype(int)
+        assert abs(found[share] - expected).max() <= 1
+    assert (found[None] == found[0.0]).all()
+    assert abs(found[1.0] - found[0.0]).mean() > 1
+    # Half of the way between the weights, computed tensor by tensor.
+    between = copy.deepcopy(codec.model)
+    for ours, theirs in zip(between.decoder.parameters(), between.realistic.parameters(), strict=True):
+        ours.data = (ours.data + theirs.data) / 2
+    expected = reconstruct(between, latents).permute(1, 2, 0).numpy().astype(int)
+    assert abs(found[0.5] - expected).max() <= 1
+    assert (np.asarray(codec.decompress_batch([data], realism=1.0)[0]) == found[1.0]).all()
+    assert (np.asarray(codec.decompress(data)) == found[0.0]).all(), "the model itself stays faithful"
+
+
+def test_the_sender_needs_not_know_and_streams_name_both(folder, models):
+    both = Codec.from_pretrained(folder / "both", float32=True)
+    stored = json.loads((folder / "both" / "config.json").read_text())
+    assert stored["fingerprint"] == both.fingerprint != Codec(models[0]).fingerprint
+    (folder / "noise.png").unlink(missing_ok=True)
+    Image.fromarray(NOISE).save(folder / "noise.png")
+    words = ["--checkpoint", str(folder / "both"), "-o", str(folder / "out"), "--force"]
+    assert main(["compress", str(folder / "noise.png"), *words]) == 0
+    assert (folder / "out" / "noise.aeic").read_bytes() == both.compress(NOISE)
+    assert main(["decompress", str(folder / "out" / "noise.aeic"), *words, "--float32", "--realism", "1"]) == 0
+    picture = np.asarray(Image.open(folder / "out" / "noise.png")).astype(int)
+    assert abs(picture - both.decompress_array(both.compress(NOISE), realism=1.0)).max() <= 1
+    both.save_pretrained(folder / "again")
+    assert Codec.from_pretrained(folder / "again").fingerprint == both.fingerprint
+
+
+def test_the_graph_of_a_receiver_is_of_the_realism_that_was_ordered(folder, monkeypatch, tmp_path):
+    """Up to the writing of graphs, which takes a minute: the slow test below has that."""
+    seen = {}
+
+    class Enough(Exception):
+        pass
+
+    def spied(module, *_):
+        seen[type(module).__name__] = module
+        if len(seen) == 4:
+            raise Enough
+
+    monkeypatch.setattr(export, "_export", spied)
+    codec = Codec.from_pretrained(folder / "both", float32=True)
+    with pytest.raises(Enough):
+        export.export(codec.model, tmp_path, 0.5)
+    latents = codec.bitstream.decode(codec.compress(NOISE))
+    with torch.no_grad():
+        x_hat = seen["Synthesis"](latents.y_hat, torch.tensor([latents.level]))[0, :, :60, :70]
+    picture = ((x_hat.permute(1, 2, 0).numpy() + 1) * 127.5).round()
+    assert abs(picture - codec.decompress_array(codec.compress(NOISE), realism=0.5)).max() <= 1
+
+
+@pytest.mark.slow
+def test_an_exported_receiver_paints_as_ordered(folder):
+    words = ["export", "--checkpoint", str(folder / "both"), "--realism", "0.5", "-o", str(folder / "onnx")]
+    assert main(words) == 0
+    codec = Codec.from_pretrained(folder / "both", float32=True)
+    data = codec.compress(NOISE)
+    picture = OnnxReceiver(folder / "onnx" / "receive").decode(data).permute(1, 2, 0).numpy().astype(int)
+    assert abs(picture - codec.decompress_array(data, realism=0.5)).max() <= 1
+
+
+@pytest.mark.parametrize("realism", [-0.1, 1.5, float("nan")])
+def test_what_is_out_of_range_is_refused(folder, realism):
+    codec = Codec.from_pretrained(folder / "both", float32=True)
+    with pytest.raises(UserError, match=r"from 0 \(faithful\) to 1"):
+        codec.decompress(codec.compress(NOISE), realism=realism)
+
+
+def test_a_model_of_one_decoder_says_that_it_has_no_other(models, folder, capsys):
+    codec = Codec(models[0])
+    data = codec.compress(NOISE)
+    assert (codec.decompress_array(data, realism=0) == codec.decompress_array(data)).all()
+    with pytest.raises(UserError, match="no realistic weights"):
+        codec.decompress(data, realism=0.5)
+    (folder / "one.aeic").write_bytes(data)
+    words = ["decompress", str(folder / "one.aeic"), "--checkpoint", str(folder / "faithful.ckpt")]
+    assert main([*words, "-o", str(folder / "none"), "--realism", "0.5"]) == 2
+    assert "no realistic weights" in capsys.readouterr().err
+
+
+def test_weights_that_read_other_streams_are_refused(models, folder, tmp_path):
+    moved = copy.deepcopy(models[1])
+    name, tensor = next(iter(moved.codec.g_s.named_parameters()))
+    tensor.data.flatten()[0] += 1e-3
+    save(moved, tmp_path / "moved.ckpt")
+    with pytest.raises(UserError, match=rf"codec\.g_s\.{name} .*do not read the same streams"):
+        add_realistic(copy.deepcopy(models[0]), tmp_path / "moved.ckpt")
+    with pytest.raises(UserError, match="already"):
+        add_realistic(load_aeic(folder / "both"), folder / "realistic.ckpt")
+
+
+def test_training_starts_from_the_faithful_decoder(models, folder):
+    from aeic_lightning.checkpoints.checkpoint import read_checkpoint, with_prefix
+
+    fresh = small(LEVELS)
+    for parameter in fresh.parameters():
+        parameter.data.zero_()
+    path = str(folder / "both")
+    take_over(fresh, with_prefix(read_checkpoint(path), "model."), StartFrom.of(path, "init_from"), "init_from")
+    expected = models[0].state_dict()
+    for name, tensor in fresh.state_dict().items():
+        assert "quantiles" in name or torch.equal(tensor, expected[name].half().float()), name
