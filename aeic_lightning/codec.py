@@ -25,6 +25,7 @@ from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.checkpoints.weights import CONFIG, WEIGHTS, locate, missing, read_config, write_weights
 from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8, pixels_of
 from aeic_lightning.models.base import CompressionModel
@@ -163,6 +164,7 @@ class Codec(
         """What writes this codec's streams with an effort, by `encode_at` and `encode_batch`."""
         if not effort:
             return self.bitstream
+        require("effort", "lightning", "torchmetrics")
         from aeic_lightning.bitstream.refine import Refinement  # the losses take a while to import
 
         return Refinement(self.bitstream, self.model, self.objective, effort)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aeic_lightning import Codec
 from aeic_lightning.bitstream import export
-from aeic_lightning.bitstream.onnx_runtime import OnnxReceiver
+from aeic_lightning.bitstream.receive import Receiver
 from aeic_lightning.bitstream.stream import reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_aeic
 from aeic_lightning.checkpoints.realism import add_realistic
@@ -114,7 +114,8 @@ def test_an_exported_receiver_paints_as_ordered(folder):
     assert main(words) == 0
     codec = Codec.from_pretrained(folder / "both", float32=True)
     data = codec.compress(NOISE)
-    picture = OnnxReceiver(folder / "onnx" / "receive").decode(data).permute(1, 2, 0).numpy().astype(int)
+    receiver = Receiver(folder / "onnx" / "receive")
+    picture = receiver.picture(receiver.decode(data)).astype(int)
     assert abs(picture - codec.decompress_array(data, realism=0.5)).max() <= 1
 
 

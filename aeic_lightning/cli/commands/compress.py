@@ -9,6 +9,7 @@ from typing import Any
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError, shown
+from aeic_lightning.extras import require as require_packages
 from aeic_lightning.output import add_json_argument, counted, image_warnings_in_words
 
 EXAMPLE = """
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             raise UserError(f"--{name} is {getattr(args, name)}; it is at least 1")
     if args.effort < 0:
         raise UserError(f"--effort is {args.effort}; it is a number of gradient steps, 0 or more")
+    if args.effort:
+        require_packages("--effort", "lightning", "torchmetrics")
     if args.bpp is not None:
         check_rate(args.bpp)
     from aeic_lightning.zoo import DEFAULT
