@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs setup browser constraints clean
+.PHONY: demo test test-all lint docs setup browser runtime constraints clean
 
-setup: $(VENV)/.ready browser
+setup: $(VENV)/.ready browser runtime
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ browser:
 	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	        chromium qemu-system-arm make gcc libc6-dev libstb-dev >/dev/null; } \
 	|| { echo "as root: apt-get install chromium qemu-system-arm make gcc libc6-dev libstb-dev" >&2; exit 1; }
+
+# onnxruntime-web for the test of the site: by npm into the user's cache, once, checked by its digest.
+runtime: $(VENV)/.ready
+	@$(BIN)/python -c 'from aeic_lightning.web.site import fetch_runtime; fetch_runtime()'
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m aeic_lightning sweep --config experiments/sweeps/demo.yaml

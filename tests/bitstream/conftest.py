@@ -1,10 +1,17 @@
 """Models with random weights: arithmetic and formats do not depend on training."""
 
+import copy
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from aeic_lightning.bitstream.export import export
 from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import CODECS, random_model
 from tests.bitstream.small import LEVELS, small
 
@@ -38,6 +45,20 @@ def model_of_levels():
 @pytest.fixture(scope="session")
 def levelled(model_of_levels):
     return Bitstream(model_of_levels)
+
+
+@pytest.fixture(scope="session")
+def tiled(model_of_levels) -> AEIC:
+    """`model_of_levels` with tiles of 32 latents (256 pixels)."""
+    tiled = copy.deepcopy(model_of_levels)
+    tiled.decoder.config = replace(tiled.decoder.config, tiling=TilingConfig(32, 8, 40, 8))
+    return tiled
+
+
+@pytest.fixture(scope="session")
+def exported(tiled, made_once) -> Path:
+    """Both halves of `tiled`."""
+    return made_once("export", lambda folder: export(tiled, folder))  # checks the golden vectors itself
 
 
 @pytest.fixture(scope="session")

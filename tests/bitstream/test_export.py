@@ -4,7 +4,6 @@ Of one model, since an export takes long: of three rates, and with tiles. A seco
 that the package has never seen, takes the two graphs of the exact arithmetic from the first, whose weights it has.
 """
 
-import copy
 import json
 import shutil
 import subprocess
@@ -27,7 +26,6 @@ from aeic_lightning.bitstream.export import (
     ContextStep,
     _export,
     check_golden,
-    export,
 )
 from aeic_lightning.bitstream.receive import Receiver
 from aeic_lightning.bitstream.send import Sender
@@ -39,7 +37,6 @@ from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec.context import QUADTREE, grid_mask
 from aeic_lightning.models.decoder import UNetConfig
-from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import random_model, save
 
 
@@ -54,16 +51,8 @@ def bitstream(levelled) -> Bitstream:
 
 
 @pytest.fixture(scope="module")
-def tiled(model) -> AEIC:
-    """The model with tiles of 32 latents (256 pixels)."""
-    tiled = copy.deepcopy(model)
-    tiled.decoder.config = replace(tiled.decoder.config, tiling=TilingConfig(32, 8, 40, 8))
-    return tiled
-
-
-@pytest.fixture
-def folder(tiled, made_once):
-    return made_once("export", lambda folder: export(tiled, folder))  # checks the golden vectors itself
+def folder(exported):
+    return exported
 
 
 def hwc(pixels: torch.Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`export`: both halves as ONNX, the sender as C, the weights apart from training state, or the decoder as a base."""
+"""`export`: both halves as ONNX, a site for browsers, the sender as C, the weights alone, or the decoder as a base."""
 
 import argparse
 from collections.abc import Callable
@@ -14,6 +14,9 @@ ONNX needs the packages onnx, onnxruntime and onnxscript: pip install 'aeic-ligh
 
 With --weights, the target is a folder of config.json, model.safetensors (16-bit values) and a model card, which every
 command takes where it asks for a checkpoint, and `Codec.from_pretrained` too.
+
+With --web, it is a static site that codes in the visitor's browser; serve it with any web server. It needs npm, or
+--runtime: what `npm pack onnxruntime-web@VERSION` writes.
 
 With --base, it is a folder of unet/ and vae.safetensors: the decoder as the frozen base of others, which train adapters
 over it (`decoder.pretrained: {unet: DIR/unet, vae: DIR/vae.safetensors}`).
@@ -34,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--weights", action="store_true", help="the weights for this package instead of ONNX")
+    form.add_argument("--web", action="store_true", help="a site that codes in the browser instead of ONNX")
     form.add_argument("--base", action="store_true", help="the decoder as a base for adapters instead of ONNX")
     form.add_argument("--c", action="store_true", help="the sender as C without floating point instead of ONNX")
     parser.add_argument("--realistic", metavar="CKPT",
@@ -41,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "`decompress --realism`")  # fmt: skip
     parser.add_argument("--realism", type=float, metavar="R",
                         help="of the pictures of the ONNX receive half, from 0 (default) to 1")  # fmt: skip
+    parser.add_argument("--runtime", type=Path, metavar="FILE.tgz",
+                        help="with --web: onnxruntime-web's npm package (default: fetched by npm)")  # fmt: skip
     parser.add_argument("--card", type=Path, metavar="FILE.yaml",
                         help="with --weights: entries of the model card, each a line or a list of lines")  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="FILE.json",
@@ -55,8 +61,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--card and --results go with --weights: ONNX folders have no card")
     if args.realistic and not args.weights:
         raise UserError("--realistic goes with --weights; an ONNX folder of the result takes --realism")
-    if args.realism is not None and (args.weights or args.base or args.c):
+    if args.realism is not None and (args.weights or args.base or args.c or args.web):
         raise UserError("--realism is of ONNX folders; a folder of --weights keeps both decoders")
+    if args.runtime and not args.web:
+        raise UserError("--runtime goes with --web")
     output = Path(args.out)
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
@@ -64,7 +72,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from aeic_lightning.checkpoints import weights
 
     weights.require(args.checkpoint)
-    forms = {"weights": _weights, "base": _base, "c": _c}
+    forms = {"weights": _weights, "base": _base, "c": _c, "web": _web}
     write = next((forms[name] for name in forms if getattr(args, name)), _onnx)(args)
     import shutil
     import tempfile
@@ -108,6 +116,27 @@ def _c(args: argparse.Namespace) -> Callable[[Path], None]:
 
     model = load_aeic(args.checkpoint)
     return lambda folder: export_c(model, folder)
+
+
+def _web(args: argparse.Namespace) -> Callable[[Path], None]:
+    require("export", "onnx", "onnxruntime", "onnxscript")
+    import tempfile
+
+    from aeic_lightning.bitstream.export import export
+    from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.web.site import check_runtime, fetch_runtime, write_site
+
+    runtime = args.runtime or fetch_runtime()
+    check_runtime(runtime)  # before the export, which takes long
+    model = load_aeic(args.checkpoint).for_decoding()
+
+    def write(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as halves:
+            export(model, Path(halves))
+            for name, size in write_site(Path(halves), folder, runtime).items():
+                print(f"{name}  {size / 1e6:.1f} MB packed")
+
+    return write
 
 
 def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
