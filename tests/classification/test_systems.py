@@ -494,3 +494,19 @@ def test_step_1_has_no_files(trainer, digits):
     metrics = AccuracyMetrics()
     trainer(1, callbacks=[metrics], limit_val_batches=1).validate(classification_system(STEP1), digits, verbose=False)
     assert "bpp" not in metrics.means
+
+
+def test_a_run_whose_steps_lightning_took_goes_on_at_its_step(trainer, digits, tmp_path):
+    """A checkpoint of an earlier version counts its updates where Lightning's own steps are counted."""
+    path = train(trainer, classification_system(), digits, 2, tmp_path, "new")
+    checkpoint = torch.load(path, weights_only=False)
+    loops = checkpoint["loops"]["fit_loop"]
+    by_hand = loops["epoch_loop.manual_optimization.optim_step_progress"]
+    loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = copy.deepcopy(by_hand)
+    for counts in by_hand.values():
+        counts |= dict.fromkeys(counts, 0)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    resumed = trainer(3, limit_val_batches=0)
+    resumed.fit(classification_system(), digits, ckpt_path=tmp_path / "old.ckpt", weights_only=False)
+    assert resumed.global_step == 3
+    assert resumed.fit_loop.epoch_loop.total_batch_idx == 2, "the third batch, counted from 0"
