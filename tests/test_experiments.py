@@ -113,18 +113,18 @@ def test_two_steps_with_the_settings_for_a_gpu(tmp_path, photos, monkeypatch):
     assert main([*words, "--model.init_args.optimization.cuda_graph=false"]) == 0
 
 
-def test_two_steps_of_the_realistic_decoder(root, photos, monkeypatch):
+def test_two_steps_of_the_realistic_decoder(tmp_path, photos, monkeypatch):
     """From the shipped student; its folder of weights then has both decoders."""
     monkeypatch.chdir(ROOT)
     parts = [
         word for part in ("base", "student", "realistic") for word in ("--config", f"experiments/small/{part}.yaml")
     ]
-    words = ["fit", *parts, "--vars.start=small-student", f"--vars.root={root}/real", f"--vars.data={photos}",
+    words = ["fit", *parts, "--vars.start=small-student", f"--vars.root={tmp_path}/real", f"--vars.data={photos}",
              "--vars.steps=2", "--vars.val_every=2", "--data.init_args.val_count=1", "--data.init_args.batch_size=2",
              "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 0
     codec = Codec.from_pretrained("small-student")
-    add_realistic(codec.model, root / "real" / "realistic" / "checkpoints" / "last.ckpt")
+    add_realistic(codec.model, tmp_path / "real" / "realistic" / "checkpoints" / "last.ckpt")
     assert codec.model.config["realistic"]
 
 
