@@ -9,7 +9,6 @@
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -158,6 +157,8 @@ def _in_container(command: Sequence[str], scratch: Path, image: str, decoder: Pa
 
 
 def _limiter(limits: Limits, container: str | None) -> Callable[[], None]:
+    import resource  # which Windows does not have
+
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if not container:  # whose daemon has limits of its own

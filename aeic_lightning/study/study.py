@@ -19,14 +19,17 @@ class Study:
 
     Args:
         results: any mixture; of equal ones the first counts.
+        rates: BD-rates that are known already, with their curves, whose results keep their ids.
     """
 
-    def __init__(self, results: Iterable[Result]) -> None:
+    def __init__(
+        self, results: Iterable[Result], rates: dict[tuple, tuple[Curve, Curve, BDRate]] | None = None
+    ) -> None:
         once: dict[str, Result] = {}
         for result in results:
             once.setdefault(repr((result.kind, result.name, result.labels, result.metrics, result.set_metrics)), result)
         self.results = list(once.values())
-        self._rates: dict[tuple, tuple[Curve, Curve, BDRate]] = {}  # with the curves, whose results keep their ids
+        self._rates = {} if rates is None else rates
 
     @classmethod
     def read(cls, paths: Iterable[str | Path]) -> "Study":
@@ -35,11 +38,7 @@ class Study:
 
     def with_more(self, results: Sequence[Result]) -> "Study":
         """A study of further results as well. Curves that are the same there have the same BD-rates."""
-        if not results:
-            return self
-        study = Study([*self.results, *results])
-        study._rates = self._rates
-        return study
+        return Study([*self.results, *results], self._rates) if results else self
 
     @cached_property
     def published(self) -> list[Result]:
