@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 import skimage.data
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.results import Result
-from benchmarks import batch, effort, merged, shipped, shipped_page
+from benchmarks import batch, effort, merged, precision, shipped, shipped_page
 from benchmarks.__main__ import main
 from benchmarks.cuda import Clock, measure, write
 from benchmarks.shipped_store import CROP, spread
@@ -202,3 +203,11 @@ def test_bits_at_equal_quality(tmp_path, capsys):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["level"], row["effort"]) for row in rows] == [(0, 0), (1, 0), (0.5, 0), (0.5, 1)]
     assert "| 0.5 | 1 |" in capsys.readouterr().out
+
+
+def test_two_precisions_are_trained_alike(capsys):
+    precision.train(steps=2, seeds=[1], crop=64)
+    exact, low = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (exact["form"], low["form"]) == ("float32", "bfloat16")
+    assert exact["loss"] == pytest.approx(low["loss"], rel=0.02)
+    assert exact != low | {"form": "float32"}

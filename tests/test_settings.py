@@ -253,6 +253,7 @@ OPTIMIZATION = {
     "freeze": Change(["codec.g_s"]),
     "level": Change(1.0, {"rate_levels": [2.0, 0.5]}),
     "cuda_graph": Change(True, refused="optimization.cuda_graph needs a GPU"),
+    "bfloat16": Change(True),
     "shard_base": Change(True, refused="optimization.shard_base spreads the frozen base"),
     "accumulate": Change(2),
     "on_nonfinite": Change("skip", {"broken": True}),

@@ -118,6 +118,7 @@ class RunRecord(SaveConfigCallback):
                 "cudnn_benchmark": torch.backends.cudnn.benchmark,
                 "float32_matmul_precision": torch.get_float32_matmul_precision(),
                 "precision": trainer.precision,
+                "networks_in_bfloat16": stage == "fit" and getattr(trainer.lightning_module, "in_bfloat16", False),
                 "threads": torch.get_num_threads(),
                 "processes": trainer.world_size,
             },

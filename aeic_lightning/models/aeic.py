@@ -15,7 +15,7 @@ from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepD
 from aeic_lightning.models.decoder.one_step import interpolated
 from aeic_lightning.models.decoder.stored import StoredDecoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
-from aeic_lightning.models.frozen import full_precision
+from aeic_lightning.models.frozen import full_precision, lowered, raised
 from aeic_lightning.models.stored import Stored
 from aeic_lightning.models.taps import Tap, hooked, own_taps
 
@@ -112,7 +112,7 @@ class AEIC(CompressionModel):
         """Images (B, 3, H, W) in [-1, 1] of any size -> x_hat of the same size, bits and taps.
 
         Under autocast only the decoder computes in low precision: rounding to integers and differences of cumulatives
-        need the codec's float32.
+        need the codec's float32. In `networks_in_bfloat16` g_a and g_s do as well, and taps are float32.
 
         Args:
             x: the images.
@@ -123,10 +123,11 @@ class AEIC(CompressionModel):
         with hooked(self, list({*tap_paths, *own.values()})) as outputs:
             with full_precision(x):
                 codec = self.codec(x.float(), level)
-            decoder = self.decoder(codec.l_T, codec.l_res)
+            with lowered(x):
+                decoder = self.decoder(codec.l_T, codec.l_res)
         taps = self._codec_taps(codec) | self._decoder_taps(decoder.l_0, decoder.hidden)
-        taps |= {path: outputs[path] for path in tap_paths if path in outputs}
-        taps |= {name: outputs[path] for name, path in own.items()}
+        taps |= {path: raised(outputs[path]) for path in tap_paths if path in outputs}
+        taps |= {name: raised(outputs[path]) for name, path in own.items()}
         height, width = x.shape[2:]
         x_hat = decoder.x_hat.float()[..., :height, :width]
         rate_weight = None if self.codec.gains is None else self.codec.gains.rate_weight(codec.level)
@@ -147,10 +148,12 @@ class AEIC(CompressionModel):
                 codec = self.codec(x.float(), level)
             taps = self._codec_taps(codec)
             if any(not name.startswith("codec.") for name in wanted):
-                l_0, hidden = self.decoder.denoiser(codec.l_T)
-                taps |= self._decoder_taps(l_0, hidden)
-                if any(name.startswith("decoder.vae") for name in wanted):
-                    self.decoder.vae(l_0 + codec.l_res)
+                with lowered(x):
+                    l_0, hidden = self.decoder.denoiser(codec.l_T)
+                    taps |= self._decoder_taps(l_0, hidden)
+                    if any(name.startswith("decoder.vae") for name in wanted):
+                        self.decoder.vae(l_0 + codec.l_res)
+        outputs = {name: raised(output) for name, output in outputs.items()}
         found = taps | outputs | {name: outputs[path] for name, path in own.items()}
         return {name: found[name] for name in names}
 
@@ -160,4 +163,4 @@ class AEIC(CompressionModel):
     def _decoder_taps(self, l_0: Tensor, hidden: list[Tensor]) -> dict[str, Tensor]:
         # A tiled pass has no hidden states.
         names = [tap.name for tap in self.decoder.denoiser.taps]
-        return dict(zip(names, [l_0, *hidden], strict=False))
+        return dict(zip(names, map(raised, [l_0, *hidden]), strict=False))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, cast
 import timm
 import torch
 import torchvision
+from timm.layers.conv2d_same import Conv2dSame
 from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -23,12 +24,28 @@ from torchmetrics.functional.image.dists import L2pooling
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, HUB_FILES, dinov3_file, find_weights, lite_file
-from aeic_lightning.models.frozen import Frozen, Network, first_line, full_precision, read_state_dict
+from aeic_lightning.models.frozen import (
+    Frozen,
+    Network,
+    first_line,
+    frozen_precision,
+    full_precision,
+    raised,
+    read_state_dict,
+)
+from aeic_lightning.models.layers import Depthwise, InFloat32
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DepthwiseSame(InFloat32, Conv2dSame):  # pyright: ignore[reportIncompatibleMethodOverride] (called x)
+    """TensorFlow's padding."""
+
+
+DEPTHWISE: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Depthwise, Conv2dSame: DepthwiseSame}
 
 
 @cache
@@ -48,6 +65,9 @@ def lite(number: int) -> EfficientNet:
     net.load_state_dict(dict(zip(keys, tensors, strict=True)), assign=True)
     net.eval()
     _fold_batch_norms(net)
+    for module in net.modules():
+        if type(module) in DEPTHWISE and cast(nn.Conv2d, module).groups > 1:
+            module.__class__ = DEPTHWISE[type(module)]
     # Depthwise convolutions are much faster on CPUs with channels last.
     return net.to(memory_format=torch.channels_last)
 
@@ -78,9 +98,10 @@ class EfficientNetLite(Frozen[EfficientNet]):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Outputs of the five stages, before their next expansion: (B, channels[i], H/strides[i], W/strides[i])."""
-        with full_precision(x):
+        with frozen_precision(x):
             images = x.float().contiguous(memory_format=torch.channels_last)
-            return cast(list[Tensor], self.net.forward_intermediates(images, intermediates_only=True))
+            maps = cast(list[Tensor], self.net.forward_intermediates(images, intermediates_only=True))
+            return [raised(x) for x in maps]
 
     def pool(self, last: Tensor) -> Tensor:
         """Pooled embedding before the classifier, (B, 1280), non-negative, of the last stage's output."""
@@ -147,8 +168,8 @@ class TorchvisionFeatures(Frozen["_Taps"]):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The five maps, (B, channels[i], h_i, w_i), non-negative."""
-        with full_precision(x):
-            return self.net(x.float())
+        with frozen_precision(x):
+            return [raised(x) for x in self.net(x.float())]
 
 
 class Clip(Frozen["_Normalised"]):
@@ -196,8 +217,8 @@ class Clip(Frozen["_Normalised"]):
 
     def embedding(self, x: Tensor) -> Tensor:
         """Projected image embedding (B, D), not normalised, of images of `size` x `size`."""
-        with full_precision(x):
-            return self.net.net(pixel_values=self.net.normalise(x.float())).image_embeds
+        with frozen_precision(x):
+            return raised(self.net.net(pixel_values=self.net.normalise(x.float())).image_embeds)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The embedding alone."""
@@ -235,7 +256,7 @@ class DinoV3(Frozen["_Normalised[Eva]"]):
 
         All pass the final LayerNorm.
         """
-        with full_precision(x):
+        with frozen_precision(x):
             indices = [*(block - 1 for block in blocks), self.depth - 1]
             out: Any = self.net.net.forward_intermediates(
                 self.net.normalise(x.float()),
@@ -244,7 +265,7 @@ class DinoV3(Frozen["_Normalised[Eva]"]):
                 norm=True,
                 intermediates_only=True,
             )
-            return [maps for maps, _ in out[:-1]], out[-1][1][:, 0]
+            return [raised(maps) for maps, _ in out[:-1]], raised(out[-1][1][:, 0])
 
 
 class _Normalise(nn.Module):

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aeic_lightning.models.frozen import full_precision
+
 
 class Down(nn.Sequential):
     """Halve the resolution: 3x3 convolution to a quarter of the channels, then pixel-unshuffle by 2."""
@@ -66,6 +68,26 @@ class ChannelNorm(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class InFloat32(nn.Module):
+    """Before the class of a convolution: keeps it in float32 on a processor under autocast.
+
+    For depthwise convolutions, which take longer to train in bfloat16 there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with full_precision(x):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
+class Depthwise(InFloat32, nn.Conv2d):  # pyright: ignore[reportIncompatibleMethodOverride] (called x)
+    """Depthwise convolution."""
+
+    def __init__(self, channels: int, kernel: int | tuple[int, int], padding: int | tuple[int, int]) -> None:
+        super().__init__(channels, channels, kernel, padding=padding, groups=channels)
+
+
 class InceptionDepthwise(nn.Module):
     """Depthwise convolution over a split of the channels (InceptionNeXt, Yu et al. 2024).
 
@@ -76,9 +98,9 @@ class InceptionDepthwise(nn.Module):
         super().__init__()
         branch = channels // 8
         self.split = [channels - 3 * branch, branch, branch, branch]
-        self.dwconv_hw = nn.Conv2d(branch, branch, 3, padding=1, groups=branch)
-        self.dwconv_w = nn.Conv2d(branch, branch, (1, 11), padding=(0, 5), groups=branch)
-        self.dwconv_h = nn.Conv2d(branch, branch, (11, 1), padding=(5, 0), groups=branch)
+        self.dwconv_hw = Depthwise(branch, 3, padding=1)
+        self.dwconv_w = Depthwise(branch, (1, 11), padding=(0, 5))
+        self.dwconv_h = Depthwise(branch, (11, 1), padding=(5, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         same, hw, w, h = x.split(self.split, dim=1)
@@ -110,7 +132,7 @@ class Adapter(nn.Module):
         self.branch1 = nn.Sequential(
             Pointwise(in_channels, hidden),
             nn.GELU(),
-            nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden),
+            Depthwise(hidden, 5, padding=2),
             nn.GELU(),
             Pointwise(hidden, out_channels),
         )
@@ -141,7 +163,7 @@ class GatedCNN(nn.Module):
         super().__init__()
         self.norm = ChannelNorm(channels)
         self.fc1 = PointwiseHalves(channels, 4 * channels)
-        self.conv = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.conv = Depthwise(2 * channels, 3, padding=1)
         self.fc2 = Pointwise(2 * channels, channels)
         nn.init.zeros_(self.fc2.weight)
 

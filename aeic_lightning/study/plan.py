@@ -93,6 +93,7 @@ def make_plan(config: dict[str, Any], file: Any) -> Plan:
         raise UserError(f"{file}: {error}; --print_config lists the settings") from error
     crop, batch = data.get("crop_size", 256), data.get("batch_size", 8)
     low = str((config.get("trainer") or {}).get("precision", "32")).startswith(("bf16", "16"))
+    low |= optimization.bfloat16 is True
 
     plan = Plan()
     with torch.device("meta"):

@@ -16,6 +16,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
+from aeic_lightning.models.frozen import networks_in_bfloat16
 from aeic_lightning.systems import optimization as settings
 from aeic_lightning.systems.averaging import RAW, WeightAverage
 from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
@@ -25,6 +26,7 @@ from aeic_lightning.systems.optimization import Optimization, SecondPlayer, adop
 from aeic_lightning.systems.sharded import ShardedBase, check_shards
 from aeic_lightning.systems.start import Start
 from aeic_lightning.systems.teachers import Teacher
+from aeic_lightning.timing import bfloat16_is_quicker
 
 
 class CompressionSystem(EvaluatedSystem):
@@ -119,10 +121,11 @@ class CompressionSystem(EvaluatedSystem):
         `Objective.forward`'s.
         """
         x = batch["image"]
-        output = self(x, self.optimization.level if level is None else level)
-        taught = self.teacher_taps(x, getattr(output, "level", None))
-        loss = self.objective(batch, output, taught, step, weights)
-        self.manual_backward(loss.total / self.optimization.accumulate)
+        with networks_in_bfloat16(self.in_bfloat16):
+            output = self(x, self.optimization.level if level is None else level)
+            taught = self.teacher_taps(x, getattr(output, "level", None))
+            loss = self.objective(batch, output, taught, step, weights)
+            self.manual_backward(loss.total / self.optimization.accumulate)
         return loss, output.x_hat
 
     def step_players(self) -> None:
@@ -152,6 +155,14 @@ class CompressionSystem(EvaluatedSystem):
             self.solve_quantiles()
         if self.teaching is not None:
             self.teaching.updated(self.global_step)
+
+    @cached_property
+    def in_bfloat16(self) -> bool:
+        """Whether training steps compute networks in bfloat16 here: `optimization.bfloat16`."""
+        if self.optimization.bfloat16 != "auto":
+            return self.optimization.bfloat16
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return torch.cuda.is_bf16_supported() if on_gpu else bfloat16_is_quicker()
 
     @cached_property
     def graphed_pass(self) -> GraphedPass:
@@ -246,6 +257,11 @@ class CompressionSystem(EvaluatedSystem):
         if stage == "fit":
             refuse_loss_scaling(self)
             self.model.draw_levels(1, self.optimization.level)  # refuses one that the model does not have
+            if self.optimization.bfloat16 and self.trainer.precision != "32-true":
+                raise UserError(
+                    f"trainer.precision: {self.trainer.precision} and optimization.bfloat16 both say what is computed "
+                    "in bfloat16; leave one of them out"
+                )
             if self.optimization.cuda_graph:
                 check_graph(self)
             if self.optimization.shard_base:

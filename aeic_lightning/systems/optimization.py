@@ -73,6 +73,10 @@ class OptimizationConfig(Optimization):
         cuda_graph: on a GPU, record the forward and the backward pass once and launch them as one from then on (CUDA
             graphs). The same arithmetic; what it saves is the time between thousands of small kernels, which is most
             of a step of the small sizes. The memory of a step stays taken.
+        bfloat16: compute the networks in bfloat16 in a training step, but for the entropy model and, on a processor,
+            depthwise convolutions; rounding, gains, losses, weights and evaluations are float32 as ever. `auto`: where
+            a short timing says that it is quicker here. Other than `trainer.precision: bf16-mixed`, which leaves all of
+            the codec and the networks of losses in float32, it also holds for those.
         shard_base: with several processes, spread the frozen base of the decoder over them (FSDP): each holds a share,
             and gathers a block at a time. Less memory, more traffic. Needs `decoder.pretrained`.
         accumulate: batches whose gradients are averaged for one step, for both players.
@@ -90,6 +94,7 @@ class OptimizationConfig(Optimization):
     freeze: list[str] = field(default_factory=list)  # pyright: ignore[reportIncompatibleVariableOverride] (for YAML)
     level: float | None = None
     cuda_graph: bool = False
+    bfloat16: bool | Literal["auto"] = False
     shard_base: bool = False
     accumulate: int = 1
     on_nonfinite: OnNonfinite = "stop"

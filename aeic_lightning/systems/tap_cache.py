@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aeic_lightning.checkpoints.weights import WEIGHTS, locate
 from aeic_lightning.files import write_whole
-from aeic_lightning.models.frozen import read_state_dict
+from aeic_lightning.models.frozen import are_networks_in_bfloat16, read_state_dict
 
 
 class TapCache:
@@ -43,6 +43,7 @@ class TapCache:
         """
         low = torch.is_autocast_enabled(x.device.type)
         precision = str(torch.get_autocast_dtype(x.device.type) if low else x.dtype).removeprefix("torch.")
+        precision = "networks_in_bfloat16" if are_networks_in_bfloat16() else precision
         levels = [""] * len(x) if level is None else [f"-{value:g}" for value in level.tolist()]
         files = [
             self.folder / precision / f"{_digest(image)}{at}.safetensors" for image, at in zip(x, levels, strict=True)

@@ -30,6 +30,7 @@ from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.encoders.labels import STAR, encoder_labels
 from aeic_lightning.models.encoders.star import StarEncoder
 from aeic_lightning.models.encoders.stored import StoredEncoder
+from aeic_lightning.models.frozen import lowered, raised
 from aeic_lightning.models.integer import integer_gain
 from aeic_lightning.models.layers import Down, Up
 from aeic_lightning.models.parts import build_asked, build_part, part_class
@@ -325,7 +326,9 @@ class LatentCodec(nn.Module):
         """y_hat -> l_T, l_res."""
         if self.gains is not None:
             y_hat = y_hat * self.gains.inverse(_given(level))
-        l_T, l_res = self.g_s(y_hat).split([self.config.l_T_channels, self.config.l_res_channels], dim=1)
+        with lowered(y_hat):
+            features = self.g_s(y_hat)
+        l_T, l_res = raised(features).split([self.config.l_T_channels, self.config.l_res_channels], dim=1)
         return l_T, l_res
 
     def forward(self, x: Tensor, level: Tensor | float | None = None) -> CodecOutput:
@@ -334,7 +337,9 @@ class LatentCodec(nn.Module):
         `level` is the rate level, one or (B,), where the codec has several; see `levels`.
         """
         level = self.levels(len(x), level)
-        y = self.scale_y(self.g_a(self.pad(x)), level)
+        with lowered(x):
+            y = self.g_a(self.pad(x))
+        y = self.scale_y(raised(y), level)
         return self.from_latents(y, self.hyper_encode(y), level)
 
     def from_latents(self, y: Tensor, z: Tensor, level: Tensor | None = None) -> CodecOutput:
