@@ -25,6 +25,7 @@ class Optimization:
     freeze: Sequence[str] = ()
     level: float | None = None
     cuda_graph: bool = False
+    bfloat16: bool | Literal["auto"] = False
     shard_base: bool = False
     accumulate: int = 1
     on_nonfinite: OnNonfinite = "stop"
