@@ -94,11 +94,17 @@ def test_two_steps_of_the_small_size(trained, on_photos, name):
     assert json.loads((folder / "metrics_val.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["teacher_stage1", "teacher_stage2"])
+LONG = ["teacher_stage1", "teacher_stage2", "student_stage1", "student_stage2"]
+
+
+def test_every_long_file_is_known_here():
+    assert {path.stem for path in (ROOT / "experiments" / "long").glob("*.yaml")} == {*LONG, "base"}
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_two_steps_of_the_next_small_size(trained, on_photos, name):
-    order = ["long/teacher_stage1", "long/teacher_stage2"]
     small = ["--data.init_args.folder_weights=null", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128"]
-    folder = trained(order, f"long/{name}", *on_photos, *small)
+    folder = trained([f"long/{run}" for run in LONG], f"long/{name}", *on_photos, *small)
     assert json.loads((folder / "metrics_val.json").read_text())
 
 
