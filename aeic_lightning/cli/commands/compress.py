@@ -14,10 +14,10 @@ from aeic_lightning.output import add_json_argument, counted, image_warnings_in_
 
 EXAMPLE = """
 examples:
-  python -m aeic_lightning compress photo.jpg -o streams/                      # with the model that ships
-  python -m aeic_lightning compress photos/ -o streams/ --bpp 0.06
-  python -m aeic_lightning compress photo.jpg -o streams/ --bytes 2000
-  python -m aeic_lightning compress photos/ -o streams/ --model runs/tiny/student/checkpoints/last.ckpt
+  aeic-lightning compress photo.jpg -o streams/                      # with the model that ships
+  aeic-lightning compress photos/ -o streams/ --bpp 0.06
+  aeic-lightning compress photo.jpg -o streams/ --bytes 2000
+  aeic-lightning compress photos/ -o streams/ --model runs/tiny/student/checkpoints/last.ckpt
 """
 
 

@@ -15,10 +15,10 @@ Every image is written as a file, read back, and measured in 8 bits. FID and KID
 refused below --min-patches and --min-images. Beside FILE.json a FILE.csv has one row per image.
 
 examples:
-  python -m aeic_lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
-  python -m aeic_lightning evaluate --checkpoint student.ckpt --images sample-photos -o student.json
-  python -m aeic_lightning evaluate --checkpoint small-student --images kodak/ --bpp 0.06 0.12 -o small.json
-  python -m aeic_lightning evaluate --images kodak/ --reconstructions theirs/ --streams theirs_files/ -o theirs.json
+  aeic-lightning evaluate --checkpoint runs/tiny/student/checkpoints/last.ckpt --images kodak/ -o student.json
+  aeic-lightning evaluate --checkpoint student.ckpt --images sample-photos -o student.json
+  aeic-lightning evaluate --checkpoint small-student --images kodak/ --bpp 0.06 0.12 -o small.json
+  aeic-lightning evaluate --images kodak/ --reconstructions theirs/ --streams theirs_files/ -o theirs.json
 """
 
 

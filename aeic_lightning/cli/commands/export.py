@@ -25,8 +25,8 @@ With --c, it is a folder of C99 without floating point or libraries, for a model
 (experiments/micro): `make -C DIR` builds `send`, which writes the streams of `compress`, byte for byte.
 
 examples:
-  python -m aeic_lightning export --checkpoint runs/tiny/student/checkpoints/last.ckpt -o exported/
-  python -m aeic_lightning export --checkpoint student.ckpt --weights -o my-student/ --results kodak.json
+  aeic-lightning export --checkpoint runs/tiny/student/checkpoints/last.ckpt -o exported/
+  aeic-lightning export --checkpoint student.ckpt --weights -o my-student/ --results kodak.json
 """
 
 

@@ -16,8 +16,8 @@ EPILOG = """
 The page listens on 127.0.0.1 alone. It takes photographs of at most 20 MB, codes one at a time, and keeps nothing.
 
 examples:
-  python -m aeic_lightning serve                                       # the models that ship
-  python -m aeic_lightning serve --checkpoint my-student --port 8001
+  aeic-lightning serve                                       # the models that ship
+  aeic-lightning serve --checkpoint my-student --port 8001
 """
 
 

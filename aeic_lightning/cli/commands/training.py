@@ -18,12 +18,12 @@ any setting can be overridden, and the override reaches every value that refers 
   --vars.steps=200  --model.init_args.objective.mse=4  --trainer.callbacks=[]
 
 examples:
-  python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml
-  python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml --vars.name=mine --vars.lambda=2
-  python -m aeic_lightning fit --config experiments/tiny/teacher_stage1.yaml --ckpt_path last
-  python -m aeic_lightning fit --config experiments/paper/se_stage2.yaml --dry-run    (the same as `plan`)
-  python -m aeic_lightning fit --config FILE --print_config=comments     every setting, with its meaning
-  python -m aeic_lightning fit --config FILE --print_config=sources      what is set, with the file that sets it
+  aeic-lightning fit --config experiments/tiny/teacher_stage1.yaml
+  aeic-lightning fit --config experiments/tiny/teacher_stage1.yaml --vars.name=mine --vars.lambda=2
+  aeic-lightning fit --config experiments/tiny/teacher_stage1.yaml --ckpt_path last
+  aeic-lightning fit --config experiments/paper/se_stage2.yaml --dry-run    (the same as `plan`)
+  aeic-lightning fit --config FILE --print_config=comments     every setting, with its meaning
+  aeic-lightning fit --config FILE --print_config=sources      what is set, with the file that sets it
 """
 
 
