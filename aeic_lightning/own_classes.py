@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import Parameter, signature
+from inspect import Parameter, getsource, signature
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, TypeVar
 
 from aeic_lightning.errors import UserError, did_you_mean
@@ -136,6 +137,7 @@ def public_names(module: Any) -> list[str]:
 def arguments_of(kind: Any) -> dict[str, Parameter]:
     """What the constructor of a class takes by name, those arguments included that it hands on to its bases."""
     found: dict[str, Parameter] = {}
+    given: tuple[int, set[str]] = (0, set())
     for base in getattr(kind, "__mro__", ()):
         if "__init__" not in vars(base) or base is object:
             continue
@@ -143,11 +145,26 @@ def arguments_of(kind: Any) -> dict[str, Parameter]:
             parameters = signature(base.__init__, eval_str=True).parameters
         except NameError:  # an annotation that is there for type checkers alone
             parameters = signature(base.__init__).parameters
-        named = {name: p for name, p in parameters.items() if name != "self" and p.kind not in _NOT_BY_NAME}
-        found = named | found
+        named = [(name, p) for name, p in parameters.items() if name != "self" and p.kind not in _NOT_BY_NAME]
+        by_position, by_name = given
+        found = {name: p for name, p in named[by_position:] if name not in by_name} | found
         if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
             break
+        given = _given_to_base(base.__init__)
     return found
+
+
+def _given_to_base(constructor: Any) -> tuple[int, set[str]]:
+    """What a constructor decides of its base's arguments: how many by position, and which by name."""
+    try:
+        tree = ast.parse(dedent(getsource(constructor)))
+    except (OSError, TypeError, SyntaxError):  # without source
+        return 0, set()
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func) == "super().__init__":
+            return len(call.args), {keyword.arg for keyword in call.keywords if keyword.arg}
+    return 0, set()
 
 
 _NOT_BY_NAME = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL, Parameter.POSITIONAL_ONLY)

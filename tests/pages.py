@@ -158,7 +158,7 @@ def no_processes(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # a second thread of small sizes waits, busily
 
 
-def write_nothing(model: Any, folder: Path) -> None:
+def write_nothing(model: Any, folder: Path, realism: float | None = None) -> None:
     """The folders of an ONNX export."""
     for half in ("send", "receive", "golden"):
         (folder / half).mkdir()

@@ -6,6 +6,8 @@ import yaml
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config, parse_overrides
 from aeic_lightning.errors import UserError
+from aeic_lightning.own_classes import arguments_of
+from aeic_lightning.systems import DistillationSystem, StudentSystem
 
 
 @pytest.fixture
@@ -213,3 +215,10 @@ def test_a_system_with_a_codec_keeps_its_earlier_name(tmp_path):
     for init_args, found in (({"codec": {"depths": [1]}}, "TeacherSystem"), ({"model": {}}, "CompressionSystem")):
         (tmp_path / "old.yaml").write_text(yaml.safe_dump({"model": {"class_path": path, "init_args": init_args}}))
         assert load_config([tmp_path / "old.yaml"])["model"]["class_path"] == f"aeic_lightning.systems.{found}"
+
+
+def test_arguments_that_a_class_decides_for_its_base_are_none_of_its_own():
+    """Else a student that takes a distillation's place in a file would keep the teacher, and be refused."""
+    assert {"codec", "receiver_from", "labels"} <= set(arguments_of(StudentSystem))
+    assert not {"model", "start", "teacher"} & set(arguments_of(StudentSystem))
+    assert "teacher" in arguments_of(DistillationSystem)

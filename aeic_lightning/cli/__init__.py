@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="aeic_lightning",
+        prog="aeic-lightning",
         description="Distillation studies of ultra-low-bitrate learned image codecs.",
         epilog="COMMAND --help tells what a command takes.",
     )
