@@ -222,6 +222,8 @@ def _fresh_state() -> None:
     random.seed()
     numpy.random.seed()
     torch.manual_seed(UNSEEDED)
+    # PyTorch makes its thread pool anew at the first use after a fork, and two threads that do so at once abort.
+    torch.set_num_threads(torch.get_num_threads())
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
