@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from aeic_lightning import __version__
 from aeic_lightning.board.isolation import WORDS
 from aeic_lightning.board.submission import Submission
@@ -13,18 +11,13 @@ from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.bd_rate import BDRate
 from aeic_lightning.study.curves import metrics_of
 from aeic_lightning.study.paper_points import DISTILLATION, IMAGES, published
+from aeic_lightning.study.report.templates import templates
 from aeic_lightning.study.results import Result
 
 
 def page(board: Board, command: str) -> str:
     """HTML; everything from submissions is escaped."""
-    environment = Environment(
-        loader=PackageLoader("aeic_lightning.board", "."),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("aeic_lightning.board")
     names = ["bpp", *(metric.name for metric in metrics_of(board.results))]
     rows = []
     for found in board.accepted:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -23,6 +22,7 @@ from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences
 from aeic_lightning.study.report.sections import comparison, image_section
+from aeic_lightning.study.report.templates import templates
 from aeic_lightning.study.study import Study
 
 PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
@@ -145,13 +145,7 @@ def _claims(answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence
 
 def render(context: dict[str, Any]) -> str:
     """Fill the template: everything that is not its own text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("aeic_lightning.study.report", "."),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("aeic_lightning.study.report")
     folder = Path(__file__).parent
     parts = {name: (folder / file).read_text() for name, file in (("style", "style.css"), ("script", "page.js"))}
     environment.filters |= {"finite": finite, "shown": shown, "breakable": breakable, "packed": packed}
