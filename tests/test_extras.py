@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Imported only by commands that have asked for the package before.
 ASKED_BEFORE = {
-    "aeic_lightning/study/report/page.py": {"jinja2", "plotly"},
+    "aeic_lightning/study/report/page.py": {"plotly"},
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
-    "aeic_lightning/board/page.py": {"jinja2"},
+    "aeic_lightning/study/report/templates.py": {"jinja2"},
     "aeic_lightning/serve/app.py": {"fastapi"},
 }
 
