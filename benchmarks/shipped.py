@@ -147,11 +147,16 @@ def png(image: Image.Image) -> bytes:
 
 
 def measurement(backbones: Sequence[Any]) -> Measurement:
-    """PSNR, MS-SSIM, SSIMULACRA2; LPIPS and DISTS of these networks; agreement of classes, FID and KID on Lite2."""
+    """PSNR, MS-SSIM, SSIMULACRA2; LPIPS and DISTS of these networks; agreement of classes, FID and KID on Lite2;
+    the share of text that can still be read, on the images that have some."""
     for name in backbones:
         require_backbone(name)
     quality = ImageQuality(
-        lpips=backbones, dists=[name for name in backbones if name != "alex"], same_class=True, ssimulacra2=True
+        lpips=backbones,
+        dists=[name for name in backbones if name != "alex"],
+        same_class=True,
+        ssimulacra2=True,
+        metrics=[{"class_path": "aeic_lightning.metrics.text.TextLegibility", "higher": True, "digits": 2}],
     )
     return Measurement(quality, [PatchDistances("lite2", min_patches=MIN_PATCHES, min_images=MIN_IMAGES)])
 

@@ -18,7 +18,8 @@ class OwnMetric:
     """A metric of images that a class of the user's computes.
 
     The class is built once, and called with reconstruction and original, float32 (1, 3, H, W) in [-1, 1] of 8-bit
-    images; it returns one number. A torch.nn.Module is moved to the device of the images.
+    images; it returns one number, or None for an image of which it says nothing. A torch.nn.Module is moved to the
+    device of the images.
 
     Attributes:
         metric: what it is called in results, tables and plots, and whether higher is better.

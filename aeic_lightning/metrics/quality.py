@@ -101,7 +101,9 @@ class ImageQuality:
         for network in self.networks:
             row[network.name] = network(reconstruction, original).item()
         for metric, function in self.own_built.items():
-            value = torch.as_tensor(function(reconstruction, original))
+            if (given := function(reconstruction, original)) is None:
+                continue
+            value = torch.as_tensor(given)
             if value.numel() != 1:
                 raise UserError(f"metric {metric} gives {tuple(value.shape)} for one image; it must give one number")
             row[metric] = float(value)
