@@ -59,7 +59,7 @@ class TextLegibility:
         """Rows and columns of the lines of text in (H, W, 3) blue, green, red in [0, 1]."""
         height, width = image.shape[:2]
         padded = np.pad(image, ((0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
-        normal = (padded - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+        normal = (padded - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
         probability = self._run(self._detector, normal)[0, :height, :width]
         found = []
         areas: Any = cast(Any, label(probability > TEXT))[0]
