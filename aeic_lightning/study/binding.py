@@ -126,7 +126,7 @@ def bind_runs(runs: list[Run], configs: dict[str, dict[str, Any]]) -> None:
 
 def _find_starts(run: Run, settings: Mapping[str, Any], runs: list[Run]) -> None:
     """Raise UserError where a run would start from, or learn from, a file that no run of the sweep will write."""
-    starts = () if run.has_trained else ("init_from", "receiver_from")
+    starts = () if run.has_trained or run.start else ("init_from", "receiver_from")
     for key in (*starts, "teacher"):
         path = settings.get(key)
         if isinstance(path, str) and _writer(path, runs) is None:

@@ -185,7 +185,7 @@ def _loop(
                     failed[name] = error
                     print(f"{name}: failed; its log is {run.folder / LOG}\n{error}", flush=True)
                 else:
-                    trained += steps_of(settings[name])
+                    trained += steps_of(settings[name], run.begins)
                     _warn_of_edits(sweep, settings, warned)
                     print(f"{name}: done{_eta(settings, left, trained, time.monotonic() - began)}", flush=True)
 
@@ -221,15 +221,16 @@ def sources_of(run: Run) -> dict[str, str]:
     return record.get("sources") or {}
 
 
-def steps_of(config: dict[str, Any]) -> int:
-    """Steps of a run, by which the rest of a sweep is estimated; 1 where the config has no limit."""
+def steps_of(config: dict[str, Any], begins: int = 0) -> int:
+    """Steps of a run, by which the rest of a sweep is estimated, but for those of the checkpoint that it begins at; 1
+    where the config has no limit."""
     steps = (config.get("trainer") or {}).get("max_steps")
-    return steps if isinstance(steps, int) and steps > 0 else 1
+    return steps - begins if isinstance(steps, int) and steps > 0 else 1
 
 
 def _eta(settings: dict[str, Any], runs: list[Run], trained: int, seconds: float) -> str:
     """How long the other runs will take at the speed so far, workers included; nothing after the last one."""
-    left = sum(steps_of(settings[run.name]) for run in runs)
+    left = sum(steps_of(settings[run.name], run.begins) for run in runs)
     return f"  ({len(runs)} runs left, ETA {clock(seconds / trained * left)})" if runs else ""
 
 

@@ -30,6 +30,11 @@ have all these values (a list: any of them). They come after `set` and the axes'
 that its folder is root/name, then its own settings, then its point of the grid and `labels` as
 `model.init_args.labels`, by which TensorBoard and the report tell runs apart.
 
+`rungs: [1000, 4000, 16000]` beside `name` makes of each point of the grid a ladder: a trunk at a constant learning rate
+up to the last rung, in pieces that go on from each other, and from the end of each piece a branch, on which the rate
+falls to zero over `decay` (default 0.25) times the rung's updates. A branch is a run NAME_rung=1000 with the label
+`rung`; a piece NAME_trunk=1000 is trained once, and is in no table. The lowest rung of all points comes first.
+
 A run gets each value with the type that it has in the file: null, 7 and "007" arrive as null, 7 and "007". `"{axis}"`
 alone is the axis's value with its type; `{axis}` inside a longer text is the value as YAML writes it.
 
@@ -52,7 +57,7 @@ import os
 import re
 import sys
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +72,8 @@ from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.labels import OF_CONFIGS, agree
 
 LABELS = "model.init_args.labels."
+OPTIMIZATION = "model.init_args.optimization."
+DECAY = 0.25  # of a branch, as a share of the updates of its rung
 RECORD = "finished"  # file in a run folder that says the run is complete
 SETTINGS = "sweep.json"  # file in a run folder with the resolved config that the sweep started it with
 LOG = "log.txt"  # file in a run folder with all that the run has said
@@ -82,13 +89,23 @@ REPORT_KEYS = {
 COMPARE_KEYS = {"runs", "out", "by", "models"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones", "metrics"}
-ENTRY_KEYS = {"name", "config", "needs", "set", "grid", "exceptions", "labels", "threads", "gpus"}
+ENTRY_KEYS = {
+    *("name", "config", "needs", "set", "grid", "exceptions", "labels", "threads", "gpus"),
+    *("rungs", "decay"),
+}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment of a sweep: a point of a grid."""
+    """One experiment of a sweep: a point of a grid, or a piece of the ladder of one.
+
+    Attributes:
+        start: checkpoint that it goes on from, where it is no run from the beginning.
+        begins: updates that the checkpoint has.
+        rung: of a piece of a ladder; None for other runs.
+        trunk: whether it is there for others to go on from, and no result.
+    """
 
     name: str
     config: Path
@@ -97,6 +114,10 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     threads: int = 1
     gpus: int = 1
+    start: Path | None = None
+    begins: int = 0
+    rung: int | None = None
+    trunk: bool = False
 
     @property
     def checkpoint(self) -> Path:
@@ -115,6 +136,8 @@ class Run:
         words += [f"--{override}" for override in self.overrides]
         if self.checkpoint.is_file():
             words += ["--ckpt_path", "last"]
+        elif self.start:
+            words += ["--ckpt_path", str(self.start)]
         return words
 
     @property
@@ -162,14 +185,15 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     runs: list[Run] = []
     for entry in raw["runs"]:
         _only(entry, ENTRY_KEYS, f"{file}: a run", needed=("name", "config"))
+        rungs, decay = _rungs(entry, file)
+        ladders: list[list[list[Run]]] = []
         for point, chosen in _points(entry, file):
             name = as_text(_fill(entry["name"], point, file))
-            if name in {run.name for run in runs}:
-                raise UserError(f"{file}: two runs are called {name}; name each axis of its grid in the name")
             if "/" in name or name.startswith("."):
                 raise UserError(f"{file}: a run is called {name}; its name is a folder's, without slashes")
             needs = [as_text(_fill(need, point, file)) for need in entry.get("needs") or []]
-            missing = [need for need in needs if need not in {run.name for run in runs}]
+            listed = {run.name for run in itertools.chain(runs, *itertools.chain(*ladders))}
+            missing = [need for need in needs if need not in listed]
             if missing:
                 raise UserError(f"{file}: {name} needs {missing[0]}, which must be listed before it")
             labels = point | {k: _fill(v, point, file) for k, v in (entry.get("labels") or {}).items()}
@@ -180,7 +204,13 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
             config = file.parent / as_text(_fill(entry["config"], point, file))
             settings = _without_unused(settings, shared, config)
             counts = {key: _count(entry, key, own, file) for key, own in (("threads", threads), ("gpus", gpus))}
-            runs.append(Run(name, config, folder / name, needs, settings, **counts))
+            run = Run(name, config, folder / name, needs, settings, counts["threads"], counts["gpus"])
+            ladders.append(_ladder(run, rungs, decay) if rungs else [[run]])
+        # The same rung of all ladders first: a sweep that is cut short has compared all of them there.
+        for run in itertools.chain(*itertools.chain(*zip(*ladders, strict=True))):
+            if run.name in {other.name for other in runs}:
+                raise UserError(f"{file}: two runs are called {run.name}; name each axis of its grid in the name")
+            runs.append(run)
     for key in flat(raw.get("set") or {}):
         if key.startswith("vars.") and not any(key in run.settings for run in runs):
             raise UserError(f"{file}: set: {key} is set, but no run's experiment refers to it; correct its name")
@@ -190,6 +220,46 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     )  # fmt: skip
     _check_ends(sweep, file)
     return sweep
+
+
+def _rungs(entry: dict[str, Any], file: Path) -> tuple[list[int], float]:
+    """The rungs of an entry, none where it has none, and the share of a rung's updates in which its branch decays."""
+    rungs, decay = entry.get("rungs") or [], entry.get("decay", DECAY)
+    whole = isinstance(rungs, list) and all(type(rung) is int and rung > 0 for rung in rungs)
+    if not whole or sorted(set(rungs)) != rungs:
+        raise UserError(
+            f"{file}: {entry['name']}: rungs are numbers of updates that rise, as [1000, 4000], not {rungs}"
+        )
+    if not isinstance(decay, int | float) or isinstance(decay, bool) or decay <= 0:
+        raise UserError(f"{file}: {entry['name']}: decay is a share of a rung's updates, as 0.25, not {decay}")
+    if "decay" in entry and not rungs:
+        raise UserError(f"{file}: {entry['name']}: decay is of branches; say rungs, or leave it out")
+    return rungs, decay
+
+
+def _ladder(run: Run, rungs: list[int], decay: float) -> list[list[Run]]:
+    """At each rung the piece of a run's trunk that ends there, and the branch from its end."""
+    found: list[list[Run]] = []
+    before = None
+    for rung in rungs:
+        # A trunk is no result, so that nothing looks at its images.
+        chosen = {"trainer.max_steps": rung, "trainer.limit_val_batches": 0}
+        trunk = replace(_piece(run, f"trunk={rung}", rung, before, chosen), trunk=True)
+        falls = max(1, round(decay * rung))
+        chosen = {"trainer.max_steps": rung + falls, f"{OPTIMIZATION}decay_steps": falls, f"{LABELS}rung": rung}
+        found.append([trunk, _piece(run, f"rung={rung}", rung, trunk, chosen)])
+        before = trunk
+    return found
+
+
+def _piece(run: Run, word: str, rung: int, after: Run | None, chosen: dict[str, Any]) -> Run:
+    name = f"{run.name}_{word}"
+    constant = {f"{OPTIMIZATION}schedule": "constant", f"{OPTIMIZATION}final_learning_rate": 0.0}
+    settings = run.settings | constant | {"vars.name": name} | chosen
+    piece = replace(run, name=name, folder=run.folder.with_name(name), settings=settings, rung=rung)
+    if after is None:
+        return piece
+    return replace(piece, needs=[*run.needs, after.name], start=after.checkpoint, begins=after.rung or 0)
 
 
 def _without_unused(settings: dict[str, Any], shared: dict[str, Any], config: Path) -> dict[str, Any]:
@@ -292,19 +362,19 @@ def _count(entry: dict[str, Any], name: str, default: int, file: Path) -> int:
 
 
 def labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
-    """The runs that have all these labels; a list of values stands for any of them."""
+    """The runs that have all these labels, without trunks; a list of values stands for any of them."""
 
     def has(run: Run, label: str, value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
         return any(agree(run.settings, {LABELS + label: as_label(one)}) for one in values)
 
-    return [run for run in runs if all(has(run, label, value) for label, value in labels.items())]
+    return [run for run in runs if not run.trunk and all(has(run, label, value) for label, value in labels.items())]
 
 
 def _check_ends(sweep: Sweep, file: Path) -> None:
     if sweep.cluster not in ("local", "slurm"):
         raise UserError(f"{file}: cluster is {sweep.cluster}; it is local or slurm")
-    names = {run.name for run in sweep.runs}
+    names = {run.name for run in sweep.runs if not run.trunk}
     if sweep.compare:
         _only(sweep.compare, COMPARE_KEYS, f"{file}: compare", needed=("runs",))
     for name in sweep.compare.get("runs") or []:

@@ -60,6 +60,8 @@ class OptimizationConfig(Optimization):
         schedule: `constant` between the steps of `learning_rates`; `cosine` falls from the one rate there to
             `final_learning_rate` at `trainer.max_steps`.
         final_learning_rate: of `cosine`.
+        decay_steps: of `constant`: the rate falls in a line to zero over the last so many of `trainer.max_steps`
+            updates. A run goes on from a checkpoint of one without them, bit for bit, as in a sweep's `rungs`.
         warmup_steps: the learning rate rises linearly over this many steps.
         weight_decay: of AdamW.
         gradient_clip: largest norm of each player's gradient; 0 for none.
@@ -88,6 +90,7 @@ class OptimizationConfig(Optimization):
     learning_rates: list[tuple[int, float]] = field(default_factory=lambda: [(0, 1e-4), (280_000, 5e-5)])
     schedule: Literal["constant", "cosine"] = "constant"
     final_learning_rate: float = 0.0
+    decay_steps: int = 0
     warmup_steps: int = 0
     weight_decay: float = 0.01
     gradient_clip: float = 0.1
@@ -110,6 +113,11 @@ class OptimizationConfig(Optimization):
             raise UserError("optimization: schedule: cosine falls from one rate; give learning_rates: [[0, RATE]]")
         if self.final_learning_rate and self.schedule != "cosine":
             raise UserError("optimization: final_learning_rate is of schedule: cosine; leave it out, or set that")
+        if self.decay_steps < 0 or (self.decay_steps and self.schedule != "constant"):
+            raise UserError(
+                f"optimization: decay_steps is a number of updates of schedule: constant, not {self.decay_steps} of "
+                f"schedule: {self.schedule}"
+            )
         if not 0 <= self.ema < 1:
             raise UserError(
                 f"optimization: ema is the share that an average keeps, 0 or more and below 1, not {self.ema}"
@@ -118,8 +126,9 @@ class OptimizationConfig(Optimization):
             raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
 
     def make_optimizer(self, trained: dict[str, nn.Parameter], system: LightningModule) -> torch.optim.Optimizer:
-        if self.schedule == "cosine" and system.trainer.max_steps < 1:
-            raise UserError("optimization: schedule: cosine must know where it ends; set trainer.max_steps")
+        if (self.schedule == "cosine" or self.decay_steps) and system.trainer.max_steps < 1:
+            what = "decay_steps" if self.decay_steps else "schedule: cosine"
+            raise UserError(f"optimization: {what} must know where it ends; set trainer.max_steps")
         # Each update sets its own rate; this one is only what the optimizer begins with.
         rate, decay = self.learning_rates[0][1], self.weight_decay
         return torch.optim.AdamW(trained.values(), lr=rate, weight_decay=decay, fused=True)
@@ -129,12 +138,15 @@ class OptimizationConfig(Optimization):
             group["lr"] = self.learning_rate(step, max_steps)
 
     def learning_rate(self, step: int, max_steps: int = -1) -> float:
-        """Rate of the update that follows `step` of `max_steps` updates; `cosine` needs to know how many there are."""
+        """Rate of the update that follows `step` of `max_steps` updates; the end of them counts for `cosine` and
+        `decay_steps`."""
         _, rate = max((start, rate) for start, rate in self.learning_rates if start <= step)
         if self.schedule == "cosine":
             share = (step - self.warmup_steps) / max(max_steps - 1 - self.warmup_steps, 1)
             height = (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
             rate = self.final_learning_rate + (rate - self.final_learning_rate) * height
+        if self.decay_steps:
+            rate *= min(1.0, (max_steps - step) / (self.decay_steps + 1))
         return rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
 
