@@ -1,5 +1,6 @@
 """The page to try the codec: in a browser at two widths, its limits, and that it is for its own machine alone."""
 
+import base64
 import io
 import json
 import re
@@ -15,13 +16,18 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import skimage
+import torch
 import uvicorn
 from fastapi import HTTPException
 from PIL import Image
 
 from aeic_lightning.cli import main
+from aeic_lightning.codec import Codec
+from aeic_lightning.errors import UserError
+from aeic_lightning.metrics.quality import ImageQuality
 from aeic_lightning.serve import trial
 from aeic_lightning.serve.app import Turns, make_app
 
@@ -60,51 +66,121 @@ def ask(url: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-@pytest.mark.parametrize(("width", "height", "phone"), [(1280, 900, False), (390, 844, True)])
-def test_a_photo_is_shown_beside_other_codecs(chromium, url, photo, width, height, phone):
+def opened(chromium, url, width: int = 1280, height: int = 900, phone: bool = False):
+    """The page; what goes wrong is in `page.problems`."""
     context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=phone, is_mobile=phone)
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else problems.append(r.url))
+    page = context.new_page()
+    page.problems = []
+    page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else page.problems.append(r.url))
     page.goto(url)
+    page.wait_for_selector("#samples button")
+    return page
+
+
+def table(page) -> list[list[str]]:
+    """Name, bytes, bpp, PSNR and LPIPS of each row."""
+    cells = [
+        [cell.inner_text() for cell in row.query_selector_all("td")] for row in page.query_selector_all("#rows tr")
+    ]
+    return [row[2:7] for row in cells]
+
+
+@pytest.mark.parametrize(("width", "height", "phone"), [(1280, 900, False), (390, 844, True)])
+def test_a_photo_is_shown_beside_other_codecs(chromium, url, photo, width, height, phone, tmp_path):
+    page = opened(chromium, url, width, height, phone)
     assert page.is_disabled("#go"), "there is nothing to compress yet"
+    assert page.inner_text("#rate").startswith("0.030 ")
+    page.fill("#bpp", "500")
     page.set_input_files("#file", photo)
     page.click("#go")
-    page.wait_for_selector("#result:visible", timeout=60_000)
+    page.wait_for_selector("#result[data-done='1']", timeout=60_000)
 
-    rows = [row.inner_text().split("\t") for row in page.query_selector_all("#rows tr")]
-    assert [row[0].strip(" *") for row in rows] == ["small-teacher", "JPEG", "WebP", "AVIF"]
-    sizes = [int(row[1]) for row in rows]
-    assert all(size <= sizes[0] for row, size in zip(rows, sizes, strict=True) if "*" not in row[0])
+    rows = table(page)
+    assert [re.match(r"[\w-]+", row[0])[0] for row in rows] == ["original", "small-teacher", "JPEG", "WebP", "AVIF"]
+    sizes = [int(row[1]) for row in rows[1:]]
+    assert all(size <= sizes[0] for row, size in zip(rows[1:], sizes, strict=True) if "*" not in row[0])
     bpp = float(re.match(r"[\d.]+", page.inner_text("#rate"))[0])
     assert 0 < sizes[0] * 8 / (192 * 128) <= bpp + 5e-4
+    assert page.is_hidden("#floor"), "the rate was reached"
 
-    first = page.get_attribute("#after", "src")
-    page.check("#rows tr:nth-child(2) input")
-    assert page.inner_text("#which") == "JPEG"
-    assert page.get_attribute("#after", "src") != first
+    picture = decode(page.get_attribute("#right", "src"))
+    original = Image.open(photo).convert("RGB")
+    assert picture.size == original.size == (192, 128)
+    x, x_hat = (torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in (original, picture))
+    measured = ImageQuality(ms_ssim=False, lpips=("lite2",), dists=()).row("photo", x, x_hat)
+    assert rows[1][3:] == [f"{measured['psnr']:.2f}", f"{measured['lpips_lite2']:.3f}"]
+
+    page.check("#rows tr:nth-child(2) input[name=left]")
+    page.check("#rows tr:nth-child(3) input[name=right]")
+    assert page.inner_text("#left-name") == "small-teacher"
+    assert page.inner_text("#right-name").startswith("JPEG")
+    assert page.get_attribute("#right", "src") != page.get_attribute("#left", "src")
     page.fill("#split", "20")
-    assert page.evaluate("getComputedStyle(document.querySelector('#after')).clipPath") == "inset(0px 0px 0px 20%)"
+    assert page.evaluate("getComputedStyle(document.querySelector('#front')).clipPath") == "inset(0px 0px 0px 20%)"
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off at the side"
-    assert page.evaluate("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('.wide'))"), "nor the table"
-    assert page.evaluate("document.querySelector('#before').naturalWidth") == 192
-    for control in ("#go", "#bpp", "#model"):
+    for control in ("#go", "#bpp", "#model", "#zoom", "#picture", "#save"):
         assert page.locator(control).bounding_box()["height"] >= 44, "large enough for a finger"
-    assert problems == []
-    context.close()
+    last = page.locator("#rows tr:last-child").bounding_box()
+    assert last["y"] + last["height"] <= height, "the rivals are seen without scrolling"
+
+    page.click("#zoom")
+    assert "matrix(2, 0, 0, 2, " in page.evaluate("getComputedStyle(document.querySelector('#left')).transform")
+    with page.expect_download() as download:
+        page.click("#picture")
+    saved = Image.open(download.value.path())
+    assert saved.width == 2 * max(192, 320) + 8
+    assert saved.height > 128, "the caption is below"
+    with page.expect_download() as download:
+        page.click("#save")
+    stream = Path(download.value.path()).read_bytes()
+    assert len(stream) == sizes[0]
+    assert page.problems == []
+    (tmp_path / "kept.aeic").write_bytes(stream)
+    page.set_input_files("#file", tmp_path / "kept.aeic")
+    page.wait_for_selector("#result[data-done='2']", timeout=60_000)
+    assert [row[:2] for row in table(page)] == [["small-teacher", str(len(stream))]]
+    assert np.array_equal(decode(page.get_attribute("#left", "src")), picture)
+    page.context.close()
+
+
+def decode(url: str) -> Image.Image:
+    """The picture of a data URL."""
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def test_a_sample_is_coded_by_a_click_at_the_lowest_rate_that_the_model_reaches(chromium, url):
+    page = opened(chromium, url)
+    assert page.locator("#samples button").count() == 6
+    page.fill("#bpp", "0")
+    said = []
+    page.expose_function("noted", lambda text: said.append(text))
+    page.evaluate("new MutationObserver(() => noted(document.querySelector('#status').textContent))"
+                  ".observe(document.querySelector('#status'), {childList: true})")  # fmt: skip
+    page.click("#samples button[title=chelsea]")
+    page.wait_for_selector("#result[data-done='1']", timeout=120_000)
+    model = table(page)[1]
+    lowest = len(Codec.from_pretrained("small-teacher").compress(Image.open(PHOTO), level=0))
+    assert int(model[1]) == lowest > 0.02 * 300 * 451 / 8
+    assert page.inner_text("#floor").startswith(
+        f"{8 * lowest / (300 * 451):.4f} bpp is the lowest rate that small-teacher"
+    )
+    assert any(text.startswith("small-teacher: compressing") for text in said)
+    assert any(text.startswith("AVIF: looking for") for text in said)
+    assert page.problems == []
+    page.context.close()
 
 
 def test_what_is_wrong_is_said_on_the_page(chromium, url, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
-    page = chromium.new_page()
-    page.goto(url)
+    page = opened(chromium, url)
     page.set_input_files("#file", tmp_path / "notes.png")
     page.click("#go")
     page.wait_for_selector("#status.error")
     assert "cannot decode the photograph" in page.inner_text("#status")
     assert page.is_hidden("#result")
-    page.close()
+    page.context.close()
 
 
 def test_limits(url, photo):
@@ -113,14 +189,16 @@ def test_limits(url, photo):
     assert ask(url + query + "0.001", data)[0] == 422
     assert ask(url + query + "nan", data)[0] == 422
     assert ask(url + "/trial?model=/etc/passwd&bpp=0.1", data)[0] == 404
-    status, said = ask(url + query + "0.021", data)
-    assert status == 422
-    assert "too few" in json.loads(said)["detail"]
+    assert ask(url + "/sample/..%2F..%2Fetc%2Fpasswd")[0] == 404
     buffer = io.BytesIO()
     Image.new("1", (10_000, 6_000)).save(buffer, "PNG")
-    status, said = ask(url + query + "0.1", buffer.getvalue())
-    assert status == 422
-    assert "more than" in said
+    assert "more than" in json.loads(ask(url + query + "0.1", buffer.getvalue())[1])["error"]
+
+
+def test_streams_that_cannot_be_opened(url):
+    assert "no .aeic stream" in json.loads(ask(url + "/open", b"x")[1])["error"]
+    other = Codec.from_pretrained("small-student").compress(np.zeros((32, 32, 3), np.uint8), level=0)
+    assert "none of small-teacher" in json.loads(ask(url + "/open", other)[1].splitlines()[-1])["error"]
 
 
 def test_large_photographs_are_reduced():
@@ -138,29 +216,44 @@ def test_other_hosts_and_other_pages_are_refused(url):
         assert ask(url + hidden)[0] == 404
 
 
-def test_one_at_a_time_and_few_that_wait(monkeypatch):
+def test_one_at_a_time_and_few_that_wait():
     entered, leave = threading.Event(), threading.Event()
 
-    def slow(*arguments):
+    def slow():
         entered.set()
         leave.wait(10)
-        return {}
+        yield {"doing": "first"}
 
-    monkeypatch.setattr("aeic_lightning.serve.app.trial", slow)
-    turns = Turns(1)
-    first = threading.Thread(target=turns.run, args=(str, "a"))
-    first.start()
+    turns = Turns(2)
+    first = turns.run(slow)
     entered.wait(10)
+    second = turns.run(lambda: iter([{"doing": "second"}]))
+    assert next(second) == {"doing": "waiting for the photographs of others"}
     with pytest.raises(HTTPException, match="503"):
-        turns.run(str, "a")
+        turns.run(slow)
     leave.set()
-    first.join()
-    assert turns.run(str, "a") == {}
+    assert list(first) == [{"doing": "first"}, {"done": True}]
+    assert list(second) == [{"doing": "second"}, {"done": True}]
+    assert list(turns.run(lambda: iter(()))) == [{"done": True}], "the places are free again"
 
 
-def test_a_model_is_loaded_once_by_one_of_many_that_ask_for_it_at_once(monkeypatch):
+def test_an_error_gives_the_turn_back(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    turns = Turns(1)
+
+    def fails(error):
+        raise error
+        yield
+
+    assert list(turns.run(lambda: fails(UserError("no photograph")))) == [{"error": "no photograph"}]
+    assert list(turns.run(lambda: fails(ValueError("a fault")))) == [], "the page says that the server stopped"
+    assert list(turns.run(lambda: iter(()))) == [{"done": True}]
+
+
+def test_a_model_is_loaded_once_by_one_of_many_that_ask_for_it_at_once():
     loads, most = [], []
 
+    @lru_cache
     def load(name):
         most.append(1)
         loads.append(len(most))
@@ -168,16 +261,11 @@ def test_a_model_is_loaded_once_by_one_of_many_that_ask_for_it_at_once(monkeypat
         most.pop()
         return object()
 
-    monkeypatch.setattr("aeic_lightning.serve.app.trial", lambda codec, *_: {"codec": id(codec)})
-    turns, cached, answers = Turns(30), lru_cache(load), []
-    threads = [threading.Thread(target=lambda: answers.append(turns.run(cached, "a"))) for _ in range(30)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    turns = Turns(30)
+    waiting = [turns.run(lambda: iter([{"codec": id(load("a"))}])) for _ in range(30)]
+    said = [[event["codec"] for event in events if "codec" in event] for events in waiting]
     assert loads == [1]
-    assert len(answers) == 30
-    assert all(answer == answers[0] for answer in answers)
+    assert said == [[id(load("a"))]] * 30
 
 
 def answers(url: str) -> None:
