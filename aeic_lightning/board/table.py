@@ -15,11 +15,10 @@ from aeic_lightning.board.submission import find_submissions, read_submission
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.image_files import SAMPLE_PHOTOS
 from aeic_lightning.study.anchors import CODECS, anchors, bpp_target
-from aeic_lightning.study.bd_rate import BDRate, bd_rates, common_metrics
+from aeic_lightning.study.bd_rate import MIN_POINTS, BDRate, bd_rates, common_metrics
 from aeic_lightning.study.curves import group
 from aeic_lightning.study.measurement import Images, Measurement, open_images
 from aeic_lightning.study.paper_points import DISTILLATION, published
-from aeic_lightning.study.rate_points import MIN_POINTS
 from aeic_lightning.study.results import Result
 
 FILE = "board.yaml"

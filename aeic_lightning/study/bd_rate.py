@@ -11,7 +11,7 @@ note's other figure (its BD-PSNR, for any metric), says how much better one is f
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -20,9 +20,8 @@ import numpy as np
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import find_metric
-from aeic_lightning.study.curves import Curve
-from aeic_lightning.study.rate_points import Arrays, RatePoints, interval, overlap, pair
-from aeic_lightning.study.results import Result
+from aeic_lightning.study.curves import Curve, check_same_images, shared_rate
+from aeic_lightning.study.results import RATE_LABELS, Result
 
 INTERPOLATORS = ("pchip", "akima", "cubic")
 """`cubic` is one polynomial, fitted to all points; it needs four of them."""
@@ -31,6 +30,10 @@ CONTRADICTION, DOUBT = 1.25, 1.05
 """Ratios of the rates that two interpolators find. Above the first, PCHIP and Akima, which both pass through the
 points, contradict each other and the BD-rate is refused; above the second, it comes with a note. So does a cubic fit,
 which is one polynomial and strays further, above the first."""
+MIN_POINTS = 3
+DEFINED = 0.95  # of the resamples must give a figure, or there is no interval
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Rate, bits per pixel, and quality of each point of a curve; of every resample where there is a second axis."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def bd_rate(
     seed: int = 0,
     names: tuple[str, str] = ("reference", "test"),
 ) -> BDRate:
-    """BD-rate of one curve against another, with an interval by `rate_points.interval`.
+    """BD-rate of one curve against another, with an interval by `interval`.
 
     Args:
         reference, test: results of one curve each, of any number of seeds; a point is what shares `RATE_LABELS`.
@@ -143,7 +146,7 @@ def bd_rate(
     notes += _disagreements(by_interpolator, metric)
     if senseless:
         notes.append(f"{' and '.join(senseless)} left the range of the measured rates and is not shown")
-    between, over, note = interval(found, lambda a, b: _bd_rate(a, b, "pchip"), resamples, seed)
+    between, over, note = interval(found, _percent, resamples, seed)
     return BDRate(
         reference=names[0],
         test=names[1],
@@ -180,9 +183,13 @@ def bd_quality(
     shared = overlap(*(np.log(rate) for rate, _ in found.curves))
     if shared < min_overlap or not shared:
         raise UserError(f"the curves share {shared:.0%} of their rates, less than the {min_overlap:.0%} asked for")
-    difference = _bd_quality(*found.curves)
-    between, *_ = interval(found, _bd_quality, resamples, seed)
-    return BDQuality(difference, between, shared, found.images, (len(found.reference.seeds), len(found.test.seeds)))
+    if any(np.unique(rate).size < rate.size for rate, _ in found.curves):
+        raise UserError("two points of a curve have equal rates: leave one out")
+    (difference,) = _difference(*((rate[:, None], quality[:, None]) for rate, quality in found.curves))
+    between, *_ = interval(found, _difference, resamples, seed)
+    return BDQuality(
+        float(difference), between, shared, found.images, (len(found.reference.seeds), len(found.test.seeds))
+    )
 
 
 def bd_rates(
@@ -279,15 +286,6 @@ def to_records(rows: Sequence[BDRate]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def _not_monotone(points: RatePoints, metric: str) -> str | None:
-    rate, _ = points.curve()
-    known = find_metric(metric)
-    steps = np.diff(rate)
-    if (steps > 0).all() if known and known.higher else (steps < 0).all() if known else len(set(np.sign(steps))) == 1:
-        return None
-    return f"{points.name} does not get better in {metric} with every step in rate, so the BD-rate depends on its noise"
-
-
 def _disagreements(by_interpolator: dict[str, float], metric: str) -> list[str]:
     """Notes on interpolators that give another BD-rate. Raises UserError where they contradict each other."""
     pchip, notes = by_interpolator["pchip"], []
@@ -310,44 +308,276 @@ def _within_reach(percent: float, reference: Arrays, test: Arrays) -> bool:
     return bool(math.isfinite(percent) and low / 2 <= 1 + percent / 100 <= 2 * high)
 
 
-def _bd_rate(reference: tuple, test: tuple, kind: str, metric: str = "the metric") -> float:
+def _bd_rate(reference: Arrays, test: Arrays, kind: str, metric: str) -> float:
     """NaN where the curves do not overlap. Raises UserError for two points of equal quality."""
     import bjontegaard  # with it comes pyplot, which takes a second to import
 
     (rate_a, quality_a), (rate_b, quality_b) = reference, test
     if not all((np.diff(quality) > 0).all() for quality in (quality_a, quality_b)):
         raise UserError(f"two points of a curve are equal in {metric}: leave one out")
+    options = {"require_matching_points": False, "min_overlap": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing overlaps; and cubic fits of curves that are nearly straight
-        return float(
-            cast(
-                float,
-                bjontegaard.bd_rate(
-                    rate_a, quality_a, rate_b, quality_b, kind, require_matching_points=False, min_overlap=0
-                ),
-            )
+        return float(cast(float, bjontegaard.bd_rate(rate_a, quality_a, rate_b, quality_b, kind, **options)))
+
+
+# ---------------------------------------------------------------------- rate points
+
+
+@dataclass(frozen=True)
+class RatePoints:
+    """One curve as arrays. Without metrics by image, the last axis has the mean alone."""
+
+    name: str
+    rate: np.ndarray  # (seeds, points, images), bits per pixel
+    quality: np.ndarray  # (seeds, points, images), or (seeds, points, 1) for a metric of the whole set
+    seeds: list
+
+    @property
+    def curve(self) -> Arrays:
+        """Rate and quality of each point, means over seeds and images, by rising quality."""
+        rate, quality = self.rate.mean((0, 2)), self.quality.mean((0, 2))
+        order = np.argsort(quality, kind="stable")
+        return rate[order], quality[order]
+
+    def drawn(self, seeds: np.ndarray, images: np.ndarray) -> Arrays:
+        """Rate and quality (points, resamples), means over the (resamples, seeds) and (resamples, images) drawn."""
+
+        def means(values: np.ndarray) -> np.ndarray:
+            by_seed = values[:, :, images].mean(-1)
+            return np.take_along_axis(by_seed, seeds.T[:, None], axis=0).mean(0)
+
+        return means(self.rate), means(self.quality)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two curves by one metric.
+
+    Attributes:
+        reference, test: their points.
+        metric: of the quality.
+        rates: "bpp" or "bpp_estimate".
+        by_image: whether figures of every image are known on both sides.
+        images: images behind each point; None if unknown.
+        notes: what a reader should know.
+    """
+
+    reference: RatePoints
+    test: RatePoints
+    metric: str
+    rates: str
+    by_image: bool
+    images: int | None
+    notes: list[str]
+
+    @property
+    def curves(self) -> tuple[Arrays, Arrays]:
+        """Means over seeds and images: reference and test, by rising quality."""
+        return self.reference.curve, self.test.curve
+
+
+def pair(
+    reference: Sequence[Result], test: Sequence[Result], metric: str, rates: str | None, names: tuple[str, str]
+) -> Pair:
+    """The points of two curves on the same images. Arguments: see `bd_rate`.
+
+    Raises UserError for other images, missing metrics or points, and too few points.
+    """
+    sides = tuple(list(side) for side in (reference, test))
+    check_same_images([*sides[0], *sides[1]])
+    notes = []
+    unknown = [name for name, side in zip(names, sides, strict=True) if not all(result.images for result in side)]
+    if unknown:
+        notes.append(f"images of {' and '.join(unknown)} unknown: published means")
+    rates = rates or _common_rates(sides, names)
+    by_image = not unknown and all(metric in result.metrics for side in sides for result in side)
+    images = _images_with(metric, rates, sides) if by_image else None
+    ours, theirs = (_points(side, metric, rates, images, name) for side, name in zip(sides, names, strict=True))
+    known = len(images) if images else None if unknown else len(sides[0][0].images)
+    return Pair(ours, theirs, metric, rates, by_image, known, notes)
+
+
+def _not_monotone(points: RatePoints, metric: str) -> str | None:
+    rate, _ = points.curve
+    known = find_metric(metric)
+    steps = np.diff(rate)
+    if (steps > 0).all() if known and known.higher else (steps < 0).all() if known else len(set(np.sign(steps))) == 1:
+        return None
+    return f"{points.name} does not get better in {metric} with every step in rate, so the BD-rate depends on its noise"
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """What two ranges share over what they cover together, 0 to 1; a and b hold their values in any order."""
+    union = max(a.max(), b.max()) - min(a.min(), b.min())
+    return float(max(min(a.max(), b.max()) - max(a.min(), b.min()), 0) / union) if union > 0 else 0.0
+
+
+def _common_rates(sides: Sequence[Sequence[Result]], names: Sequence[str]) -> str:
+    rate = shared_rate([result for side in sides for result in side])
+    if rate is None:
+        raise UserError(
+            f"{names[0]} and {names[1]} have no rate in common: bytes of files (bpp) are not compared with a "
+            "likelihood (bpp_estimate); evaluate both in the same way"
         )
+    return rate
 
 
-def _bd_quality(reference: Arrays, test: Arrays) -> float:
-    """NaN where the rates do not overlap. Raises UserError for two points of equal rate."""
-    import bjontegaard  # see above
+def _images_with(metric: str, rates: str, sides: Sequence[Sequence[Result]]) -> list[str]:
+    """Names of the images that have both metrics in every result, sorted."""
+    names: set[str] | None = None
+    for result in (result for side in sides for result in side):
+        own = {image["name"] for image in result.images if metric in image and rates in image}
+        names = own if names is None else names & own
+    if not names:
+        raise UserError(f"no image has {metric} and {rates} in every result")
+    return sorted(names)
 
-    (rate_a, quality_a), (rate_b, quality_b) = (_by_rate(*points) for points in (reference, test))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing overlaps
-        return float(
-            cast(
-                float,
-                bjontegaard.bd_psnr(
-                    rate_a, quality_a, rate_b, quality_b, "pchip", require_matching_points=False, min_overlap=0
-                ),
+
+def _points(results: list[Result], metric: str, rates: str, images: list[str] | None, name: str) -> RatePoints:
+    table: dict[tuple, dict[Any, Result]] = {}
+    for result in results:
+        # Without a rate label a result is a point of its own.
+        setting = tuple((k, result.labels[k]) for k in RATE_LABELS if k in result.labels) or (result.name,)
+        by_seed = table.setdefault(setting, {})
+        seed = result.labels.get("seed")
+        if seed in by_seed:
+            raise UserError(
+                f"{name}: {by_seed[seed].name} and {result.name} are one point ({_words(setting)}); leave one out, or "
+                "tell them apart by a label"
             )
+        by_seed[seed] = result
+    seeds = list(dict.fromkeys(seed for by_seed in table.values() for seed in by_seed))
+    for setting, by_seed in table.items():
+        missing = [seed for seed in seeds if seed not in by_seed]
+        if missing:
+            raise UserError(
+                f"{name}: seed {missing[0]} has no {_words(setting)}; run it, or leave that seed or point out"
+            )
+    if len(table) < MIN_POINTS:
+        raise UserError(f"{name} has {len(table)} rate points; a BD-rate needs {MIN_POINTS} or more")
+
+    def array(metric: str) -> np.ndarray:
+        return np.array([[_column(by_seed[seed], metric, images) for by_seed in table.values()] for seed in seeds])
+
+    rate = array(rates)
+    if not (rate > 0).all():
+        raise UserError(f"{name}: {rates} of 0 has no logarithm")
+    return RatePoints(name, rate, array(metric), seeds)
+
+
+def _column(result: Result, metric: str, images: list[str] | None) -> list[float]:
+    if images is None:
+        values = [result.value(metric)]
+    else:
+        by_name = {image["name"]: image for image in result.images}
+        values = [by_name[name][metric] for name in images]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if len(finite) < len(values):
+        raise UserError(
+            f"{result.name} has no {metric}, or none that is finite" + (", for every image" if images else "")
         )
+    return finite
 
 
-def _by_rate(rate: np.ndarray, quality: np.ndarray) -> Arrays:
-    order = np.argsort(rate, kind="stable")
-    if not (np.diff(rate[order]) > 0).all():
-        raise UserError("two points of a curve have equal rates: leave one out")
-    return rate[order], quality[order]
+def _words(setting: tuple) -> str:
+    return ", ".join(f"{part[0]} {part[1]}" if isinstance(part, tuple) else str(part) for part in setting)
+
+
+# ---------------------------------------------------------------------- intervals
+
+
+def interval(
+    pair: Pair, figure: Callable[[Arrays, Arrays], np.ndarray], resamples: int, seed: int
+) -> tuple[tuple[float, float] | None, str | None, str | None]:
+    """95 % interval of a figure of two curves, over what, and a note where there is none though there could be.
+
+    The bootstrap draws images by name, the same for both curves: the codecs meet the same hard and easy images. Seeds
+    are drawn where there are several: together if both curves have the same ones (a student's seed is that of its
+    teacher), else each by itself. A drawn seed takes all its points along.
+
+    Args:
+        pair: of `pair`.
+        figure: from reference and test (points, resamples) to a number a resample; NaN where there is none.
+        resamples: how many; 0 for no interval.
+        seed: of the draws.
+    """
+    reference, test = pair.reference, pair.test
+    images, ours, theirs = (
+        np.empty((resamples, count), int)
+        for count in (reference.rate.shape[2], *map(len, (reference.seeds, test.seeds)))
+    )
+    several = {"images": images.shape[1] > 1, "seeds": max(ours.shape[1], theirs.shape[1]) > 1}
+    over = " and ".join(name for name, drawn in several.items() if drawn)
+    if not over or not resamples:
+        return None, None, None
+    rng = np.random.default_rng(seed)
+    if reference.seeds == test.seeds:
+        theirs = ours
+    for resample in range(resamples):
+        for drawn in (images, ours) if theirs is ours else (images, ours, theirs):
+            drawn[resample] = rng.integers(drawn.shape[1], size=drawn.shape[1])
+    values = figure(reference.drawn(ours, images), test.drawn(theirs, images))
+    defined = values[np.isfinite(values)]
+    if len(defined) < DEFINED * resamples:
+        return None, None, f"no interval: {resamples - len(defined)} of {resamples} resamples have no figure"
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return (float(low), float(high)), over, None
+
+
+def _percent(reference: Arrays, test: Arrays) -> np.ndarray:
+    """BD-rate by pchip of each resample."""
+    (rate_a, quality_a), (rate_b, quality_b) = reference, test
+    return 100 * (10 ** _mean_gap((quality_a, np.log10(rate_a)), (quality_b, np.log10(rate_b))) - 1)
+
+
+def _difference(reference: Arrays, test: Arrays) -> np.ndarray:
+    """BD-quality of each resample."""
+    (rate_a, quality_a), (rate_b, quality_b) = reference, test
+    return _mean_gap((np.log10(rate_a), quality_a), (np.log10(rate_b), quality_b))
+
+
+def _mean_gap(reference: Arrays, test: Arrays) -> np.ndarray:
+    """By how much y of the test is above that of the reference, on average over the x that both reach.
+
+    x and y are (points, resamples), in any order. NaN where no x is shared, or two are equal.
+    """
+    (x, y), (other_x, other_y) = (
+        [np.take_along_axis(values, np.argsort(side[0], axis=0, kind="stable"), axis=0) for values in side]
+        for side in (reference, test)
+    )
+    low, high = np.maximum(x[0], other_x[0]), np.minimum(x[-1], other_x[-1])
+    with np.errstate(all="ignore"):
+        area = _area(other_x, other_y, low, high) - _area(x, y, low, high)
+        return np.where(high > low, area / (high - low), np.nan)
+
+
+def _area(x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Integral of the interpolant through each column of points, x rising: PCHIP, as SciPy's for one column.
+
+    Fritsch, Butland: "A method for constructing local monotone piecewise cubic interpolants", SIAM J. Sci. Stat.
+    Comput. 5, 1984. NaN where two x are equal.
+    """
+    h = np.diff(x, axis=0)
+    rise = np.diff(y, axis=0) / h
+
+    def at_end(h: np.ndarray, rise: np.ndarray) -> np.ndarray:
+        """The slope through the outermost three points, made to keep the interpolant monotone."""
+        slope = ((2 * h[0] + h[1]) * rise[0] - h[0] * rise[1]) / (h[0] + h[1])
+        slope = np.where(slope * rise[0] <= 0, 0, slope)
+        too_steep = (rise[0] * rise[1] <= 0) & (abs(slope) > 3 * abs(rise[0]))
+        return np.where(too_steep, 3 * rise[0], slope)
+
+    left, right = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
+    harmonic = (left + right) / (left / rise[:-1] + right / rise[1:])
+    inner = np.where(rise[:-1] * rise[1:] > 0, harmonic, 0)
+    slopes = np.stack([at_end(h, rise), *inner, at_end(h[::-1], rise[::-1])])
+    square = 3 * rise - 2 * slopes[:-1] - slopes[1:]
+    cube = slopes[:-1] + slopes[1:] - 2 * rise
+
+    def until(end: np.ndarray) -> np.ndarray:
+        """The integral of each piece from its left point on."""
+        t = np.clip((end - x[:-1]) / h, 0, 1)
+        return h * t * (y[:-1] + h * t * (slopes[:-1] / 2 + t * (square / 3 + t * cube / 4)))
+
+    return np.where((h > 0).all(0), (until(high) - until(low)).sum(0), np.nan)

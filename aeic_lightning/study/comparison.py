@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import align
-from aeic_lightning.study import bd_rate
+from aeic_lightning.study.bd_rate import MIN_POINTS, common_metrics
+from aeic_lightning.study.bd_rate import markdown_table as rates_table
 from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, metrics_of
-from aeic_lightning.study.rate_points import MIN_POINTS
 from aeic_lightning.study.results import Result, read_result, write_results
 from aeic_lightning.study.study import Study
 
@@ -34,8 +34,8 @@ def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> li
     references = [c for c in default_reference(curves) if len(c.settings) >= MIN_POINTS]
     tests = [c for c in curves if c not in references]
     if references and tests:
-        rows = study.rates(references[0], tests, bd_rate.common_metrics(results), equal_bits=True)
-        text += "\n" + bd_rate.markdown_table(rows)
+        rows = study.rates(references[0], tests, common_metrics(results), equal_bits=True)
+        text += "\n" + rates_table(rows)
     if paper:
         from aeic_lightning.study.paper_comparison import with_paper  # which imports torch
 

@@ -14,7 +14,8 @@ from tables import plain
 
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.bd_rate import bd_rate, bd_rates, common_metrics, markdown_table
+from aeic_lightning.study import bd_rate as module
+from aeic_lightning.study.bd_rate import bd_rate, bd_rates, common_metrics, interval, markdown_table, pair
 from aeic_lightning.study.curves import group
 from aeic_lightning.study.paper_points import published
 from aeic_lightning.study.results import write_results
@@ -179,6 +180,45 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap():
     width = high - low
     assert row.interval == pytest.approx((low, high), abs=0.12 * width)
     assert row.interval[0] < row.percent < row.interval[1]
+
+
+def test_the_draws_are_scipys():
+    """Of a plain statistic, from the same seed, the same interval."""
+    (ra, qa), (rb, qb) = noisy(images=9)
+    both = pair(curve(ra, qa), curve(rb, qb), "psnr", None, ("a", "b"))
+    found, over, note = interval(both, lambda a, b: (b[1] - a[1]).mean(0), 500, seed=3)
+    theirs = bootstrap(
+        (qb.mean(0) - qa.mean(0),), np.mean, n_resamples=500, method="percentile", rng=np.random.default_rng(3)
+    )
+    assert found == pytest.approx(tuple(theirs.confidence_interval), rel=1e-12)
+    assert (over, note) == ("images", None)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.floats(0.1, 2), st.floats(-2, 2)), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.permutations(range(4)),
+)
+@settings(max_examples=30, deadline=None)
+def test_many_columns_at_once_are_scipys_one_by_one(columns, order):
+    """Monotone or not, with points in any order."""
+    x = np.array([np.cumsum([step for step, _ in column]) for column in columns]).T
+    y = np.array([[value for _, value in column] for column in columns]).T
+    ours = module._mean_gap((np.arange(3.0)[:, None] + 0 * x[:3], 0 * y[:3]), (x[order], y[order]))
+    for place, value in enumerate(ours):
+        low, high = max(0.0, x[0, place]), min(2.0, x[-1, place])
+        if low < high:
+            area = PchipInterpolator(x[:, place], y[:, place]).integrate(low, high)
+            assert value == pytest.approx(area / (high - low), rel=1e-9, abs=1e-9)
+        else:
+            assert np.isnan(value)
+
+
+def test_resamples_without_a_figure_are_counted():
+    """Two images, each with the better quality at another rate: where both draws are one, two points are equal."""
+    rates, qualities = column(0.01, 0.02, 0.05).repeat(2, 1), np.array([[20.0, 20], [22, 20], [25, 26]])
+    row = bd_rate(curve(rates, qualities), curve(rates, qualities), "psnr", resamples=200)
+    assert row.interval is None
+    assert any("of 200 resamples have no figure" in note for note in row.notes)
 
 
 def test_images_are_drawn_together():
