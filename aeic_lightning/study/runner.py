@@ -24,7 +24,7 @@ from aeic_lightning.output import clock
 from aeic_lightning.own_classes import SOURCES, own_sources, source_digests
 from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
-from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep
+from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep, steps_of
 
 SWEEP = ".sweep"  # .sweep.lock in the root of a sweep is locked while it runs, and .sweep.json names its process
 REFUSED = (
@@ -36,8 +36,8 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 POLL = 0.2  # seconds
 
 
-def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
-    """Run what is missing, then compare and report; returns the exit code."""
+def checked_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """The resolved config of each run by name. Raises UserError for what would stop the sweep later."""
     settings = {run.name: run.resolved() for run in sweep.runs}
     for run in sweep.runs:
         check_unchanged(run, settings[run.name])
@@ -45,6 +45,12 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
         from aeic_lightning.study.sweep_report import check_claims
 
         check_claims(sweep, settings)
+    return settings
+
+
+def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
+    """Run what is missing, then compare and report; returns the exit code."""
+    settings = checked_settings(sweep)
     if dry_run:
         for run in sweep.runs:
             print(f"{'done   ' if run.done else 'missing'} {run.name}: {shlex.join(run.command)}")
@@ -219,13 +225,6 @@ def sources_of(run: Run) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return record.get("sources") or {}
-
-
-def steps_of(config: dict[str, Any], begins: int = 0) -> int:
-    """Steps of a run, by which the rest of a sweep is estimated, but for those of the checkpoint that it begins at; 1
-    where the config has no limit."""
-    steps = (config.get("trainer") or {}).get("max_steps")
-    return steps - begins if isinstance(steps, int) and steps > 0 else 1
 
 
 def _eta(settings: dict[str, Any], runs: list[Run], trained: int, seconds: float) -> str:

@@ -371,6 +371,13 @@ def labelled(runs: list[Run], labels: dict[str, Any]) -> list[Run]:
     return [run for run in runs if not run.trunk and all(has(run, label, value) for label, value in labels.items())]
 
 
+def steps_of(config: dict[str, Any], begins: int = 0) -> int:
+    """Steps of a run, by which the rest of a sweep is estimated, but for those of the checkpoint that it begins at; 1
+    where the config has no limit."""
+    steps = (config.get("trainer") or {}).get("max_steps")
+    return steps - begins if isinstance(steps, int) and steps > 0 else 1
+
+
 def _check_ends(sweep: Sweep, file: Path) -> None:
     if sweep.cluster not in ("local", "slurm"):
         raise UserError(f"{file}: cluster is {sweep.cluster}; it is local or slurm")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from aeic_lightning.config.lightning_cli import _is_news
-from aeic_lightning.study.runner import _eta, steps_of
-from aeic_lightning.study.sweep_file import Run
+from aeic_lightning.study.runner import _eta
+from aeic_lightning.study.sweep_file import Run, steps_of
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,4 @@ def test_the_rest_of_a_sweep_is_estimated_by_steps():
     assert _eta(settings, [long, short], 200, 60.0) == "  (2 runs left, ETA 0:02:00)"
     assert _eta(settings, [], 600, 180.0) == ""
     assert steps_of(settings["endless"]) == 1
+    assert steps_of(settings["long"], begins=100) == 200, "a branch has the trunk's updates already"
