@@ -22,15 +22,15 @@ from torch import Tensor
 from aeic_lightning import __version__
 from aeic_lightning.bitstream.stream import Bitstream, in_passes, reconstruct, reconstruct_batch
 from aeic_lightning.checkpoints.checkpoint import load_model
-from aeic_lightning.checkpoints.weights import CONFIG, WEIGHTS, locate, missing, read_config, write_weights
-from aeic_lightning.devices import check_device
+from aeic_lightning.checkpoints.weights import WEIGHTS, read_config, write_weights
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
-from aeic_lightning.files import write_whole
+from aeic_lightning.files import CONFIG, locate, missing, write_whole
 from aeic_lightning.images import from_uint8, pixels_of
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.output import counted
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
+from aeic_lightning.torch_settings import check_device
 
 if TYPE_CHECKING:
     from aeic_lightning.bitstream.refine import Refinement

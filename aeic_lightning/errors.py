@@ -22,14 +22,6 @@ class ImageWarning(UserWarning):
     """Something of an image file was ignored or left out."""
 
 
-def shown(text: object) -> str:
-    """A name as it may be printed: one line, in which nothing moves a terminal's cursor or changes its colours.
-
-    Control characters, line ends and what reverses the direction of writing become escapes (`\\n`, `\\x1b`).
-    """
-    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing where no known word is near."""
     near = get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6)

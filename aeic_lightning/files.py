@@ -1,14 +1,21 @@
-"""Files that are written whole or not at all, the names that they get, and whether they can be written."""
+"""Files: those that a command reads (images, streams, models), the names of those that it writes, whole or not at all.
+
+Cheap to import, so that a missing file is found at once.
+"""
 
 import hashlib
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
-from aeic_lightning.errors import UserError
+from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.output import is_first_process, shown
 
 LONGEST = 100
 """Bytes of a file's name without its suffix; most file systems take 255."""
@@ -16,6 +23,15 @@ TAKEN = re.compile(r"_original$|^(test_)?step_\d+$", re.IGNORECASE)
 """Names that files beside the pictures of images have: an image called so gets another one."""
 PLAIN = re.compile(r"[^\x00-\x1f\x7f<>:\"|?*\\\ud800-\udfff]*")
 """Without characters that some file system refuses, or that are no text."""
+# What Pillow registers for the formats of `aeic_lightning.images`.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".pfm", ".gif", ".avif", ".avifs",
+)  # fmt: skip
+SAMPLE_PHOTOS = "sample-photos"
+"""Instead of a folder: the three validation photographs that need none."""
+CONFIG = "config.json"
+"""Of a folder of weights."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -106,3 +122,137 @@ def package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the package {package} is not installed; pip install {package.replace('_', '-')}")
     return Path(spec.submodule_search_locations[0])
+
+
+# ---------------------------------------------------------------------- images and streams
+
+
+def require_images(source: str) -> None:
+    """Raise UserError unless `source` is a folder, or the sample photographs."""
+    if source != SAMPLE_PHOTOS and not Path(source).expanduser().is_dir():
+        raise UserError(f"there is no folder {source}; give a folder of images, or {SAMPLE_PHOTOS}")
+
+
+def find_images(root: Path) -> list[Path]:
+    """Image files below `root`, sorted by path; links to folders are followed, each folder once.
+
+    The first process reports on standard error how many other files were passed over, by suffix.
+    """
+    found, seen, others = [], set(), Counter()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                found.append(Path(folder, name))
+            elif not name.startswith("."):
+                others[Path(name).suffix.lower() or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        more = ", ..." if len(others) > 5 else ""
+        if is_first_process():
+            passed = f"{others.total()} of {len(found) + others.total()} files in {root}: {kinds}{more}"
+            print(shown(f"passed over {passed}"), file=sys.stderr)
+    return sorted(found)
+
+
+def image_names(root: Path, paths: list[Path]) -> list[str]:
+    """Unique names: relative to `root`, with forward slashes, and without the suffix wherever that is unambiguous.
+
+    Bytes that are not UTF-8 become escapes (`\\xff`), so that a name can be printed and recorded anywhere. Raises
+    UserError where two names are equal then.
+    """
+    full = [_text(path.relative_to(root)) for path in paths]
+    short = [_text(path.relative_to(root).with_suffix("")) for path in paths]
+    count = Counter(short)
+    names = [a if count[a] == 1 else b for a, b in zip(short, full, strict=True)]
+    # a.png, a.jpg and a.png.tif: the third's short name is the first's full one.
+    names = names if len(set(names)) == len(names) else full
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(f"two files below {root} are called {twice[0]}; rename one")
+    return names
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+
+
+class Conversion(NamedTuple):
+    """A file to read and the file to write from it."""
+
+    source: Path
+    target: Path
+
+
+def conversions_of(
+    sources: Sequence[str], folder: str, suffix: str, find: Callable[[Path], list[Path]], force: bool
+) -> list[Conversion]:
+    """A target in `folder` for every source; a source that is a folder stands for all that `find` finds in it.
+
+    A target has the source's name and place below its folder, with another suffix. Where two files of a folder would
+    then share one (a.png and a.jpg), they keep their own suffix as well (a.png.aeic).
+
+    Raises UserError before anything is done: for a source that is missing, two sources with one target, or a target
+    that exists (unless `force`).
+    """
+    conversions = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = find(source)
+            if not inside:
+                raise UserError(f"no file to read in {source} or below it")
+            names = [path.relative_to(source) for path in inside]
+            counts = Counter(name.with_suffix(suffix) for name in names)
+            for path, name in zip(inside, names, strict=True):
+                target = name.with_suffix(suffix)
+                target = name.with_name(name.name + suffix) if counts[target] > 1 else target
+                conversions.append(Conversion(path, Path(folder, target)))
+        elif source.is_file():
+            conversions.append(Conversion(source, Path(folder, source.stem + suffix)))
+        else:
+            raise UserError(f"no file or folder {source}; check the path")
+    for target, count in Counter(conversion.target for conversion in conversions).items():
+        if count > 1:
+            one, other = [conversion.source for conversion in conversions if conversion.target == target][:2]
+            raise UserError(f"{one} and {other} would both be written to {target}; rename one")
+        if target.exists() and not force:
+            raise UserError(f"{target} exists; remove it, write to another folder, or add --force")
+        check_can_write(target)
+    return conversions
+
+
+def find_streams(root: Path) -> list[Path]:
+    """The .aeic files below a folder, sorted."""
+    return sorted(path for path in root.rglob("*.aeic") if path.is_file())
+
+
+# ---------------------------------------------------------------------- models
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name -> folder of the models that this installation carries."""
+    folder = package_folder("aeic_lightning.zoo")
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
+
+
+def locate(name: str | Path) -> Path:
+    """The file or folder that `name` stands for: a path, or else the name of a shipped model."""
+    path = Path(name).expanduser()
+    return path if path.exists() else shipped_models().get(str(name), path)
+
+
+def missing(name: str | Path) -> str:
+    """What to say of a checkpoint that is not there."""
+    known = shipped_models()
+    shipped = f", or name a shipped model ({', '.join(known)})" if known else ""
+    return f"no file {name}{did_you_mean(str(name), known)}; train it first or correct the path{shipped}"
+
+
+def require_model(name: str | Path, role: str = "checkpoint") -> None:
+    """Raise UserError when there is no such checkpoint or model; `role` names its part in the message."""
+    if not locate(name).exists():
+        raise UserError(f"{role}: {missing(name)}")

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from aeic_lightning import pictures
-from aeic_lightning.errors import ImageWarning, UserError, shown
+from aeic_lightning.errors import ImageWarning, UserError
 from aeic_lightning.files import write_whole
+from aeic_lightning.output import shown
 from aeic_lightning.pictures import MAX_PIXELS
 
 

@@ -16,12 +16,26 @@ from typing import Any, TextIO
 from aeic_lightning.errors import ImageWarning
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+PARENT = "AEIC_PARENT_PROCESS"  # environment: the process id of a sweep, with which its runs end
 JSON_HELP = "print one JSON document on standard output; what is read by people goes to standard error"
 
 
 def counted(number: int, thing: str) -> str:
     """`1 file`, `2 files`."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def shown(text: object) -> str:
+    """A name as it may be printed: one line, in which nothing moves a terminal's cursor or changes its colours.
+
+    Control characters, line ends and what reverses the direction of writing become escapes (`\\n`, `\\x1b`).
+    """
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in str(text))
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of the run; launchers number the others."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 class Output:

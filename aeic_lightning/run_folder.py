@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
+from aeic_lightning.output import is_first_process
 from aeic_lightning.provenance import command_line
 
 FIT = ".fit"  # .fit.lock in the run folder is locked while a process trains there, which .fit.json names
@@ -45,11 +46,6 @@ def settle_run_folder(config: dict[str, Any]) -> Path:
                 arguments[name] = str(run_folder(arguments[name]))
     config["trainer"] = trainer
     return folder
-
-
-def is_first_process() -> bool:
-    """Whether this is the first process of the run; launchers number the others."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 @contextmanager

@@ -1,10 +1,14 @@
-"""Timing of alternatives that a busy machine cannot mislead: they run in turn, and ratios are taken within a turn."""
+"""Timing of alternatives that a busy machine cannot mislead: they run in turn, and ratios are taken within a turn.
+
+And what the machine is: its processor, the quicker number format, the memory that a process has needed.
+"""
 
 import hashlib
 import json
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -199,3 +203,18 @@ def processor() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
     return {"name": name, "cores": cores, "instructions": flags, "pytorch": capability, "torch": torch.__version__}
+
+
+def peak_memory() -> float:
+    """GiB that this process has held at most.
+
+    Linux's ru_maxrss starts at what the parent held when it started this process, so the kernel's own record is read.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
+        )
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,15 +1,22 @@
-"""PyTorch's process-wide settings as streams and pictures need them, whatever a program around has set."""
+"""PyTorch's process-wide settings and random state, as streams, pictures and draws need them, and its devices.
 
+Cheap to import: PyTorch is imported within the functions, so that a missing file is found without it.
+"""
+
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from aeic_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _lock = threading.Lock()
 _inside = 0  # threads and calls that are within now: the first one in sets, the last one out restores
-_before: tuple[torch.dtype, list[str]] = (torch.float32, [])
+_before: "tuple[torch.dtype, list[str]] | None" = None
 
 
 @contextmanager
@@ -20,6 +27,8 @@ def own_settings() -> Iterator[None]:
     all are as before at its end, when calls of several threads overlap too. Nothing changes where nothing was set.
     """
     global _inside, _before
+    import torch
+
     with _lock:
         if not _inside:
             _before = torch.get_default_dtype(), [kind.fp32_precision for kind in _products()]
@@ -38,12 +47,58 @@ def own_settings() -> Iterator[None]:
     finally:
         with _lock:
             _inside -= 1
-            if not _inside:
+            if not _inside and _before:
                 torch.set_default_dtype(_before[0])
                 for kind, precision in zip(_products(), _before[1], strict=True):
                     kind.fp32_precision = precision
 
 
 def _products() -> tuple[Any, Any]:
+    import torch
+
     mkldnn: Any = torch.backends.mkldnn  # PyTorch sets these two at run time
     return mkldnn.conv, mkldnn.matmul
+
+
+@contextmanager
+def own_random_state(seed: int = 0) -> Iterator[None]:
+    """Draws inside come from a fresh CPU stream, and the global stream goes on as if nothing had been drawn."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would reseed the GPUs too.
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def own_random_states(seed: int) -> Iterator[None]:
+    """As `own_random_state`, for torch, numpy and Python's `random`: for libraries that draw from all of them."""
+    import numpy as np
+
+    words = np.random.SeedSequence(seed).generate_state(3)
+    pythons, numpys = random.getstate(), np.random.get_state()
+    with own_random_state(int(words[0])):
+        np.random.seed(int(words[1]))
+        random.seed(int(words[2]))
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)
+
+
+def check_device(device: "str | torch.device") -> None:
+    """Raise UserError for a device that PyTorch does not know, or that this machine does not have."""
+    if str(device) == "cpu":  # without importing PyTorch
+        return
+    import torch
+
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except Exception as error:  # RuntimeError, AssertionError or AcceleratorError, by what is missing
+        reason = " ".join(str(error).split())[:120].rstrip(".")
+        raise UserError(f"device {device} cannot be used here ({reason}); choose another, such as cpu") from error
+    if wanted.type == "meta":
+        raise UserError("device meta holds no values; choose another, such as cpu")

@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from aeic_lightning import memory
+from aeic_lightning import timing
 from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder
 
 KEYS = Path(__file__).parents[1] / "tests" / "conformance" / "data"
@@ -51,7 +51,7 @@ def make_files(folder: Path) -> Path:
 
 def peak_memory() -> float:
     """Largest resident memory so far, or since `reset_peak_memory`, in GB. Linux."""
-    return memory.peak_memory() * 2**30 / 1e9
+    return timing.peak_memory() * 2**30 / 1e9
 
 
 def reset_peak_memory() -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from aeic_lightning import cli
-from aeic_lightning.memory import peak_memory
+from aeic_lightning.timing import peak_memory
 from benchmarks.cuda import STAGES, Clock
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "paper"

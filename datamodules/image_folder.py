@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.image_files import SUFFIXES, find_images, image_names
+from aeic_lightning.files import SUFFIXES, find_images, image_names
 from datamodules.base import ImageDataModule, ImageFiles, ImageSource
 
 
 class ImageFolder(ImageDataModule):
     """Folders of image files, searched with their subfolders (and links to folders).
 
-    Files count by their suffix, in any case (`aeic_lightning.image_files.SUFFIXES`: jpg, jfif, png, webp, bmp, tif,
+    Files count by their suffix, in any case (`aeic_lightning.files.SUFFIXES`: jpg, jfif, png, webp, bmp, tif,
     ppm, pgm and more); what begins with a dot is left out. The number of other files is reported. An image's name is
     its path within the folder without the suffix; where two files would share it (a.png and a.jpg), they keep it.
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.random_state import own_random_states
+from aeic_lightning.torch_settings import own_random_states
 from datamodules.base import Z_STRIDE, ImageDataModule
 from datamodules.crops import (
     CropDataset,

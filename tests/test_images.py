@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.image_files import SUFFIXES
+from aeic_lightning.files import SUFFIXES
 from aeic_lightning.images import image_size, read_image
-from aeic_lightning.pictures import FORMATS
-from aeic_lightning.pictures.metadata import without_metadata
+from aeic_lightning.pictures import FORMATS, without_metadata
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from aeic_lightning import Codec
 from aeic_lightning.cli import COMMANDS, main
-from aeic_lightning.errors import UserError, shown
+from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
+from aeic_lightning.output import shown
 
 SIZES = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
 WIDTHS = {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1]}

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aeic_lightning.cli import COMMANDS, main
-from aeic_lightning.cli.stopping import NUMBERS, OWN
+from aeic_lightning.cli import COMMANDS, NUMBERS, SAVES, main
 from aeic_lightning.codec import Codec
 from aeic_lightning.files import write_whole
 from aeic_lightning.models.codec import CodecConfig
@@ -27,7 +26,7 @@ def default_signals():
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in OWN])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in SAVES])
 def test_a_command_takes_back_what_it_had_begun(command, number, tmp_path, monkeypatch, capsys):
     class Module:
         def add_arguments(self, parser): ...

@@ -4,7 +4,7 @@
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
                                     (without a context: phi (1, 2M, h, w) alone)
-              tables.json, manifest.json; send.py, wire.py and pictures/, which need neither PyTorch nor this package
+              tables.json, manifest.json; send.py, wire.py and pictures.py, which need neither PyTorch nor this package
     receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above; receive.py and wire.py
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
               or, of a model that decodes large images in tiles, its three parts, which the runtime calls tile by tile:
@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from aeic_lightning import __version__
+from aeic_lightning import __version__, pictures
 from aeic_lightning.bitstream import receive, send, wire
 from aeic_lightning.bitstream.exact import Context, ExactContext, from_tokens
 from aeic_lightning.bitstream.stream import Bitstream, dial_position, reconstruct
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import package_folder, write_whole
+from aeic_lightning.files import write_whole
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import LatentCodec
 from aeic_lightning.models.decoder.tiling import GRID, TilingConfig
@@ -187,8 +187,7 @@ def export(model: AEIC, folder: Path, realism: float | None = None) -> None:
     for half, names in ((sending, ("send.py", "wire.py")), (receiving, ("receive.py", "wire.py"))):
         for name in names:
             write_whole(half / name, Path(__file__).with_name(name).read_bytes())
-    for path in sorted(package_folder("aeic_lightning.pictures").glob("*.py")):
-        write_whole(sending / "pictures" / path.name, path.read_bytes())
+    write_whole(sending / "pictures.py", Path(pictures.__file__).read_bytes())
     write_whole(sending / "tables.json", json.dumps(bitstream.shared.to_dict()))
     for name in ("hyper_synthesis.onnx", "context.onnx", "tables.json"):
         write_whole(receiving / name, (sending / name).read_bytes())

@@ -21,7 +21,7 @@ if __package__:
     from aeic_lightning.pictures import PictureError, read
 else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import wire  # pyright: ignore[reportMissingImports] (beside this file, as the folder below)
+    import wire  # pyright: ignore[reportMissingImports] (beside this file, as the one below)
     from pictures import PictureError, read  # pyright: ignore[reportMissingImports]
 
 

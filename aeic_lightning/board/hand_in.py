@@ -11,10 +11,9 @@ import torch
 import yaml
 
 from aeic_lightning.board.submission import FILE, MEAN
-from aeic_lightning.checkpoints.weights import shipped_models
 from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import file_name, write_whole
+from aeic_lightning.files import file_name, shipped_models, write_whole
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.measurement import Images, Measurement, Sample
 from aeic_lightning.study.results import Result

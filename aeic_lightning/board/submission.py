@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.image_files import SUFFIXES, image_names
+from aeic_lightning.files import SUFFIXES, image_names
 from aeic_lightning.images import read_image
 from aeic_lightning.study.measurement import Images
 from aeic_lightning.study.results import Label

@@ -13,7 +13,7 @@ from aeic_lightning.board.check import Checked, check
 from aeic_lightning.board.isolation import Limits
 from aeic_lightning.board.submission import find_submissions, read_submission
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.image_files import SAMPLE_PHOTOS
+from aeic_lightning.files import SAMPLE_PHOTOS
 from aeic_lightning.study.anchors import CODECS, anchors, bpp_target
 from aeic_lightning.study.bd_rate import MIN_POINTS, BDRate, bd_rates, common_metrics
 from aeic_lightning.study.curves import group

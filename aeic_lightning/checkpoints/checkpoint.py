@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.weights import locate, missing, read_weights
+from aeic_lightning.checkpoints.weights import read_weights
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import locate, missing
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.files import package_folder, write_whole
+from aeic_lightning.errors import UserError
+from aeic_lightning.files import CONFIG, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,32 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "aeic_lightning weights 1"
 DTYPES = ("float16", "float32")
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def shipped_models() -> dict[str, Path]:
-    """Name -> folder of the models that this installation carries."""
-    folder = package_folder("aeic_lightning.zoo")
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
-
-
-def locate(name: str | Path) -> Path:
-    """The file or folder that `name` stands for: a path, or else the name of a shipped model."""
-    path = Path(name).expanduser()
-    return path if path.exists() else shipped_models().get(str(name), path)
-
-
-def missing(name: str | Path) -> str:
-    """What to say of a checkpoint that is not there."""
-    known = shipped_models()
-    shipped = f", or name a shipped model ({', '.join(known)})" if known else ""
-    return f"no file {name}{did_you_mean(str(name), known)}; train it first or correct the path{shipped}"
-
-
-def require(name: str | Path, role: str = "checkpoint") -> None:
-    """Raise UserError when there is no such checkpoint or model; `role` names its part in the message."""
-    if not locate(name).exists():
-        raise UserError(f"{role}: {missing(name)}")
+WEIGHTS = "model.safetensors"
 
 
 def write_weights(

@@ -1,23 +1,28 @@
-"""The command line: which command, its arguments, and how errors look.
+"""The command line: which command, its arguments, how errors look, and what ends it.
 
 Importing this module, and any `--help`, must stay cheap: torch and Lightning take seconds to import, so a command
 imports them when it runs.
 """
 
 import argparse
+import ctypes
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from aeic_lightning import __version__
-from aeic_lightning.cli.stopping import Stopped, stoppable
-from aeic_lightning.errors import RunError, UserError, shown
+from aeic_lightning.errors import RunError, UserError
 from aeic_lightning.extras import hint
-from aeic_lightning.output import heedless
+from aeic_lightning.output import PARENT, heedless, shown
 from aeic_lightning.own_classes import find_own_classes
-from aeic_lightning.parent_process import follow_parent
 
 # Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
 COMMANDS = {
@@ -47,6 +52,11 @@ COMMANDS = {
         "turn a released checkpoint of AEIC or of compress-and-classify into one of this project",
     ),
 }
+
+NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SAVES = ("fit", "sweep")
+"""Commands that see to signals by themselves: they save, and go on later."""
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,3 +161,70 @@ def refuse_extra(extra: list[str]) -> None:
     """For commands that take no free overrides: an unknown argument is an error."""
     if extra:
         raise UserError(f"unknown argument {extra[0]}; --help lists what the command takes")
+
+
+# ---------------------------------------------------------------------- signals
+
+
+class Stopped(BaseException):
+    """A signal to stop has come."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def stoppable(command: str) -> Iterator[None]:
+    """Within, the first SIGTERM or SIGHUP raises `Stopped`: what a command had begun to write goes away with it.
+
+    A second one ends the process at once. Not for the commands of `SAVES`, outside of the main thread, or where a
+    signal is ignored (`nohup`) or has a handler.
+    """
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    if command not in SAVES and threading.current_thread() is threading.main_thread():
+        for number in NUMBERS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow_parent() -> None:
+    """End this process with SIGTERM when the sweep that started it is gone, whatever ended that.
+
+    `PARENT` names the process of the sweep. Linux sends the signal at its death; elsewhere a thread asks once a second.
+    """
+    named = os.environ.pop(PARENT, None)  # not for the children of this process
+    if named is None:
+        return
+    parent = int(named)
+    if not _signal_at_death_of_parent():
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="follow_parent").start()
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _signal_at_death_of_parent() -> bool:
+    """Ask Linux to send SIGTERM; False where that is not possible."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

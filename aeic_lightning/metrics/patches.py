@@ -22,7 +22,7 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.backbone_files import find_weights
 from aeic_lightning.models.backbones import EfficientNetLite, Lite0, Lite2
-from aeic_lightning.random_state import own_random_state
+from aeic_lightning.torch_settings import own_random_state
 
 PATCHES_AT_ONCE = 32
 KID_SUBSETS = 100

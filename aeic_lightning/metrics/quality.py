@@ -19,7 +19,7 @@ from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.metrics.patches import network_digest
 from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
 from aeic_lightning.metrics.ssimulacra2 import SSIMULACRA2
-from aeic_lightning.random_state import own_random_state
+from aeic_lightning.torch_settings import own_random_state
 
 DESCRIBED = ("bytes", "bits_estimate")
 """Columns of a row that are no metrics to take a mean of."""

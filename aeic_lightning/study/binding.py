@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from aeic_lightning.checkpoints.checkpoint import from_dict, model_configs, read_checkpoint
-from aeic_lightning.checkpoints.weights import locate, require
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import locate, require_model
 from aeic_lightning.losses.objective import Entry, objective_settings, read_objective
 from aeic_lightning.losses.tap_term import TapTerm
 from aeic_lightning.losses.term import Term
@@ -130,7 +130,7 @@ def _find_starts(run: Run, settings: Mapping[str, Any], runs: list[Run]) -> None
     for key in (*starts, "teacher"):
         path = settings.get(key)
         if isinstance(path, str) and _writer(path, runs) is None:
-            require(path, key)
+            require_model(path, key)
 
 
 def _bind_run(config: dict[str, Any], runs: list[Run], configs: dict[str, dict[str, Any]], bound: set[str]) -> None:

@@ -20,10 +20,8 @@ from torch import Tensor
 
 from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
-from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import file_name
-from aeic_lightning.image_files import image_names
+from aeic_lightning.files import file_name, image_names, locate
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.models.codec.entropy import bits
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample, this_machine

@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 from filelock import FileLock, Timeout
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.parent_process import PARENT
+from aeic_lightning.output import PARENT
 from aeic_lightning.run_folder import is_free
 from aeic_lightning.study.sweep_file import LOG, RECORD, Run, Sweep
 

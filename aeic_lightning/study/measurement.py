@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
-from aeic_lightning.image_files import SAMPLE_PHOTOS, find_images, image_names, require_images
+from aeic_lightning.files import SAMPLE_PHOTOS, find_images, image_names, require_images
 from aeic_lightning.metrics.patches import Features, PatchDistances
 from aeic_lightning.metrics.quality import DESCRIBED, ImageQuality
 from aeic_lightning.models.backbone_files import require_backbone

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from aeic_lightning.checkpoints.checkpoint import read_checkpoint
-from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import locate
 from aeic_lightning.losses.objective import objective_settings
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.evaluate import run_config

@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds
 from aeic_lightning.checkpoints.start import StartFrom
-from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.config.lightning_cli import OPTIONS, user_error
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
+from aeic_lightning.files import locate
 from aeic_lightning.losses.objective import Described, describe_objective, share_of
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.backbone_files import require_backbone

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aeic_lightning.checkpoints.weights import locate
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import locate
 from aeic_lightning.study.results import Result, read_result, read_results, write_results
 from aeic_lightning.study.sweep_file import Run
 

@@ -61,11 +61,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aeic_lightning.checkpoints.weights import require
 from aeic_lightning.config import as_override, load_config, used_vars
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.image_files import require_images
+from aeic_lightning.files import require_images, require_model
 from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
@@ -418,7 +417,7 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         for entry in sweep.report.get("claims") or []:
             _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))
     for model in sweep.compare.get("models") or []:
-        require(model, f"{file}: compare.models")
+        require_model(model, f"{file}: compare.models")
     by = sweep.compare.get("by", "quality")
     if by not in COMPARISONS:
         raise UserError(f"{file}: compare by {by}; it is by {' or by '.join(COMPARISONS)}")
@@ -433,7 +432,7 @@ def _check_evaluate(wanted: dict[str, Any], file: Path) -> None:
     if size is not None and not (isinstance(size, list) and [type(n) for n in size] == [int, int] and min(size) > 0):
         raise UserError(f"{file}: report: evaluate.max_size is [HEIGHT, WIDTH], as in [256, 256], not {size!r}")
     for model in wanted.get("models") or []:
-        require(model, f"{file}: report: evaluate.models")
+        require_model(model, f"{file}: report: evaluate.models")
     for name, folder in (wanted.get("images") or {}).items():
         if folder:
             try:

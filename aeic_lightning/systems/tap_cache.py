@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from aeic_lightning.checkpoints.weights import WEIGHTS, locate
-from aeic_lightning.files import write_whole
+from aeic_lightning.checkpoints.weights import WEIGHTS
+from aeic_lightning.files import locate, write_whole
 from aeic_lightning.models.frozen import are_networks_in_bfloat16, read_state_dict
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aeic_lightning.checkpoints.weights import WEIGHTS, read_config, shipped_models
+from aeic_lightning.checkpoints.weights import WEIGHTS, read_config
 from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.files import shipped_models
 
 if TYPE_CHECKING:
     from aeic_lightning.codec import Codec

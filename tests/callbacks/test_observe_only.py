@@ -6,7 +6,7 @@ from lightning.pytorch.cli import LightningCLI
 from tiny_system import TinySystem, records
 from torch.utils.data import DataLoader
 
-from aeic_lightning.random_state import own_random_state
+from aeic_lightning.torch_settings import own_random_state
 from callbacks.curves import RateDistortionPicture, TapCurves
 from callbacks.distribution import PatchFID
 from callbacks.layout import ComparisonLayout

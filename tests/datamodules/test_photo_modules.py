@@ -10,7 +10,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.image_files import find_images, image_names
+from aeic_lightning.files import find_images, image_names
 from datamodules import ImageFolder, SamplePhotos
 from datamodules.image_folder import _real
 from tests.datamodules.written import RNG, pixels_of, write

@@ -22,8 +22,8 @@ from aeic_lightning.bitstream import wire
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
-from aeic_lightning.memory import peak_memory
 from aeic_lightning.models.random_model import CODECS, random_model
+from aeic_lightning.timing import peak_memory
 
 SIZES = [(1, 1), (64, 64), (96, 200), (256, 256), (300, 451)]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 def run(folder: Path, words: list[str]) -> None:
     """What `fit` does with signals, without the training."""
-    from aeic_lightning import parent_process
+    from aeic_lightning import cli
     from aeic_lightning.run_folder import only_fit
 
     if "no-prctl" in words:
-        parent_process._signal_at_death_of_parent = lambda: False
+        cli._signal_at_death_of_parent = lambda: False
     if "importing" in words:  # no handler yet
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(60)
@@ -29,7 +29,7 @@ def run(folder: Path, words: list[str]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    parent_process.follow_parent()
+    cli.follow_parent()
     with only_fit(folder):
         (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
         print("ready", flush=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
-from aeic_lightning.memory import peak_memory
 from aeic_lightning.output import add_json_argument
+from aeic_lightning.timing import peak_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +37,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.repeats < 1 or args.threads < 1:
         raise UserError("--repeats and --threads must be at least 1")
 
-    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.files import require_model
 
     if args.checkpoint:
-        require(args.checkpoint)
+        require_model(args.checkpoint)
 
     import torch
 

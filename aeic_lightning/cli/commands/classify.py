@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.errors import UserError, shown
-from aeic_lightning.memory import peak_memory
-from aeic_lightning.output import add_json_argument, counted
+from aeic_lightning.errors import UserError
+from aeic_lightning.output import add_json_argument, counted, shown
+from aeic_lightning.timing import peak_memory
 
 EXAMPLE = """
 example:
@@ -32,10 +32,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     refuse_extra(extra)
     if args.top < 1:
         raise UserError(f"--top is {args.top}; it starts at 1")
-    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.files import require_model
 
     paths = _streams(args.streams)
-    require(args.checkpoint)
+    require_model(args.checkpoint)
 
     from aeic_lightning.classification.checkpoint import load_classifier
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _streams(sources: list[str]) -> list[Path]:
-    from aeic_lightning.bitstream.files import find_streams
+    from aeic_lightning.files import find_streams
 
     paths = []
     for source in map(Path, sources):

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.devices import check_device
-from aeic_lightning.errors import UserError, shown
-from aeic_lightning.extras import require as require_packages
-from aeic_lightning.output import add_json_argument, counted, image_warnings_in_words
+from aeic_lightning.errors import UserError
+from aeic_lightning.extras import require
+from aeic_lightning.output import add_json_argument, counted, image_warnings_in_words, shown
+from aeic_lightning.torch_settings import check_device
 
 EXAMPLE = """
 examples:
@@ -57,10 +57,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, remark: str) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file with its bytes and bits per pixel, then the sums. Exit code 2 if any image failed."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.files import conversions_of
     from aeic_lightning.bitstream.wire import check_rate
-    from aeic_lightning.checkpoints.weights import locate, require
-    from aeic_lightning.image_files import find_images
+    from aeic_lightning.files import conversions_of, find_images, locate, require_model
 
     conversions = conversions_of(args.images, args.out, ".aeic", find_images, args.force)
     for name in ("workers", "batch"):
@@ -69,14 +67,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if args.effort < 0:
         raise UserError(f"--effort is {args.effort}; it is a number of gradient steps, 0 or more")
     if args.effort:
-        require_packages("--effort", "lightning", "torchmetrics")
+        require("--effort", "lightning", "torchmetrics")
     if args.bpp is not None:
         check_rate(args.bpp)
     from aeic_lightning.zoo import DEFAULT
 
     name = args.model or DEFAULT
     if not name.startswith("hf:"):
-        require(name, "model")
+        require_model(name, "model")
     check_device(args.device)
     if args.model and locate(name).is_file():
         from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate

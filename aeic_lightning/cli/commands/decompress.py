@@ -7,9 +7,9 @@ from typing import Any
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.cli.commands.compress import add_model_arguments
-from aeic_lightning.devices import check_device
-from aeic_lightning.errors import UserError, shown
-from aeic_lightning.output import add_json_argument, counted
+from aeic_lightning.errors import UserError
+from aeic_lightning.output import add_json_argument, counted, shown
+from aeic_lightning.torch_settings import check_device
 
 NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
 
@@ -38,13 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """One line for each file. A file that cannot be decoded gives no picture, and exit code 2 at the end."""
     refuse_extra(extra)
-    from aeic_lightning.bitstream.files import Conversion, conversions_of, find_streams, read_stream
-    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.files import Conversion, conversions_of, find_streams, require_model
 
     conversions = conversions_of(args.streams, args.out, ".png", find_streams, args.force)
     name = args.model
     if name and not name.startswith("hf:"):
-        require(name, "model")
+        require_model(name, "model")
 
     check_device(args.device)
     if args.batch < 1:
@@ -143,3 +142,16 @@ def write_png(path: Path, image, model: str, notice: str | None) -> None:
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG", pnginfo=info)
     write_whole(path, buffer.getvalue())
+
+
+def read_stream(path: Path) -> bytes:
+    """The bytes of a file. Raises UserError for one that cannot be read or is far too large to be a stream."""
+    from aeic_lightning.bitstream.wire import LARGEST_FILE
+
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:  # before it fills the memory
+            raise UserError(f"{size} bytes are more than any stream has; it is no .aeic file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror}); check the path and its permissions") from error

@@ -78,13 +78,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         check_rate(bpp)
     labels, max_size = check_measure_arguments(args)
 
-    from aeic_lightning.checkpoints.weights import require
-    from aeic_lightning.image_files import require_images
+    from aeic_lightning.files import require_images, require_model
 
     for source in filter(None, (args.images, args.reconstructions)):
         require_images(source)
     if args.checkpoint:
-        require(args.checkpoint)
+        require_model(args.checkpoint)
 
     from aeic_lightning.checkpoints.checkpoint import warn_of_untrained_rate
     from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint, evaluate_files, summary

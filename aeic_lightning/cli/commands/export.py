@@ -7,7 +7,7 @@ from pathlib import Path
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
-from aeic_lightning.files import check_can_write
+from aeic_lightning.files import check_can_write, require_model
 
 EPILOG = """
 ONNX needs the packages onnx, onnxruntime and onnxscript: pip install 'aeic-lightning[export]'.
@@ -69,9 +69,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     if output.exists():
         raise UserError(f"{output} exists; export into a folder that does not")
     check_can_write(output)
-    from aeic_lightning.checkpoints import weights
-
-    weights.require(args.checkpoint)
+    require_model(args.checkpoint)
     forms = {"weights": _weights, "base": _base, "c": _c, "web": _web}
     write = next((forms[name] for name in forms if getattr(args, name)), _onnx)(args)
     import shutil

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.errors import UserError, shown
+from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import check_can_write
+from aeic_lightning.output import shown
 from aeic_lightning.provenance import command_line
 
 EXAMPLES = """examples:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
-from aeic_lightning.devices import check_device
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
+from aeic_lightning.torch_settings import check_device
 
 EPILOG = """
 The page listens on 127.0.0.1 alone. It takes photographs of at most 20 MB, codes one at a time, and keeps nothing.
@@ -59,8 +59,7 @@ def _serve(args: argparse.Namespace) -> None:
         raise UserError(f"--port is {args.port}; a port is from 0 to 65535")
     require("serve", "fastapi", "uvicorn")
     check_device(args.device)
-    from aeic_lightning.checkpoints.weights import require as require_model
-    from aeic_lightning.checkpoints.weights import shipped_models
+    from aeic_lightning.files import require_model, shipped_models
 
     models = {name: name for name in shipped_models()}
     for checkpoint in args.checkpoint:

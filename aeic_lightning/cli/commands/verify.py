@@ -47,14 +47,13 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     import tempfile
 
-    from aeic_lightning.checkpoints.weights import require
+    from aeic_lightning.files import require_model
 
     if args.checkpoint:
-        require(args.checkpoint)
+        require_model(args.checkpoint)
 
-    from aeic_lightning.bitstream.files import conversions_of
     from aeic_lightning.checkpoints.checkpoint import other_kind, read_checkpoint
-    from aeic_lightning.image_files import find_images
+    from aeic_lightning.files import conversions_of, find_images
 
     if args.checkpoint:
         checkpoint = read_checkpoint(args.checkpoint, mmap=True)  # an error here is the user's; in a worker a failure
