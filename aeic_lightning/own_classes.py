@@ -73,18 +73,6 @@ def own_attribute(package: str, name: str) -> Any:
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
-def find_experiment(file: str | Path, folder: str | Path = "") -> Path:
-    """An experiment file as named, relative to `folder`, or else the one of that name among this project's own.
-
-    `tiny/teacher_stage1.yaml` and `experiments/tiny/teacher_stage1.yaml` are the same then.
-    """
-    named = Path(file).expanduser()
-    path = Path(folder, named)
-    if path.is_file() or named.is_absolute():
-        return path
-    return next((own for own in (HOME / named, HOME / "experiments" / named) if own.is_file()), path)
-
-
 # ---------------------------------------------------------------------- class paths
 
 

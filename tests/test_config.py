@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from aeic_lightning.cli import main
-from aeic_lightning.config import load_config, parse_overrides
+from aeic_lightning.config import load_config, parse_overrides, with_sources
 from aeic_lightning.errors import UserError
 from aeic_lightning.own_classes import arguments_of
 from aeic_lightning.systems import DistillationSystem, StudentSystem
@@ -159,6 +159,43 @@ def test_complaints_are_one_line_and_name_the_file(tmp_path, content, message):
         load_config([tmp_path / "bad.yaml"])
     assert "\n" not in str(caught.value)
     assert "bad.yaml" in str(caught.value)
+
+
+def test_a_variant_is_named_as_a_file_of_its_own_would_be(tmp_path):
+    """It comes after the rest of its file, which is read once, and what it includes stands before it."""
+    (tmp_path / "base.yaml").write_text("a: base\nb: base\nc: base\nd: base\n")
+    (tmp_path / "student.yaml").write_text(
+        "include: [base.yaml]\nb: student\nc: student\nd: student\n"
+        "variants:\n"
+        "  enc: {c: enc, d: enc}\n"
+        "  enc_dec: {include: [student_enc.yaml], d: enc_dec}\n"
+        "  both: {include: [base.yaml]}\n"
+        "  round: {include: [student/round.yaml]}\n"
+    )
+    student = {"a": "base", "b": "student", "c": "student", "d": "student"}
+    assert load_config([tmp_path / "student.yaml"]) == student
+    for name in ("student_enc", "student/enc"):
+        assert load_config([tmp_path / f"{name}.yaml"]) == student | {"c": "enc", "d": "enc"}
+    assert load_config([tmp_path / "student_enc_dec.yaml"]) == student | {"c": "enc", "d": "enc_dec"}
+    assert f"c: enc  # {tmp_path}/student.yaml (enc); " in with_sources([tmp_path / "student_enc_dec.yaml"])
+    with pytest.raises(UserError, match=r"base\.yaml twice"):
+        load_config([tmp_path / "student_both.yaml"])
+    with pytest.raises(UserError, match="includes itself"):
+        load_config([tmp_path / "student" / "round.yaml"])
+    with pytest.raises(UserError, match=r"student_end\.yaml; .*student\.yaml has the variants .*did you mean enc\?"):
+        load_config([tmp_path / "student_end.yaml"])
+    (tmp_path / "student_enc.yaml").write_text("a: a file of that name comes first\n")
+    assert load_config([tmp_path / "student_enc.yaml"]) == {"a": "a file of that name comes first"}
+    (tmp_path / "tiny.yaml").write_text("variants: [a, b]")
+    with pytest.raises(UserError, match="variants is a mapping from names"):
+        load_config([tmp_path / "tiny" / "a.yaml"])
+
+
+def test_a_file_of_mine_hides_no_shipped_experiment(files, monkeypatch):
+    monkeypatch.chdir(files)
+    (files / "tiny.yaml").write_text("variants: {mine: {a: 1}}")
+    assert load_config(["tiny/mine.yaml"]) == {"a": 1}
+    assert load_config(["tiny/student_enc.yaml"])["model"]["class_path"].endswith("DistillationSystem")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -12,6 +12,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.random_model import save
+from tests.experiment_names import names
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "distillation"
@@ -19,7 +20,7 @@ TAPS = {"cosine": "y.cosine", "attention": "y.attention", "relational": "y.relat
 
 
 def test_every_file_is_known_here():
-    assert {path.stem for path in FILES.glob("*.yaml")} == set(TAPS)
+    assert names("distillation") == set(TAPS)
 
 
 @pytest.fixture(scope="module")

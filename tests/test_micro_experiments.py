@@ -13,6 +13,7 @@ from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.study.complexity import codec_costs, experiment_configs
+from tests.experiment_names import names
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "micro"
@@ -20,7 +21,7 @@ ARMS = ["integer_none", "integer_enc", "float_none", "float_enc"]
 
 
 def test_every_file_is_known_here():
-    assert {path.stem for path in FILES.glob("*.yaml")} == {*ARMS, "base", "distilled"}
+    assert names("micro") == {*ARMS, "base", "distilled"}
 
 
 def test_the_sender_is_within_its_budget():

@@ -25,10 +25,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli import COMMANDS, main
 from aeic_lightning.config import as_override, load_config
+from aeic_lightning.config.experiment_files import locate
 from aeic_lightning.losses.objective import read_objective
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
 from aeic_lightning.study.sweep_file import read_sweep
 from datamodules import ImageFolder
+from tests.experiment_names import names
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "experiments" / "paper"
@@ -39,7 +41,7 @@ WIDTHS = {"me": [8, 8, 16, 16, 32], "se": [8, 8, 8, 16, 16]}
 
 
 def test_every_paper_file_is_known_here():
-    assert {path.stem for path in PAPER.glob("*.yaml")} == set(ORDER) | PARTS
+    assert names("paper") == set(ORDER) | PARTS
 
 
 @pytest.mark.parametrize("stage", ORDER)
@@ -243,7 +245,7 @@ def test_the_table_of_results_names_runs_and_files_that_there_are():
         quoted = re.findall(r"`([^`]+)`", commands)
         files = [word for text in quoted for word in text.split() if word.endswith(".yaml")]
         for file in files:
-            assert (ROOT / "experiments" / file).is_file(), file
+            assert locate(ROOT / "experiments" / file), file
         for text in quoted:
             command = text.split()[0]
             assert command in COMMANDS or command.startswith((":", "paper/", "sweeps/", "me_", "se_", "step", "no_")), (

@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from aeic_lightning.config import load_config
+from tests.experiment_names import EXPERIMENTS, all_experiments
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"AEIC": "paper/*_stage?.yaml", "Compress and classify": "classification/paper_step*.yaml"}
+FOLDERS = {"AEIC": "paper/*_stage?", "Compress and classify": "classification/paper_step*"}
 PARTS = {"stage1", "stage2", "paper_step2"}  # included by others, or without the values that these give
 PACKAGES = ("aeic_lightning.", "callbacks.", "datamodules.", "torch.")
 NOT_LISTED = {
@@ -92,7 +93,8 @@ def configs() -> dict[str, dict[str, Config]]:
     """By heading and file."""
     found = {}
     for heading, pattern in FOLDERS.items():
-        files = [path for path in sorted((ROOT / "experiments").glob(pattern)) if path.stem not in PARTS]
+        files = [EXPERIMENTS / f"{name}.yaml" for name in all_experiments() if fnmatch(name, pattern)]
+        files = [path for path in files if path.stem not in PARTS]
         given = ["vars.data=d"] if heading != "AEIC" else []
         found[heading] = {path.stem: dict(leaves(load_config([path], given))) for path in files}
     return found

@@ -3,7 +3,9 @@
 An experiment file may hold, besides LightningCLI's own sections (`model`, `data`, `trainer`, `seed_everything`):
 
 - `include: [FILE, ...]`: files, relative to this one, that are merged first, in order, none of them twice;
-- `vars: {...}`: values for `${vars.name}` anywhere in the files; dropped after resolving.
+- `vars: {...}`: values for `${vars.name}` anywhere in the files; dropped after resolving;
+- `variants: {enc: {...}}`: experiments that differ from the rest of the file in these settings. That of `student.yaml`
+  is named as the file `student_enc.yaml` or `student/enc.yaml` would be, and may have an `include` of its own.
 
 A file that is not in the working folder, or beside the one that includes it, is looked for among the experiments that
 the project brings along.
@@ -18,12 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from aeic_lightning.config.experiment_files import find_experiment, locate, read, variants, variants_beside
 from aeic_lightning.config.layers import merge
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.own_classes import find_experiment
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def with_sources(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> 
     layers = _layers(files, overrides)
     said: dict[tuple[str, ...], list[tuple[str, Any]]] = {}
     for source, layer in layers:
-        for key, value in _leaves(OmegaConf.to_container(layer, resolve=False)):
+        for key, value in _leaves(layer):
             said.setdefault(key, []).insert(0, (source, value))
     return "".join(line + "\n" for line in _annotated(_resolved(files, layers), (), said))
 
@@ -87,13 +89,13 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
 
 
-Layers = list[tuple[str, DictConfig]]
+Layers = list[tuple[str, dict]]
 """Where settings come from, and what is set there: an included file stands before the one that includes it."""
 
 
 def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
     try:
-        own = OmegaConf.from_dotlist(list(overrides))
+        own = cast(dict, OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
     layers = [layer for file in files for layer in _read(find_experiment(file), (), {})]
@@ -123,12 +125,12 @@ def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _references(config: DictConfig) -> set[str]:
+def _references(config: dict) -> set[str]:
     """Names in `${vars.name}`, anywhere in a file."""
-    return set(re.findall(r"\$\{vars\.(\w+)", str(OmegaConf.to_container(config, resolve=False))))
+    return set(re.findall(r"\$\{vars\.(\w+)", str(config)))
 
 
-def _check_vars(merged: DictConfig, used: set[str], files: Sequence[str | Path]) -> None:
+def _check_vars(merged: Any, used: set[str], files: Sequence[str | Path]) -> None:
     # References of every file count, those included that a later file has overridden.
     # A sweep gives `root` and `name` to every run.
     given = [str(name) for name in merged.get("vars") or {} if name not in ("root", "name")]
@@ -139,29 +141,37 @@ def _check_vars(merged: DictConfig, used: set[str], files: Sequence[str | Path])
 
 
 def _read(path: Path, parents: tuple[Path, ...], seen: dict[Path, Path]) -> Layers:
-    # `seen`: which file has included which already.
-    if not path.is_file():
-        raise UserError(f"no config file {path}" + (f", which {parents[-1]} includes" if parents else ""))
-    if path.resolve() in (parent.resolve() for parent in parents):
+    # `seen`: which file, or variant, has included which already.
+    found = locate(path)
+    if found is None:
+        by = f", which {parents[-1]} includes" if parents else ""
+        raise UserError(f"no config file {path}{by}{variants_beside(path)}")
+    file, variant = found
+    here = (path.resolve(), file.resolve())
+    if any(parent.resolve() in here for parent in parents):
         raise UserError(f"{path} includes itself by way of {parents[-1]}; take one include out")
-    if parents and path.resolve() in seen:
+    if here[0] in seen:
         raise UserError(
-            f"{parents[0]} includes {path} twice, by {seen[path.resolve()]} and by {parents[-1]}; the second time "
+            f"{parents[0]} includes {path} twice, by {seen[here[0]]} and by {parents[-1]}; the second time "
             "would set back what has been changed since the first: take one include out"
         )
-    if parents:
-        seen[path.resolve()] = parents[-1]
-    try:
-        own = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(own, DictConfig):
-        raise UserError(f"{path} holds no settings; an experiment file is a YAML mapping")
-    included = own.pop("include", None) or []
-    layers = [layer for file in included for layer in _read(find_experiment(file, path.parent), (*parents, path), seen)]
-    return [*layers, (os.path.normpath(path), own)]
+    source = os.path.normpath(file)
+    layers: Layers = []
+    if here[1] not in seen:
+        seen[here[1]] = parents[-1] if parents else path
+        layers += _with_included(read(file), source, file, (*parents, file), seen)
+    if variant:
+        seen[here[0]] = parents[-1] if parents else path
+        layers += _with_included(variants(file)[variant], f"{source} ({variant})", file, (*parents, path), seen)
+    return layers
+
+
+def _with_included(
+    settings: dict, source: str, file: Path, parents: tuple[Path, ...], seen: dict[Path, Path]
+) -> Layers:
+    included = [find_experiment(name, file.parent) for name in settings.get("include") or []]
+    layers = [layer for path in included for layer in _read(path, parents, seen)]
+    return [*layers, (source, {key: value for key, value in settings.items() if key not in ("include", "variants")})]
 
 
 def parse_overrides(words: list[str]) -> list[str]:

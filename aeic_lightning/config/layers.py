@@ -32,11 +32,11 @@ def flat(value: Any, prefix: str = "", lists: bool = False) -> dict[str, Any]:
     return {k: v for key, item in items for k, v in flat(item, f"{prefix}.{key}".lstrip("."), lists).items()}
 
 
-def merge(layers: Sequence[DictConfig]) -> DictConfig:
+def merge(layers: Sequence[dict]) -> DictConfig:
     """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks."""
     merged: Any = {}
     for layer in layers:
-        merged = _merge(merged, OmegaConf.to_container(layer, resolve=False), "")
+        merged = _merge(merged, layer, "")
     return OmegaConf.create(_without_aside(merged))
 
 

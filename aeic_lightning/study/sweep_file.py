@@ -62,11 +62,11 @@ from pathlib import Path
 from typing import Any
 
 from aeic_lightning.config import as_override, load_config, used_vars
+from aeic_lightning.config.experiment_files import find_experiment, locate
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import require_images, require_model
 from aeic_lightning.metrics.own import read_metrics
-from aeic_lightning.own_classes import find_experiment
 from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.labels import OF_CONFIGS, agree
 
@@ -265,7 +265,7 @@ def _without_unused(settings: dict[str, Any], shared: dict[str, Any], config: Pa
     """The settings without those shared `vars` that this run's experiment has no use for; others of the sweep have."""
     config = find_experiment(config)
     names = [key for key in shared if key.startswith("vars.")]
-    if not names or not config.is_file():
+    if not names or not locate(config):
         return settings
     used = used_vars(config, [as_override(key, value) for key, value in settings.items()])
     return {key: value for key, value in settings.items() if key not in names or key.removeprefix("vars.") in used}

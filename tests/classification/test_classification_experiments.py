@@ -21,12 +21,13 @@ from aeic_lightning.metrics.pixels import psnr
 from aeic_lightning.study.results import read_result, read_results
 from aeic_lightning.study.sweep_file import read_sweep
 from datamodules.labelled import SampleDigits
+from tests.experiment_names import names
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "classification"
 SWEEP = ROOT / "experiments" / "sweeps" / "classification.yaml"
-INCLUDED = {"base.yaml", "classifier.yaml", "step2.yaml"}
-BESIDE_THE_SWEEP = {"step1_logits.yaml"}
+INCLUDED = {"base", "classifier", "step2", "head"}
+BESIDE_THE_SWEEP = {"step1_logits"}
 IMAGES = 3
 
 
@@ -43,7 +44,7 @@ def runs(tmp_path_factory):
         words = [word for word in run.command if word.startswith(("--", "experiments", str(ROOT)))]
         config = words[words.index("--config") + 1]
         commands.append([config, *(word for word in words if word.startswith("--vars."))])
-    commands += [[str(FOLDER / name), f"--vars.root={root}"] for name in BESIDE_THE_SWEEP]
+    commands += [[str(FOLDER / f"{name}.yaml"), f"--vars.root={root}"] for name in BESIDE_THE_SWEEP]
     for command in commands:
         small = ["--vars.steps=2", "--vars.val_every=2", "--vars.batch_size=4", "--data.init_args.eval_batch_size=3"]
         small += ["--trainer.log_every_n_steps=1"]
@@ -54,8 +55,8 @@ def runs(tmp_path_factory):
 
 def test_every_file_belongs_to_the_sweep_or_is_included():
     sweep = load_config([SWEEP])
-    files = {Path(run["config"]).name for run in sweep["runs"]} | INCLUDED | BESIDE_THE_SWEEP
-    assert {path.name for path in FOLDER.glob("*.yaml") if not path.name.startswith("paper")} == files
+    known = {Path(run["config"]).stem for run in sweep["runs"]} | INCLUDED | BESIDE_THE_SWEEP
+    assert {name for name in names("classification") if not name.startswith("paper")} == known
     assert set(sweep["compare"]["runs"]) == {run["name"] for run in sweep["runs"]} - {"codec"}
 
 

@@ -1,0 +1,23 @@
+"""Names of the shipped experiments: files, and variants within them."""
+
+from pathlib import Path
+
+from aeic_lightning.config.experiment_files import variants
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def names(folder: str) -> set[str]:
+    """What `experiments/FOLDER/NAME.yaml` may name: `teacher` and `teacher_stage1` of `tiny`."""
+    inside = EXPERIMENTS / folder
+    found = {path.stem: variants(path) for path in inside.glob("*.yaml")}
+    together = inside.with_suffix(".yaml")
+    return {f"{stem}_{name}" for stem, those in found.items() for name in those} | found.keys() | (
+        variants(together).keys() if together.is_file() else set()
+    )  # fmt: skip
+
+
+def all_experiments() -> list[str]:
+    """`tiny/teacher_stage1` and so on, without sweeps."""
+    folders = {path.name if path.is_dir() else path.stem for path in EXPERIMENTS.iterdir()} - {"sweeps"}
+    return sorted(f"{folder}/{name}" for folder in folders for name in names(folder))
