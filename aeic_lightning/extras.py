@@ -19,6 +19,7 @@ PACKAGES = {
     "plotly": ("plotly", "report"),
     "pillow_jxl": ("pillow-jxl-plugin", "report"),
     "submitit": ("submitit", "sweep"),
+    "optuna": ("optuna", "search"),
     "datasets": ("datasets", "hf"),
     "peft": ("peft", "paper"),
     "transformers": ("transformers", "paper"),

@@ -59,6 +59,12 @@ root: runs
 runs: [{name: a, config: a.yaml, labels: {role: teacher}}]
 report: {out: out, against: [{reference: {role: teacher}}]}
 """
+HALVING = """
+root: runs
+runs:
+- {name: b, config: a.yaml, labels: {arm: t}, rungs: [1], halving: {factor: 2, metric: psnr, reference: {arm: t}}}
+report: {out: out, against: [{reference: {arm: t}}], evaluate: {levels: [0]}}
+"""
 CODEC = """
 from PIL import Image
 from aeic_lightning import Codec
@@ -79,6 +85,7 @@ NEEDY = [
      ["anchors", "--bpp", "1", "--images", "photos", "--codecs", "jxl", "--backbones", "lite0", "-o", "a.json"]),
     ("report", "the sweep's report needs bjontegaard, jinja2, plotly", ["sweep", "--config", "sweep.yaml"]),
     ("sweep", "cluster slurm needs submitit", ["sweep", "--config", "sweep.yaml", "--report=null", "--cluster=slurm"]),
+    ("search", "halving needs optuna", ["sweep", "--config", "halving.yaml"]),
     ("hf", "a Hugging Face data set needs datasets", [*OTHER, HUGGING_FACE]),
     ("paper", "LoRA needs peft", ["plan", *PAPER]),
     ("paper", "LoRA needs peft", ["complexity", *PAPER]),
@@ -100,6 +107,7 @@ def folder(tmp_path_factory) -> Path:
     Image.fromarray(np.stack([2 * x, 2 * y, x + y], axis=-1)).save(folder / "photos" / "photo.png")
     (folder / "a.yaml").write_text("max_steps: 1")
     (folder / "sweep.yaml").write_text(SWEEP)
+    (folder / "halving.yaml").write_text(HALVING)
     (folder / "result.json").write_text("{}")
     return folder
 

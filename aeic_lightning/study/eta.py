@@ -17,6 +17,7 @@ from aeic_lightning.config import as_override
 from aeic_lightning.errors import UserError
 from aeic_lightning.output import clock
 from aeic_lightning.study.experiment import OVERRIDDEN, experiment_settings
+from aeic_lightning.study.halving import expected_share
 from aeic_lightning.study.sweep_file import Run, Sweep, steps_of
 
 LEFT_OUT, TIMED = 2, 4  # updates
@@ -100,13 +101,16 @@ def _fit(words: list[str], threads: int) -> tuple[int, str]:
 
 
 def _sum(sweep: Sweep, settings: dict[str, dict[str, Any]], groups: list[Group]) -> dict[str, Any]:
-    """Updates and hours that are left, and those if each rung were a run from the beginning."""
-    updates = alone = 0
-    seconds = alone_seconds = 0.0
+    """Updates and hours that are left, and those if each rung were a run from the beginning.
+
+    Of what halving will leave out, the share that is to be expected counts.
+    """
+    updates = alone = seconds = alone_seconds = 0.0
+    shares = expected_share(sweep)
     for group in groups:
         for run in group.runs:
-            own = steps_of(settings[run.name], run.begins)
-            whole = 0 if run.trunk else own + run.begins
+            own = steps_of(settings[run.name], run.begins) * shares.get(run.name, 1.0)
+            whole = 0 if run.trunk else own + run.begins * shares.get(run.name, 1.0)
             updates, alone = updates + own, alone + whole
             seconds += own * (group.seconds or 0.0)
             alone_seconds += whole * (group.seconds or 0.0)
@@ -115,11 +119,14 @@ def _sum(sweep: Sweep, settings: dict[str, dict[str, Any]], groups: list[Group])
         raise UserError("some runs of the sweep are on a GPU and some on a CPU; estimate them by sweeps of their own")
     processes = sweep.workers * (1 if on_gpu else max(run.threads for run in sweep.runs))
     return {
-        "updates": updates,
+        "updates": round(updates),
         "hours": seconds / 3600,
         "of": "GPU" if on_gpu else "core",
         "seconds": seconds / processes,
-        "rungs_alone": {"updates": alone, "hours": alone_seconds / 3600} if any(r.trunk for r in sweep.runs) else None,
+        "halving": sweep.halves,
+        "rungs_alone": {"updates": round(alone), "hours": alone_seconds / 3600}
+        if any(r.trunk for r in sweep.runs)
+        else None,
     }
 
 
@@ -134,6 +141,8 @@ def _words(record: dict[str, Any], untimed: int) -> str:
             f"the rungs share their trunks; a run for each rung would be {alone['updates']:,} updates, "
             f"{alone['hours']:.2g} {unit}"
         )
+    if record["halving"]:
+        said.append("of what halving will leave out, as much is counted as is to be expected")
     if untimed:
         said.append(f"without {untimed} experiment{'s' * (untimed > 1)} that could not be timed")
     return "\n".join(said)

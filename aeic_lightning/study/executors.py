@@ -28,11 +28,14 @@ POLL = 0.5  # seconds between two looks at a run's folder that is not free
 # ---------------------------------------------------------------------- one run
 
 
-def start(run: Run, log: IO, gpus: list[str] | None = None, new_session: bool = False) -> subprocess.Popen:
-    """Start a run, or the rest of it. It ends if this process ends.
+def start(
+    run: Run, command: list[str], log: IO, gpus: list[str] | None = None, new_session: bool = False
+) -> subprocess.Popen:
+    """Start one of a run's commands. It ends if this process ends.
 
     Args:
         run: what to run.
+        command: of `run.commands`.
         log: open file for all that the run prints.
         gpus: ids of the GPUs that it may use; None leaves the environment as it is.
         new_session: keep signals of this terminal and process group away from it.
@@ -42,7 +45,7 @@ def start(run: Run, log: IO, gpus: list[str] | None = None, new_session: bool = 
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return subprocess.Popen(
-        run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=new_session,
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=new_session,
     )  # fmt: skip
 
 
@@ -74,6 +77,7 @@ class LocalRun:
         self.run = run
         self.gpus = gpus
         self.process: subprocess.Popen | None = None
+        self.left: list[list[str]] = []  # commands
         self.stopped = False
         self.lock = FileLock(run.folder / LOCK)
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +86,8 @@ class LocalRun:
         """Whether it has ended; starts it when its folder is free."""
         if self.process is None and not self.stopped:
             self._start_if_free()
+        elif self.left and not self.stopped and self.process is not None and self.process.poll() == 0:
+            self._start_next()
         return self.stopped if self.process is None else self.process.poll() is not None
 
     def _start_if_free(self) -> None:
@@ -92,17 +98,23 @@ class LocalRun:
         if self.run.done:
             self.stopped = True
         elif is_free(self.run.folder):
-            with (self.run.folder / LOG).open("a") as log:
-                self.start_of_log = log.tell()
-                self.process = start(self.run, log, self.gpus, new_session=True)
+            log = self.run.folder / LOG
+            self.start_of_log = log.stat().st_size if log.is_file() else 0
+            self.left = self.run.commands
+            self._start_next()
             return
         self.lock.release()
+
+    def _start_next(self) -> None:
+        with (self.run.folder / LOG).open("a") as log:
+            self.process = start(self.run, self.left.pop(0), log, self.gpus, new_session=True)
 
     def result(self) -> str | None:
         """None if it is done, else why not."""
         if self.process is None:
             return None if self.run.done else "not started"
-        error = conclude(self.run, self.process.wait(), self.start_of_log)
+        code = self.process.wait()
+        error = "stopped" if self.left and code == 0 else conclude(self.run, code, self.start_of_log)
         self.lock.release()
         return error
 
@@ -112,9 +124,8 @@ class LocalRun:
         By SIGTERM: a sweep in the background of a script hands SIGINT down as ignored, so that a run which is still
         importing would not notice it.
         """
-        if self.process is None:
-            self.stopped = True
-        elif self.process.poll() is None:
+        self.stopped = True
+        if self.process is not None and self.process.poll() is None:
             self.process.terminate()
 
     def kill(self) -> None:
@@ -142,10 +153,12 @@ class ClusterRun:
                 time.sleep(POLL)
             if self.run.done:
                 return None
+            code = 0
             with (self.run.folder / LOG).open("a") as log:
                 start_of_log = log.tell()
-                process = start(self.run, log)
-            return conclude(self.run, process.wait(), start_of_log)
+                for command in self.run.commands:
+                    code = code or start(self.run, command, log).wait()
+            return conclude(self.run, code, start_of_log)
 
     def checkpoint(self) -> Any:
         """For submitit, when the cluster takes the node away: the same run again, which goes on from its checkpoint."""

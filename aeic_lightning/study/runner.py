@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 from aeic_lightning.config.layers import flat
@@ -24,6 +25,7 @@ from aeic_lightning.output import clock
 from aeic_lightning.own_classes import SOURCES, own_sources, source_digests
 from aeic_lightning.run_folder import only_process
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
+from aeic_lightning.study.halving import Rounds
 from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep, steps_of
 
 SWEEP = ".sweep"  # .sweep.lock in the root of a sweep is locked while it runs, and .sweep.json names its process
@@ -51,9 +53,14 @@ def checked_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
 def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
     """Run what is missing, then compare and report; returns the exit code."""
     settings = checked_settings(sweep)
+    rounds = Rounds(sweep)
+    if sweep.halves:
+        require("halving", "optuna")
     if dry_run:
+        rounds.settle({run.name for run in sweep.runs if run.done})
         for run in sweep.runs:
-            print(f"{'done   ' if run.done else 'missing'} {run.name}: {shlex.join(run.command)}")
+            state = "done   " if run.done else "left out" if run.name in rounds.out else "missing"
+            print(f"{state} {run.name}: {shlex.join(run.command)}")
         print(f"{sum(run.done for run in sweep.runs)} of {len(sweep.runs)} runs done")
         _check_runs(sweep, settings)
         return 0
@@ -64,7 +71,7 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
         require(f"cluster {sweep.cluster}", "submitit")
     began = time.monotonic()
     with only_process(sweep.root, SWEEP, REFUSED):
-        failed = _run_missing(sweep, settings)
+        failed = _run_missing(sweep, settings, rounds)
         if failed:
             print(f"{len(failed)} of {len(sweep.runs)} runs are missing:")
             for name, why in failed.items():
@@ -73,8 +80,8 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
             return 1
         from aeic_lightning.study.sweep_report import finish
 
-        finish(sweep)
-    print(f"all {len(sweep.runs)} runs done in {time.monotonic() - began:.0f} s")
+        finish(replace(sweep, runs=[run for run in sweep.runs if run.name not in rounds.out]))
+    print(f"all {len(sweep.runs) - len(rounds.out)} runs done in {time.monotonic() - began:.0f} s")
     print(f"curves: {sys.executable} -m tensorboard.main --logdir {sweep.root}")
     return 0
 
@@ -128,7 +135,7 @@ class Signals:
             signal.signal(number, handler)
 
 
-def _run_missing(sweep: Sweep, settings: dict[str, Any]) -> dict[str, str]:
+def _run_missing(sweep: Sweep, settings: dict[str, Any], rounds: Rounds) -> dict[str, str]:
     """Run all that is not done, up to `workers` at a time; returns why runs failed, by name.
 
     Whatever ends it, signals and errors, ends the local runs first.
@@ -141,7 +148,7 @@ def _run_missing(sweep: Sweep, settings: dict[str, Any]) -> dict[str, str]:
     executor = LocalExecutor(sweep) if sweep.cluster == "local" else ClusterExecutor(sweep)
     with Signals() as signals:
         try:
-            _loop(sweep, settings, executor, signals, running, failed)
+            _loop(sweep, settings, executor, signals, running, failed, rounds)
         finally:
             _end(sweep, executor, signals, running)
     if signals.received:
@@ -158,6 +165,7 @@ def _loop(
     signals: Signals,
     running: dict[str, tuple[Run, Started, "Tail"]],
     failed: dict[str, str],
+    rounds: Rounds,
 ) -> None:
     began, trained = time.monotonic(), 0
     waiting = [run for run in sweep.runs if not run.done]
@@ -171,7 +179,10 @@ def _loop(
                 failed[run.name] = f"not started, since {blocked[0]} failed"
                 print(f"{run.name}: {failed[run.name]}", flush=True)
         unfinished = {*running, *(run.name for run in waiting)}
-        ready = [run for run in waiting if not unfinished.intersection(run.needs)]
+        for said in rounds.settle({run.name for run in sweep.runs} - unfinished):
+            print(said, flush=True)
+        waiting = [run for run in waiting if run.name not in rounds.out]
+        ready = [run for run in waiting if not unfinished.intersection(run.needs) and not rounds.waits(run)]
         for run in ready[: sweep.workers - len(running)]:
             waiting.remove(run)
             number = f"{len(sweep.runs) - len(waiting) - len(running)}/{len(sweep.runs)}"

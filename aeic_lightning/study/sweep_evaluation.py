@@ -21,7 +21,25 @@ from typing import Any
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate
 from aeic_lightning.study.results import Result, read_result, read_results, write_results
-from aeic_lightning.study.sweep_file import Run
+from aeic_lightning.study.sweep_file import Run, Sweep
+
+
+def evaluate_run(sweep: Sweep, name: str) -> None:
+    """Evaluate one run of a sweep, and the report's models, on the validation images. What is there is kept.
+
+    Raises UserError for a run that is not in the sweep.
+    """
+    run = next((run for run in sweep.runs if run.name == name), None)
+    if run is None:
+        raise UserError(f"--evaluate {name}: the sweep has no such run; --dry-run lists them")
+    wanted, out = sweep.report.get("evaluate") or {}, Path(sweep.report.get("out") or sweep.root)
+    evaluated([run], wanted | {"images": {validation_set(sweep): None}}, out)
+
+
+def validation_set(sweep: Sweep) -> str:
+    """The name that the runs' validation images have in the report."""
+    images = (sweep.report.get("evaluate") or {}).get("images") or {"validation": None}
+    return next((name for name, folder in images.items() if folder is None), "validation")
 
 
 def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Path]:

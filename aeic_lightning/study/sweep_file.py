@@ -35,6 +35,9 @@ up to the last rung, in pieces that go on from each other, and from the end of e
 falls to zero over `decay` (default 0.25) times the rung's updates. A branch is a run NAME_rung=1000 with the label
 `rung`; a piece NAME_trunk=1000 is trained once, and is in no table. The lowest rung of all points comes first.
 
+`halving: {factor: 4, metric: lpips_lite2, reference: {arm: teacher}}` beside `rungs` carries the best quarter of the
+points to the next rung, all seeds of a point together (`study.halving`).
+
 A run gets each value with the type that it has in the file: null, 7 and "007" arrive as null, 7 and "007". `"{axis}"`
 alone is the axis's value with its type; `{axis}` inside a longer text is the value as YAML writes it.
 
@@ -90,9 +93,27 @@ CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones", "metrics"}
 ENTRY_KEYS = {
     *("name", "config", "needs", "set", "grid", "exceptions", "labels", "threads", "gpus"),
-    *("rungs", "decay"),
+    *("rungs", "decay", "halving"),
 }
+HALVING_KEYS = {"factor", "metric", "reference"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
+
+
+@dataclass(frozen=True)
+class Halving:
+    """How the points of an entry are thinned out from rung to rung.
+
+    Attributes:
+        entry: name of the entry.
+        factor: one of so many goes on.
+        metric: that candidates are ranked by, at equal bits.
+        reference: labels of the results that they are compared with.
+    """
+
+    entry: str
+    factor: int
+    metric: str
+    reference: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,9 @@ class Run:
         begins: updates that the checkpoint has.
         rung: of a piece of a ladder; None for other runs.
         trunk: whether it is there for others to go on from, and no result.
+        halving: that decides whether it is run.
+        candidate: what `halving` decides about: the point of the grid without the seed, in words.
+        after: command that follows the training, as a part of the run.
     """
 
     name: str
@@ -117,6 +141,9 @@ class Run:
     begins: int = 0
     rung: int | None = None
     trunk: bool = False
+    halving: Halving | None = None
+    candidate: str = ""
+    after: tuple[str, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -138,6 +165,11 @@ class Run:
         elif self.start:
             words += ["--ckpt_path", str(self.start)]
         return words
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """All that makes the run, one after the other."""
+        return [self.command, *([list(self.after)] if self.after else [])]
 
     @property
     def overrides(self) -> list[str]:
@@ -166,6 +198,11 @@ class Sweep:
     compare: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def halves(self) -> bool:
+        """Whether some of its runs are left out by what others find (`study.halving`)."""
+        return any(run.halving for run in self.runs)
+
 
 # ---------------------------------------------------------------------- reading
 
@@ -185,6 +222,7 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     for entry in raw["runs"]:
         _only(entry, ENTRY_KEYS, f"{file}: a run", needed=("name", "config"))
         rungs, decay = _rungs(entry, file)
+        halving = _halving(entry, file)
         ladders: list[list[list[Run]]] = []
         for point, chosen in _points(entry, file):
             name = as_text(_fill(entry["name"], point, file))
@@ -204,12 +242,15 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
             settings = _without_unused(settings, shared, config)
             counts = {key: _count(entry, key, own, file) for key, own in (("threads", threads), ("gpus", gpus))}
             run = Run(name, config, folder / name, needs, settings, counts["threads"], counts["gpus"])
+            if halving:
+                words = ", ".join(f"{axis}={as_text(value)}" for axis, value in point.items() if axis != "seed")
+                run = replace(run, halving=halving, candidate=words or name)
             ladders.append(_ladder(run, rungs, decay) if rungs else [[run]])
         # The same rung of all ladders first: a sweep that is cut short has compared all of them there.
         for run in itertools.chain(*itertools.chain(*zip(*ladders, strict=True))):
             if run.name in {other.name for other in runs}:
                 raise UserError(f"{file}: two runs are called {run.name}; name each axis of its grid in the name")
-            runs.append(run)
+            runs.append(replace(run, after=_evaluation(run, file, overrides)) if halving and not run.trunk else run)
     for key in flat(raw.get("set") or {}):
         if key.startswith("vars.") and not any(key in run.settings for run in runs):
             raise UserError(f"{file}: set: {key} is set, but no run's experiment refers to it; correct its name")
@@ -234,6 +275,27 @@ def _rungs(entry: dict[str, Any], file: Path) -> tuple[list[int], float]:
     if "decay" in entry and not rungs:
         raise UserError(f"{file}: {entry['name']}: decay is of branches; say rungs, or leave it out")
     return rungs, decay
+
+
+def _halving(entry: dict[str, Any], file: Path) -> Halving | None:
+    if "halving" not in entry:
+        return None
+    where = f"{file}: {entry['name']}: halving"
+    _only(entry["halving"], HALVING_KEYS, where, needed=tuple(sorted(HALVING_KEYS)))
+    factor, reference = entry["halving"]["factor"], entry["halving"]["reference"]
+    if not entry.get("rungs"):
+        raise UserError(f"{where} is from rung to rung; say rungs, or leave it out")
+    if type(factor) is not int or factor < 2:
+        raise UserError(f"{where}: factor is a whole number from 2 on, as 4 (one of four goes on), not {factor!r}")
+    if not isinstance(reference, dict):
+        raise UserError(f"{where}: reference is a mapping of labels, as {{arm: teacher}}, not {reference!r}")
+    return Halving(entry["name"], factor, entry["halving"]["metric"], reference)
+
+
+def _evaluation(run: Run, file: Path, overrides: list[str]) -> tuple[str, ...]:
+    """The command that evaluates a run on the validation images, by which halving decides."""
+    words = [sys.executable, "-m", "aeic_lightning", "sweep", "--config", str(file)]
+    return (*words, *(f"--{override}" for override in overrides), "--evaluate", run.name)
 
 
 def _ladder(run: Run, rungs: list[int], decay: float) -> list[list[Run]]:
@@ -407,6 +469,9 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         for labels in wanted:
             if not is_there(labels) or not labelled(sweep.runs, select):
                 raise UserError(f"{file}: report: no run has the labels {labels}")
+        for halving in {run.halving.entry: run.halving for run in sweep.runs if run.halving}.values():
+            if not is_there(halving.reference):
+                raise UserError(f"{file}: halving: reference: no run has the labels {halving.reference}")
         count = sweep.report.get("max_images", 0)
         if type(count) is not int or count < 0:
             raise UserError(f"{file}: report: max_images is a number of images, not {count!r}")
@@ -416,6 +481,13 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
                 raise UserError(f"{file}: report: {key} is a whole number from 1 on, not {least!r}")
         for entry in sweep.report.get("claims") or []:
             _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))
+    if sweep.halves:
+        evaluate = sweep.report.get("evaluate") or {}
+        if not evaluate.get("levels") or None not in (evaluate.get("images") or {"validation": None}).values():
+            raise UserError(
+                f"{file}: halving needs report.evaluate with levels and, of images, `validation: null`; other images "
+                "are for the result, and nothing is chosen on them"
+            )
     for model in sweep.compare.get("models") or []:
         require_model(model, f"{file}: compare.models")
     by = sweep.compare.get("by", "quality")

@@ -41,7 +41,8 @@ def test_hours_are_updates_times_seconds_and_what_is_done_costs_nothing(tmp_path
         (done.folder / "finished").touch()
     record = eta.estimate(sweep, checked_settings(sweep))
     assert record == {
-        "updates": 400, "hours": 0.8, "of": "core", "seconds": 2880.0, "rungs_alone": {"updates": 500, "hours": 1.0}
+        "updates": 400, "hours": 0.8, "of": "core", "seconds": 2880.0, "halving": False,
+        "rungs_alone": {"updates": 500, "hours": 1.0},
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only.add_argument(
         "--eta", action="store_true", help="time a few steps of each experiment; say what is left, in hours"
     )
+    only.add_argument("--evaluate", metavar="RUN", help="evaluate one finished run as the report does, on its images")
     add_json_argument(parser)
 
 
@@ -25,6 +26,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from aeic_lightning.study.sweep_file import read_sweep
 
     sweep = read_sweep(args.config, parse_overrides(extra))
+    if args.evaluate:
+        from aeic_lightning.study.sweep_evaluation import evaluate_run
+
+        evaluate_run(sweep, args.evaluate)
+        return 0
     if args.eta:
         from aeic_lightning.study.eta import estimate
 
