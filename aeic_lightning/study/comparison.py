@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from aeic_lightning.checkpoints.weights import WEIGHTS, locate
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import align
@@ -17,16 +18,29 @@ from aeic_lightning.study.curves import RATES, Curve, check_same_images, default
 from aeic_lightning.study.results import Result, read_result, write_results
 from aeic_lightning.study.study import Study
 
+EQUAL_BPP = 0.06
+"""Bits per pixel of a comparison with models, where no rate is given."""
 
-def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> list[Result]:
+
+def compare_runs(
+    folders: Sequence[str | Path], out: Path, paper: str | None = None, bpp: float | None = None
+) -> list[Result]:
     """Write comparison.md, comparison.json (with .csv) and comparison.png to `out`, print the table.
+
+    Runs are shown as their last validation found them. With `bpp`, or where one of `folders` is a model (a shipped
+    one's name, a checkpoint or a folder of weights), all of them code the images of that validation anew, each in the
+    best file of at most `bpp` bits per pixel (default `EQUAL_BPP`), or its smallest.
 
     Where there is a reference with enough rates (the teacher, else the first anchor), BD-rates follow the table, and
     with `paper` (Kodak, DIV2K or CLIC) the published results and the settings that differ from the paper's.
 
     Raises UserError when the runs were not validated on the same images.
     """
-    results = [read_result(folder) for folder in folders]
+    models = [folder for folder in folders if _is_model(folder)]
+    if models or bpp is not None:
+        results = at_equal_rates(folders, models, out / "pictures", EQUAL_BPP if bpp is None else bpp)
+    else:
+        results = [read_result(folder) for folder in folders]
     check_same_images(results)
     study = Study(results)
     curves = study.curves
@@ -47,6 +61,34 @@ def compare_runs(folders: list[Path], out: Path, paper: str | None = None) -> li
     write_whole(out / "comparison.png", png.getvalue())
     print(align(text))
     print(f"written: {out}/comparison.md, comparison.json, comparison.csv, comparison.png")
+    return results
+
+
+def _is_model(path: str | Path) -> bool:
+    found = locate(path)
+    return found.suffix == ".ckpt" or (found.is_dir() and (found / WEIGHTS).is_file())
+
+
+def at_equal_rates(paths: Sequence[str | Path], models: Sequence[str | Path], out: Path, bpp: float) -> list[Result]:
+    """Models and the last checkpoints of runs, evaluated by files of one rate on the images of the first run.
+
+    Raises UserError where there is no run, or one has no checkpoint.
+    """
+    runs = [Path(path) for path in paths if path not in models]
+    if not runs:
+        raise UserError("compare: give a run too, whose validation images the models are compared on")
+    from aeic_lightning.study.anchors import images_like  # torch, and all that measures
+    from aeic_lightning.study.evaluate import Checkpoint, RatePoint, evaluate_checkpoint
+    from aeic_lightning.study.measurement import measurement
+
+    images = images_like([read_result(run) for run in runs])
+    figures, results = measurement(["lite0"]), []
+    for path in paths:
+        checkpoint = Checkpoint(path if path in models else Path(path) / "checkpoints" / "last.ckpt")
+        name = checkpoint.description["name"]
+        print(f"{name}: files of at most {bpp:g} bits per pixel", flush=True)
+        point = RatePoint(bpp=bpp)
+        results.append(evaluate_checkpoint(checkpoint, images, figures, point=point, name=name, pictures=out / name))
     return results
 
 

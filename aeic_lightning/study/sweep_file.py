@@ -18,7 +18,7 @@ A sweep file:
         needs: [teacher]
         set: {vars.depth: "{depth}", vars.lambda: "{lambda}"}        # settings, as on the command line
     compare: {runs: [teacher, "depth={depth}..."], out: results/mine}     # by: accuracy, for classifying runs
-                                                                          # models: shipped ones, measured beside them
+                                                                          # models: shipped ones, bpp: 0.06
     report:
       {out: results/mine, title: ..., select: {stage: 2}, metrics: [psnr], files: [anchors.json],
        against: [{reference: {arm: teacher}}, {reference: {arm: none}, within: [depth]}]}
@@ -88,7 +88,7 @@ REPORT_KEYS = {
     *("out", "title", "select", "against", "metrics", "files", "evaluate", "max_images"),
     *("claims", "optional_claims", "min_images", "min_seeds"),
 }
-COMPARE_KEYS = {"runs", "out", "by", "models"}
+COMPARE_KEYS = {"runs", "out", "by", "models", "bpp"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones", "metrics"}
 ENTRY_KEYS = {
@@ -493,8 +493,12 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
     by = sweep.compare.get("by", "quality")
     if by not in COMPARISONS:
         raise UserError(f"{file}: compare by {by}; it is by {' or by '.join(COMPARISONS)}")
-    if by != "quality" and sweep.compare.get("models"):
-        raise UserError(f"{file}: compare.models are measured by quality alone, not by {by}; leave them out")
+    for key in ("models", "bpp"):
+        if by != "quality" and key in sweep.compare:
+            raise UserError(f"{file}: compare.{key} is for a comparison by quality, not by {by}; leave it out")
+    bpp = sweep.compare.get("bpp", 1.0)
+    if isinstance(bpp, bool) or not isinstance(bpp, int | float) or not bpp > 0:
+        raise UserError(f"{file}: compare.bpp is bits per pixel, above 0, not {bpp!r}")
 
 
 def _check_evaluate(wanted: dict[str, Any], file: Path) -> None:

@@ -73,27 +73,10 @@ def _measures(callback: Any) -> bool:
 
 
 def _compare(sweep: Sweep, names: Sequence[str]) -> None:
-    folders, out = [sweep.root / name for name in names], Path(sweep.compare.get("out") or sweep.root)
-    if models := sweep.compare.get("models"):
-        folders = [*_evaluated(models, folders[0], out / "models"), *folders]
+    paths = [*(sweep.compare.get("models") or []), *(sweep.root / name for name in names)]
     module, function = COMPARISONS[sweep.compare.get("by", "quality")].rsplit(".", 1)
-    getattr(import_module(module), function)(folders, out)
-
-
-def _evaluated(models: Sequence[str], run: Path, out: Path) -> list[Path]:
-    """Result files of models on the validation images of a run, as `evaluate` writes them."""
-    from aeic_lightning.study.anchors import images_like
-    from aeic_lightning.study.evaluate import Checkpoint, evaluate_checkpoint
-    from aeic_lightning.study.measurement import measurement
-    from aeic_lightning.study.results import read_result, write_results
-
-    images, figures = images_like([read_result(run)]), measurement(["lite0"])
-    files = []
-    for model in models:
-        name = Path(model).name
-        result = evaluate_checkpoint(Checkpoint(model), images, figures, name=name, pictures=out / name)
-        files += write_results(out / f"{name}.json", [result])[:1]
-    return files
+    given = {"bpp": sweep.compare["bpp"]} if "bpp" in sweep.compare else {}
+    getattr(import_module(module), function)(paths, Path(sweep.compare.get("out") or sweep.root), **given)
 
 
 def _report(sweep: Sweep) -> None:

@@ -81,7 +81,8 @@ def test_exceptions_are_a_list(tmp_path):
     [
         ("{runs: [a], output: x}", r"compare has no 'output'"),
         ("{by: quality}", r"compare lacks runs"),
-        ("{runs: [a], by: accuracy, models: [small-teacher]}", r"measured by quality alone"),
+        ("{runs: [a], by: accuracy, models: [small-teacher]}", r"compare\.models is for a comparison by quality"),
+        ("{runs: [a], bpp: 0}", r"compare\.bpp is bits per pixel, above 0, not 0"),
     ],
 )
 def test_a_comparison_that_would_do_less_is_refused(tmp_path, compare, said):

@@ -1,10 +1,13 @@
 """A run that is extended is the one that was longer from the start, and a finished one has nothing to do."""
 
+import sys
+
 import pytest
 import torch
 
 from aeic_lightning import cli
 from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.checkpoints.peek import step_of
 from aeic_lightning.systems import TeacherSystem
 from tests.systems.test_compression import make, weights
 
@@ -47,13 +50,20 @@ def test_an_evaluation_has_quantiles_of_its_own(codec_config, decoder_config, lo
     assert not torch.equal(seen["evaluated"], training)
 
 
-def test_a_finished_run_has_nothing_to_do(tmp_path, capfd):
-    """Said before anything is built: this checkpoint holds no model."""
+def test_a_finished_run_has_nothing_to_do(tmp_path, capfd, monkeypatch):
+    """Said before anything is built, and before torch is asked for the checkpoint: this one holds no model."""
     last = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     torch.save({"global_step": 7, "epoch": 0, "model_config": {}, "state_dict": {}}, last)
     words = ["fit", "--config", "tiny/teacher_stage1.yaml", f"--vars.root={tmp_path}", "--vars.name=teacher"]
-    assert cli.main([*words, "--vars.steps=7", "--vars.val_every=7", "--ckpt_path", "last"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", None)
+        patch.setitem(sys.modules, "aeic_lightning.config.lightning_cli", None)
+        assert cli.main([*words, "--vars.steps=7", "--vars.val_every=7", "--ckpt_path", "last"]) == 0
     assert f"nothing to do: {tmp_path}/teacher is at step 7 of 7; to train on, raise" in capfd.readouterr().out
     assert cli.main([*words, "--vars.steps=6", "--ckpt_path", "last"]) == 2
     assert "trainer.max_steps is 6, but" in capfd.readouterr().err
+    torch.save({"epoch": 0}, last)
+    assert step_of(last) is None
+    last.write_bytes(b"PK no checkpoint")
+    assert step_of(last) is None

@@ -10,7 +10,14 @@ from aeic_lightning.output import add_json_argument, give_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Run folders and where the result goes."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; the teacher's first")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="run folder, or a model: a shipped one's name, a checkpoint, a folder of weights; the teacher's first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bpp", type=float, metavar="BPP",
+        help="compare files of at most so many bits per pixel (default with a model: 0.06), not the last validations",
+    )  # fmt: skip
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for comparison.md, .json and .png")
     add_json_argument(parser)
     parser.add_argument(
@@ -29,5 +36,5 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     check_can_write(args.out, folder=True)
     from aeic_lightning.study.comparison import compare_runs
 
-    compare_runs(args.runs, args.out, args.with_paper)
+    compare_runs(args.runs, args.out, args.with_paper, args.bpp)
     give_file(args, args.out / "comparison.json")

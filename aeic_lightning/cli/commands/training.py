@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from aeic_lightning.checkpoints.peek import step_of
 from aeic_lightning.config import load_config, parse_overrides, with_sources
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
@@ -69,6 +70,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         config["weights_only"] = True
     if args.print_config is None:
         _check_trainer(config["trainer"])
+        if args.command == "fit" and _nothing_to_do(args, folder, config["trainer"]):
+            _give_figures(args, folder)
+            return 0
         _check_checkpoint(args, folder, config["trainer"])
 
     from aeic_lightning.config.lightning_cli import run_lightning
@@ -95,11 +99,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 def _nothing_to_do(args: argparse.Namespace, folder: Path, trainer: dict[str, Any]) -> bool:
     """Say so where the folder's own checkpoint is of the last step: its validation is done, and all is written."""
     limit = trainer.get("max_steps")
-    if not args.ckpt_path or not isinstance(limit, int) or not Path(args.ckpt_path).resolve().is_relative_to(folder):
+    if not args.ckpt_path or not isinstance(limit, int) or trainer.get("fast_dev_run"):
         return False
-    from aeic_lightning.checkpoints.checkpoint import read_checkpoint
-
-    if read_checkpoint(args.ckpt_path, "--ckpt_path", mmap=True).get("global_step") != limit:
+    if not Path(args.ckpt_path).resolve().is_relative_to(folder) or step_of(args.ckpt_path) != limit:
         return False
     print(
         f"nothing to do: {folder} is at step {limit} of {limit}; to train on, raise trainer.max_steps (vars.steps, in "
