@@ -14,8 +14,8 @@ RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.or
     && pip install -c constraints.txt '.[serve]' \
     && rm -rf /source/*
 
-RUN useradd --create-home user && mkdir /data && chown user /data
-USER user
+RUN useradd --create-home --uid 1000 user && mkdir /data && chown user /data
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["aeic-lightning"]
 CMD ["--help"]

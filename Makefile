@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs setup browser runtime constraints clean
+.PHONY: owner demo test test-all lint docs setup browser runtime constraints clean
 
 setup: $(VENV)/.ready browser runtime
 
@@ -59,6 +59,10 @@ constraints:
 	build/newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	{ head -n 1 constraints.txt; build/newest/bin/python -m pip freeze --exclude-editable; } >build/constraints.txt
 	mv build/constraints.txt constraints.txt
+
+# Names the account that publishes, for good: make owner OWNER=someone
+owner:
+	grep -rlI 'OWNER[./]' README.md pyproject.toml docs benchmarks | xargs sed -i 's#OWNER\.github\.io#$(OWNER).github.io#g; s#github\.com/OWNER#github.com/$(OWNER)#g'
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,7 @@
 """What the site takes from the repository: help texts of the commands, and pictures in `results/`."""
 
 import argparse
+import html
 import json
 import os
 import re
@@ -16,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = re.compile(r"results/[\w/]+/README\.md")
 SHOWN = {"crops.png": "![Crops beside other codecs](crops.png)", "index.html": "[The interactive page](index.html)"}
 """Files beside a page of results, and how the site shows them below its title."""
+OWN_PICTURES = re.compile(r"\]\(([\w-]+\.(?:png|webp|svg))\)")
+"""Pictures beside a page."""
 PICTURES = re.compile(r"\]\(\.\./(results/[\w/.-]+)\)")
 
 
@@ -35,7 +38,7 @@ def on_files(files, config):
         # Beside its folder: there `README.md` would be index.html, which a report may be.
         where = {"dest_uri": f"{Path(path).parent}.html"}
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls, **where))
-        for name in SHOWN:
+        for name in [*SHOWN, *OWN_PICTURES.findall((ROOT / path).read_text())]:
             shown = f"{Path(path).parent}/{name}"
             if (ROOT / shown).is_file() and files.get_file_from_path(shown) is None:
                 files.append(File(shown, str(ROOT), config.site_dir, config.use_directory_urls))
@@ -48,16 +51,33 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Put the help texts in, and link pictures where the site has them."""
-    markdown = PICTURES.sub(r"](\1)", markdown).replace("https://github.com/OWNER/aeic_lightning", URLS["Repository"])
+    markdown = PICTURES.sub(r"](\1)", markdown)
+    for kind, written in (("Repository", "https://github.com/OWNER/"), ("Documentation", "https://OWNER.github.io/")):
+        markdown = markdown.replace(f"{written}aeic_lightning", URLS[kind].rstrip("/"))
     if RESULTS.fullmatch(page.file.src_uri):
         folder = Path(page.file.src_uri).parent
         shown = [text for name, text in SHOWN.items() if files.get_file_from_path(f"{folder}/{name}")]
+        markdown = markdown.replace("](../../docs/", "](../../")
         title, _, rest = markdown.partition("\n")
         markdown = "\n\n".join([title, *shown, rest])
     if "<!-- commands -->" in markdown:
         os.environ["COLUMNS"] = "100"
         markdown = markdown.replace("<!-- commands -->", "\n".join(map(_help, COMMANDS)))
     return markdown
+
+
+def on_post_page(output, page, config):
+    """What a link to the page shows elsewhere."""
+    card = {
+        "og:title": page.title if page.is_homepage is False else config.site_name,
+        "og:description": config.site_description,
+        "og:type": "website",
+        "og:url": page.canonical_url,
+        "og:image": f"{config.site_url}gallery/card.jpg",
+    }
+    tags = [f'<meta property="{name}" content="{html.escape(str(value))}">' for name, value in card.items()]
+    tags.append('<meta name="twitter:card" content="summary_large_image">')
+    return output.replace("</head>", "\n".join([*tags, "</head>"]), 1)
 
 
 def _help(name: str) -> str:

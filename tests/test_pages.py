@@ -1,6 +1,8 @@
 """Every command of README and docs is run, in reading order, in one folder: what one page makes, the next one uses."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 NAV = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]
 
 
@@ -102,11 +105,42 @@ def test_links_of_pages_outside_of_the_site_lead_somewhere():
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
-        *(f"results/{n}/README.md" for n in ("kodak", "encoder_depth")),
+        *(str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("README.md")),
     ):
         for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / page).read_text()):
-            if not target.startswith("http"):
-                assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+            assert not (page == "README.md" and not target.startswith("https://")), f"the package's page lacks {target}"
+            if (path := in_repository(ROOT / page, target)) is not None:
+                assert path.exists(), f"{page}: {target}"
+
+
+def in_repository(page: Path, target: str) -> Path | None:
+    """The file that a link leads to, on the site or in the repository; None for a page of others."""
+    if target.startswith(URLS["Documentation"]):
+        name = target.removeprefix(URLS["Documentation"]).removesuffix(".html")
+        return ROOT / name / "README.md" if name.startswith("results/") else ROOT / "docs" / f"{name}.md"
+    if target.startswith(URLS["Repository"]):
+        return ROOT / re.sub(r"^/(blob|raw)/main/", "", target.removeprefix(URLS["Repository"]))
+    return None if target.startswith("http") else page.parent / target
+
+
+def test_one_command_names_the_account_that_publishes(tmp_path):
+    """In every link of the documents; the tests of links above find one that it forgets."""
+    files = ["README.md", "pyproject.toml", "Makefile", "docs", "benchmarks"]
+    for name in files:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    account = URLS["Repository"].split("/")[-2]
+    subprocess.run(["make", "owner", "OWNER=someone"], cwd=tmp_path, check=True, capture_output=True)
+    left = [p for n in ("README.md", "docs", "pyproject.toml") for p in (tmp_path / n, *(tmp_path / n).rglob("*.md"))]
+    assert "someone.github.io/aeic_lightning" in (tmp_path / "README.md").read_text()
+    for path in (path for path in left if path.is_file()):
+        assert not re.search(rf"{account}\.github\.io|github\.com/{account}/", path.read_text()), path
+
+
+def test_the_card_of_links_is_small_and_of_the_size_that_sites_show():
+    card = ROOT / "docs/gallery/card.jpg"
+    assert Image.open(card).size == (1200, 630)
+    assert card.stat().st_size < 200_000
+    assert "og:image" in (ROOT / "docs/hooks.py").read_text()
 
 
 def test_every_page_is_on_the_site_and_the_readme_is_short():

@@ -1,9 +1,12 @@
 """What the repository promises about itself: versions, citation, sizes of files, the direction of imports."""
 
+import argparse
 import ast
 import graphlib
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import aeic_lightning
+from aeic_lightning.cli.commands import export
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -188,14 +192,25 @@ def test_a_workflow_pins_what_it_uses_and_runs_what_there_is(name):
             ran += [step["run"]] if "run" in step else []
             if version := step.get("with", {}).get("python-version"):
                 assert PROJECT["requires-python"] == f">={version}"
-    assert "bash .ci/run" in ran if name == "tests" else "make docs" in ran
+    assert "bash .ci/run" in ran if name == "tests" else "make docs runtime" in ran
+    if name == "pages":
+        web = next(command for command in ran if "--web" in command).split()
+        assert web[:3] == [".venv/bin/python", "-m", "aeic_lightning"]
+        (uploaded,) = [s["with"]["path"] for s in jobs["publish"]["steps"] if "upload-pages" in s.get("uses", "")]
+        assert Path(web[web.index("-o") + 1]).parent == Path(uploaded)
+        parser = argparse.ArgumentParser()
+        export.add_arguments(parser)
+        assert parser.parse_args(web[4:]).web
     for command in ran:
-        assert not command.startswith("make ") or command.split()[1] in targets
+        assert not command.startswith("make ") or set(command.split()[1:]) <= set(targets)
         assert not command.startswith("bash ") or (ROOT / command.split()[1]).is_file()
 
 
 def test_the_dockerfile_is_sound():
-    """As hadolint would have it: a pinned base, known words, sources that exist, no root, a list as entry."""
+    """By hadolint, and: a pinned base, known words, sources that exist, no root, a list as entry."""
+    linter = Path(sys.executable).with_name("hadolint")
+    linted = subprocess.run([linter, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, ""), linted.stdout + linted.stderr
     text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
     by_kind = {kind: [rest for k, rest in lines if k == kind] for kind, _ in lines}
@@ -209,6 +224,6 @@ def test_the_dockerfile_is_sound():
             assert (ROOT / source).exists(), source
             assert source not in ignored
     assert {"aeic_lightning", "callbacks", "datamodules", "experiments"} <= set(" ".join(by_kind["COPY"]).split())
-    assert by_kind["USER"] == ["user"], "not root"
+    assert by_kind["USER"] == ["1000"], "not root"
     assert all(line.startswith("[") for kind in ("ENTRYPOINT", "CMD") for line in by_kind[kind])
     assert not any("sudo" in run or "apt-get" in run or "latest" in run for run in by_kind["RUN"])

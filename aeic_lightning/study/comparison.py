@@ -3,14 +3,14 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from aeic_lightning.checkpoints.weights import WEIGHTS, locate
+from aeic_lightning.checkpoints.weights import WEIGHTS
 from aeic_lightning.errors import UserError
-from aeic_lightning.files import write_whole
+from aeic_lightning.files import locate, write_whole
 from aeic_lightning.output import align
 from aeic_lightning.study.bd_rate import MIN_POINTS, common_metrics
 from aeic_lightning.study.bd_rate import markdown_table as rates_table
@@ -88,7 +88,8 @@ def at_equal_rates(paths: Sequence[str | Path], models: Sequence[str | Path], ou
         name = checkpoint.description["name"]
         print(f"{name}: files of at most {bpp:g} bits per pixel", flush=True)
         point = RatePoint(bpp=bpp)
-        results.append(evaluate_checkpoint(checkpoint, images, figures, point=point, name=name, pictures=out / name))
+        result = evaluate_checkpoint(checkpoint, images, figures, point=point, name=name, pictures=out / name)
+        results.append(replace(result, name=name))
     return results
 
 
