@@ -18,8 +18,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.encoders.build import build_encoder
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.complexity import experiment_configs
-from aeic_lightning.study.curves import metrics_of
-from aeic_lightning.study.results import read_result
+from aeic_lightning.study.results import metrics_of, read_result
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 PARTS = {

@@ -9,10 +9,9 @@ from aeic_lightning.board.submission import Submission
 from aeic_lightning.board.table import Board, with_interval
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.study.bd_rate import BDRate
-from aeic_lightning.study.curves import metrics_of
 from aeic_lightning.study.paper_points import DISTILLATION, IMAGES, published
 from aeic_lightning.study.report.templates import templates
-from aeic_lightning.study.results import Result
+from aeic_lightning.study.results import Result, metrics_of
 
 
 def page(board: Board, command: str) -> str:

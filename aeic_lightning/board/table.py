@@ -15,11 +15,11 @@ from aeic_lightning.board.submission import find_submissions, read_submission
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import SAMPLE_PHOTOS
 from aeic_lightning.study.anchors import CODECS, anchors, bpp_target
-from aeic_lightning.study.bd_rate import MIN_POINTS, BDRate, bd_rates, common_metrics
-from aeic_lightning.study.curves import group
+from aeic_lightning.study.bd_rate import MIN_POINTS, BDRate
 from aeic_lightning.study.measurement import Images, Measurement, open_images
 from aeic_lightning.study.paper_points import DISTILLATION, published
-from aeic_lightning.study.results import Result
+from aeic_lightning.study.results import Result, common_metrics
+from aeic_lightning.study.study import Study, group
 
 FILE = "board.yaml"
 RIVALS = tuple(f"{codec}/{scale}".removesuffix("/1") for codec in CODECS for scale in (1, 2, 3, 4))
@@ -197,7 +197,7 @@ def _bd(results: Sequence[Result], reference: str | None) -> list[BDRate]:
     curves.sort(key=lambda curve: (curve.name != reference, curve.kind == "anchor"))
     if len(curves) < 2:
         return []
-    return bd_rates(curves[0], curves[1:], common_metrics([r for c in curves for r in c.results]), equal_bits=True)
+    return Study().rates(curves[0], curves[1:], common_metrics([r for c in curves for r in c.results]), equal_bits=True)
 
 
 def published_bd_rates() -> list[tuple[str, BDRate]]:
@@ -208,9 +208,8 @@ def published_bd_rates() -> list[tuple[str, BDRate]]:
         for codec in ("AEIC-SE", "StableCodec"):
             test = group(published(codec, dataset))[0]
             metrics = common_metrics([*reference.results, *test.results])
-            rows += [
-                (dataset, replace(row, reference="AEIC-ME", test=codec)) for row in bd_rates(reference, [test], metrics)
-            ]
+            found = Study().rates(reference, [test], metrics)
+            rows += [(dataset, replace(row, reference="AEIC-ME", test=codec)) for row in found]
     return rows
 
 

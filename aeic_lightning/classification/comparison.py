@@ -22,9 +22,8 @@ from aeic_lightning.output import align
 from aeic_lightning.own_classes import find_class
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.comparison import markdown_table, mean_bytes
-from aeic_lightning.study.curves import Curve, check_same_images
-from aeic_lightning.study.results import Result, read_result, summary_rows, write_results
-from aeic_lightning.study.study import Study
+from aeic_lightning.study.results import Result, check_same_images, read_result, summary_rows, write_results
+from aeic_lightning.study.study import Curve, Study
 
 
 def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:

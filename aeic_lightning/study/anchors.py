@@ -23,10 +23,9 @@ from aeic_lightning.bitstream.wire import bytes_within, check_rate
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import file_name
-from aeic_lightning.study.curves import check_same_images
 from aeic_lightning.study.evaluate import Progress
 from aeic_lightning.study.measurement import Images, Measurement, Sample
-from aeic_lightning.study.results import Result
+from aeic_lightning.study.results import Result, check_same_images
 from aeic_lightning.study.upscale import LANCZOS, check_upscaler, enlarge, shrink
 from datamodules.base import ImageFiles
 

@@ -11,17 +11,15 @@ note's other figure (its BD-PSNR, for any metric), says how much better one is f
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import find_metric
-from aeic_lightning.study.curves import Curve, check_same_images, shared_rate
-from aeic_lightning.study.results import RATE_LABELS, Result
+from aeic_lightning.study.results import RATE_LABELS, Result, check_same_images, shared_rate
 
 INTERPOLATORS = ("pchip", "akima", "cubic")
 """`cubic` is one polynomial, fitted to all points; it needs four of them."""
@@ -192,45 +190,6 @@ def bd_quality(
     )
 
 
-def bd_rates(
-    reference: Curve, tests: Iterable[Curve], metrics: Sequence[str], *, equal_bits: bool = False, **options: Any
-) -> list[BDRate]:
-    """Every curve against the reference by every metric; one that is refused has its `reason`.
-
-    This is where all commands get their rows.
-
-    Args:
-        reference, tests: the curves.
-        metrics: names.
-        equal_bits: find the BD-quality where the BD-rate is refused.
-        options: of `bd_rate`.
-    """
-    rows = []
-    for test in tests:
-        names = (reference.name, test.name)
-        for metric in metrics:
-            try:
-                rows.append(bd_rate(reference.results, test.results, metric, names=names, **options))
-            except UserError as error:
-                rows.append(BDRate(*names, metric, reason=str(error)))
-                if equal_bits:
-                    with suppress(UserError):
-                        instead = bd_quality(reference.results, test.results, metric, names=names, **options)
-                        rows[-1] = replace(rows[-1], equal_bits=instead)
-    return rows
-
-
-def common_metrics(results: Iterable[Result]) -> list[str]:
-    """Metrics of quality that every result has, in the order of the first."""
-    results = list(results)
-    names = dict.fromkeys([*results[0].metrics, *results[0].set_metrics]) if results else {}
-
-    def has(result: Result, name: str) -> bool:
-        return name in result.metrics or result.set_metrics.get(name, {}).get("value") is not None
-
-    return [name for name in names if find_metric(name) and all(has(result, name) for result in results)]
-
-
 def markdown_table(rows: Sequence[BDRate]) -> str:
     """One row a comparison, and under the table what was refused and what should be known."""
     head = [
@@ -279,11 +238,6 @@ def markdown_table(rows: Sequence[BDRate]) -> str:
         )
     lines += [f"- {', '.join(where)}: {remark}" for remark, where in remarks.items()]
     return "\n".join(lines) + "\n"
-
-
-def to_records(rows: Sequence[BDRate]) -> list[dict[str, Any]]:
-    """Plain values for JSON."""
-    return [asdict(row) for row in rows]
 
 
 def _disagreements(by_interpolator: dict[str, float], metric: str) -> list[str]:

@@ -13,14 +13,14 @@ A claim is not decided with fewer images than `MIN_IMAGES`, or with fewer seeds 
 the study (`report.min_images` and `report.min_seeds` say otherwise).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aeic_lightning.metrics.table import find_metric
-from aeic_lightning.study.bd_rate import BDRate, bd_rates
-from aeic_lightning.study.curves import Curve, ImageSet
-from aeic_lightning.study.labels import agree
+from aeic_lightning.study.bd_rate import BDRate
+from aeic_lightning.study.results import agree
+from aeic_lightning.study.study import Curve, Study
 
 MIN_IMAGES = 10
 MIN_SEEDS = 2
@@ -66,16 +66,9 @@ class Needs:
 
 
 def answers(
-    claims: Sequence[Claim],
-    curves: Sequence[Curve],
-    resamples: int = 1000,
-    needs: Needs = Needs(),
-    rates: Callable[..., list[BDRate]] | None = None,
+    study: Study, claims: Sequence[Claim], curves: Sequence[Curve], resamples: int = 1000, needs: Needs = Needs()
 ) -> list[Answer]:
-    """The answer to each claim from curves of one set of images; not answered where it is not about two of them.
-
-    `rates` is what gives BD-rates: `Study.rates`, or by default `bd_rates`.
-    """
+    """The answer to each claim from curves of one set of images; not answered where it is not about two of them."""
     found = []
     for claim in claims:
         sides = [[c for c in curves if agree(c.labels, labels)] for labels in (claim.test, claim.reference)]
@@ -83,7 +76,7 @@ def answers(
             found.append(Answer(claim, "not answered", f"{why[0].upper()}{why[1:]}."))
             continue
         (test,), (reference,) = sides
-        (rate,) = (rates or bd_rates)(reference, [test], [claim.metric], equal_bits=True, resamples=resamples)
+        (rate,) = study.rates(reference, [test], [claim.metric], equal_bits=True, resamples=resamples)
         found.append(Answer(claim, *_verdict(rate, min(_seeds(test), _seeds(reference), key=_rank), needs)))
     return found
 
@@ -102,17 +95,13 @@ def unanswerable(claim: Claim, curves: Sequence[Curve]) -> str:
 
 
 def answers_by_set(
-    claims: Sequence[Claim],
-    sets: Sequence[ImageSet],
-    resamples: int = 1000,
-    needs: Needs = Needs(),
-    rates: Callable[..., list[BDRate]] | None = None,
+    study: Study, claims: Sequence[Claim], resamples: int = 1000, needs: Needs = Needs()
 ) -> list[tuple[str, list[Answer]]]:
     """The title of each set of images that says something of the claims, and what it says of every one.
 
-    Where no set says anything, the first one says why. For `rates` see `answers`.
+    Where no set says anything, the first one says why.
     """
-    found = [(images.title, answers(claims, images.curves, resamples, needs, rates)) for images in sets]
+    found = [(images.title, answers(study, claims, images.curves, resamples, needs)) for images in study.sets]
     saying = [(title, said) for title, said in found if any(a.verdict != "not answered" for a in said)]
     return saying or [(title, said) for title, said in found[:1] if said]
 

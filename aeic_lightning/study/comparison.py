@@ -12,11 +12,18 @@ from aeic_lightning.checkpoints.weights import WEIGHTS
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate, write_whole
 from aeic_lightning.output import align
-from aeic_lightning.study.bd_rate import MIN_POINTS, common_metrics
+from aeic_lightning.study.bd_rate import MIN_POINTS
 from aeic_lightning.study.bd_rate import markdown_table as rates_table
-from aeic_lightning.study.curves import RATES, Curve, check_same_images, default_reference, metrics_of
-from aeic_lightning.study.results import Result, read_result, write_results
-from aeic_lightning.study.study import Study
+from aeic_lightning.study.results import (
+    RATES,
+    Result,
+    check_same_images,
+    common_metrics,
+    metrics_of,
+    read_result,
+    write_results,
+)
+from aeic_lightning.study.study import Curve, Study, default_reference
 
 EQUAL_BPP = 0.06
 """Bits per pixel of a comparison with models, where no rate is given."""

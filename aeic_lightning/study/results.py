@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,14 +21,19 @@ from typing import Any, Literal
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, write_whole
-from aeic_lightning.metrics.table import declare_all
+from aeic_lightning.metrics.table import Metric, declare_all, find_metric, in_order
 from aeic_lightning.output import finite_or_null
-from aeic_lightning.study.labels import Label
 
 FORMAT = "aeic_lightning results 1"
+RATES = ("bpp", "bpp_estimate")
+Label = int | float | str
+OF_CONFIGS = (
+    *("role", "encoder", "depth", "widths", "context", "h_a", "h_s", "g_s"),
+    *("lambda", "target", "beta1", "beta2", "seed", "loss", "level"),
+)
+"""Labels that the config of a run says when it is done (`run_description.run_labels`), or the evaluation at a level."""
 RATE_LABELS = ("lambda", "quality", "target", "level")
 """Labels that move a codec along its own rate-distortion curve; all others tell curves apart."""
-
 Kind = Literal["run", "checkpoint", "files", "anchor", "published"]
 
 
@@ -53,7 +59,7 @@ class Result:
         notes: what a reader of the metrics should know.
         folder: a run's folder.
         pictures: name of an image -> PNG of its reconstruction; see `original`.
-        settings: of a trained model: what tells its experiment from others (`study.experiment`); empty if not known.
+        settings: of a trained model: what tells its experiment from others (`run_description`); empty if not known.
     """
 
     name: str
@@ -295,3 +301,45 @@ def sample(result: Result, metric: str) -> str:
         return "the whole set"
     plural = {"image": "images", "patch": "patches"}[word]
     return f"{count} {word if count == 1 else plural}"
+
+
+# ---------------------------------------------------------------------- what may be compared
+
+
+def agree(labels: dict, wanted: dict) -> bool:
+    """Whether `labels` has all that is `wanted`, numbers and words compared as they are written."""
+    return all(str(labels.get(label)) == str(value) for label, value in wanted.items())
+
+
+def check_same_images(results: Sequence[Result]) -> None:
+    """Raise UserError unless all results are of the same images; those without images are passed over."""
+    known = [result for result in results if result.images]
+    for result in known[1:]:
+        differing = Counter(name for name, *_ in result.image_set ^ known[0].image_set)
+        if differing:
+            name = min(differing)
+            raise UserError(
+                f"{result.name} and {known[0].name} were validated on different images ({name!r}, for one); "
+                "validate both on the same"
+            )
+
+
+def shared_rate(results: Sequence[Result]) -> str | None:
+    """The rate that all results have: bytes of files where possible, else the estimate; None if there is none."""
+    return next((rate for rate in RATES if all(r.value(rate) is not None for r in results)), None)
+
+
+def metrics_of(results: Sequence[Result]) -> list[Metric]:
+    """The metrics of quality that at least one result has; not those that all of them refuse."""
+    return in_order([n for r in results for n in (*r.metrics, *(n for n in r.set_metrics if r.value(n) is not None))])
+
+
+def common_metrics(results: Iterable[Result]) -> list[str]:
+    """Metrics of quality that every result has, in the order of the first."""
+    results = list(results)
+    names = dict.fromkeys([*results[0].metrics, *results[0].set_metrics]) if results else {}
+
+    def has(result: Result, name: str) -> bool:
+        return name in result.metrics or result.set_metrics.get(name, {}).get("value") is not None
+
+    return [name for name in names if find_metric(name) and all(has(result, name) for result in results)]

@@ -71,7 +71,7 @@ from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import require_images, require_model
 from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.run_folder import run_folder
-from aeic_lightning.study.labels import OF_CONFIGS, agree
+from aeic_lightning.study.results import OF_CONFIGS, agree
 
 LABELS = "model.init_args.labels."
 OPTIMIZATION = "model.init_args.optimization."

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,9 @@ def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
     from aeic_lightning.metrics.own import read_metrics
     from aeic_lightning.metrics.table import find_metric
     from aeic_lightning.study.claims import read_claims, unanswerable
-    from aeic_lightning.study.curves import group
-    from aeic_lightning.study.experiment import experiment_settings
     from aeic_lightning.study.results import Result
-    from aeic_lightning.study.run_description import run_labels
+    from aeic_lightning.study.run_description import experiment_settings, run_labels
+    from aeic_lightning.study.study import group
 
     wanted = sweep.report.get("evaluate") or {}
     expected = []
@@ -82,11 +82,10 @@ def _compare(sweep: Sweep, names: Sequence[str]) -> None:
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.files import write_whole
     from aeic_lightning.output import align
-    from aeic_lightning.study.bd_rate import common_metrics, markdown_table, to_records
+    from aeic_lightning.study.bd_rate import markdown_table
     from aeic_lightning.study.claims import MIN_IMAGES, MIN_SEEDS, Needs, answers_by_set, markdown, read_claims
-    from aeic_lightning.study.labels import agree
     from aeic_lightning.study.report.page import write_report
-    from aeic_lightning.study.results import read_results, write_json, write_results
+    from aeic_lightning.study.results import agree, common_metrics, read_results, write_json, write_results
     from aeic_lightning.study.study import Study
 
     wanted, out = sweep.report, Path(sweep.report["out"])
@@ -107,13 +106,13 @@ def _report(sweep: Sweep) -> None:
             tests = [c for c in curves if c is not reference and agree(c.labels, within)]
             metrics = wanted.get("metrics") or common_metrics(results)
             rows += study.rates(reference, tests, metrics, equal_bits=True, resamples=RESAMPLES)
-    write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": to_records(rows)})
+    write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": [asdict(row) for row in rows]})
     write_whole(out / "bd_rate.md", markdown_table(rows) + "\n")
     print(align(markdown_table(rows)))
     words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
     claims = read_claims(wanted.get("claims"))
     needs = Needs(wanted.get("min_images", MIN_IMAGES), wanted.get("min_seeds", MIN_SEEDS))
-    answered = answers_by_set(claims, study.sets, RESAMPLES, needs, study.rates)
+    answered = answers_by_set(study, claims, RESAMPLES, needs)
     for images, found in answered:
         for answer in found:
             if answer.verdict.startswith("not "):

@@ -14,11 +14,10 @@ from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics import table
 from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.metrics.quality import ImageQuality
-from aeic_lightning.study.bd_rate import bd_rates, common_metrics
 from aeic_lightning.study.claims import Claim, Needs, answers_by_set
-from aeic_lightning.study.curves import group, image_sets
 from aeic_lightning.study.report.page import write_report
-from aeic_lightning.study.results import read_results, summary_rows, write_results
+from aeic_lightning.study.results import common_metrics, read_results, summary_rows, write_results
+from aeic_lightning.study.study import Study, group
 from tests.study.made_study import made_study
 
 CODE = "class ColourDrift:\n    def __call__(self, x_hat, x):\n        return (x_hat - x).mean().abs()\n"
@@ -102,13 +101,13 @@ def test_tables_claims_bd_rates_and_page_know_it_from_the_file_alone(tmp_path, m
     results = read_results([tmp_path / "r.json"])
     assert "colour_drift" in common_metrics(results)
     curves = {c.name: c for c in group(results)}
-    psnr, drift = bd_rates(
+    psnr, drift = Study().rates(
         curves["teacher · depth 2"], [curves["depth 1 · none"]], ["psnr", "colour_drift"], resamples=0
     )
     assert drift.percent == pytest.approx(psnr.percent)
     assert drift.notes == [], "falling with the rate is getting better"
     claim = Claim("It drifts less", {"depth": 1, "arm": "enc"}, {"depth": 1, "arm": "none"}, "colour_drift")
-    (_, (answer,)), *_ = answered = answers_by_set([claim], image_sets(results), resamples=50, needs=Needs(2, 2))
+    (_, (answer,)), *_ = answered = answers_by_set(Study(results), [claim], resamples=50, needs=Needs(2, 2))
     assert answer.verdict == "holds"
     assert "% bits at equal colour drift" in answer.reason
     write_report([tmp_path / "r.json"], tmp_path / "r.html", answered=answered, resamples=0, max_images=0)

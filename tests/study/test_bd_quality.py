@@ -10,8 +10,8 @@ from scipy.integrate import quad
 from scipy.interpolate import PchipInterpolator
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.bd_rate import bd_quality, bd_rates, markdown_table
-from aeic_lightning.study.curves import group
+from aeic_lightning.study.bd_rate import bd_quality, markdown_table
+from aeic_lightning.study.study import Study, group
 from tests.study.made_curves import column, curve
 
 RATES, QUALITIES = column(0.01, 0.02, 0.05, 0.1), column(20, 22, 25, 27)
@@ -76,13 +76,13 @@ def test_it_stands_in_where_a_bd_rate_is_refused():
         ]
     )
     reference, *tests = sorted(curves, key=lambda c: list(made).index(c.labels["arm"]))
-    rows = bd_rates(reference, tests, ["psnr"], equal_bits=True)
+    rows = Study().rates(reference, tests, ["psnr"], equal_bits=True)
     assert [(row.reason is None, row.equal_bits is None) for row in rows] == [
         (True, True),
         (False, False),
         (False, True),
     ]
-    assert all(row.equal_bits is None for row in bd_rates(reference, tests, ["psnr"]))
+    assert all(row.equal_bits is None for row in Study().rates(reference, tests, ["psnr"]))
     head, _, *lines = markdown_table(rows).splitlines()
     assert head.endswith("| seeds | at equal bits |")
     assert [line.split(" | ")[-1] for line in lines[:3]] == ["- |", "+6.00 |", "- |"]

@@ -15,10 +15,10 @@ from tables import plain
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.study import bd_rate as module
-from aeic_lightning.study.bd_rate import bd_rate, bd_rates, common_metrics, interval, markdown_table, pair
-from aeic_lightning.study.curves import group
+from aeic_lightning.study.bd_rate import bd_rate, interval, markdown_table, pair
 from aeic_lightning.study.paper_points import published
-from aeic_lightning.study.results import write_results
+from aeic_lightning.study.results import common_metrics, write_results
+from aeic_lightning.study.study import Study, group
 from tests.study.made_curves import column, curve
 
 
@@ -307,7 +307,7 @@ def test_a_curve_that_is_not_monotone_is_said_to_be():
 def test_table_and_refusals():
     results = [*published("AEIC-ME", "CLIC"), *published("AEIC-SE", "CLIC")]
     reference, *tests = group(results)
-    rows = bd_rates(reference, tests, common_metrics(results), min_overlap=0.7)
+    rows = Study().rates(reference, tests, common_metrics(results), min_overlap=0.7)
     table = markdown_table(rows)
     assert [row.metric for row in rows] == ["lpips_alex", "dists", "fid"]
     assert "| AEIC-SE | AEIC-ME | lpips_alex | -10.39 % | - | 88% |" in table
@@ -368,7 +368,7 @@ def test_interpolators_that_contradict_each_other_refuse_or_flag():
     with pytest.raises(UserError) as refused:
         bd_rate(reference, test, "psnr", resamples=0)
     assert said in str(refused.value)
-    (row,) = bd_rates(group(reference)[0], group(test), ["psnr"], equal_bits=True, resamples=0)
+    (row,) = Study().rates(group(reference)[0], group(test), ["psnr"], equal_bits=True, resamples=0)
     assert "contradicts" in row.reason
     assert row.equal_bits is not None
     milder = curve(column(*others), column(22, 24.4, 26.5, 29.5))

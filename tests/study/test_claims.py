@@ -6,12 +6,11 @@ import pytest
 import yaml
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study import claims
 from aeic_lightning.study.bd_rate import BDQuality, BDRate
 from aeic_lightning.study.claims import MIN_IMAGES, MIN_SEEDS, Claim, Needs, answers, answers_by_set, markdown
-from aeic_lightning.study.curves import Curve, ImageSet
 from aeic_lightning.study.results import Result
 from aeic_lightning.study.runner import run_sweep
+from aeic_lightning.study.study import Curve, ImageSet, Study
 from aeic_lightning.study.sweep_file import read_sweep
 from aeic_lightning.study.sweep_report import check_claims
 
@@ -38,9 +37,9 @@ def FakeCurve(seeds=(0, 1, 2), **labels) -> Curve:
 def test_verdict(monkeypatch, percent, interval, verdict):
     rate = BDRate("none", "enc", "psnr", percent, interval, images=24, seeds=(3, 3), reason=None if percent else "why")
     asked = []
-    monkeypatch.setattr(claims, "bd_rates", lambda *_, **given: asked.append(given) or [rate])
+    monkeypatch.setattr(Study, "rates", lambda *_, **given: asked.append(given) or [rate])
     curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
-    (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves, resamples=7)
+    (answer,) = answers(Study(), [Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves, resamples=7)
     assert asked == [{"equal_bits": True, "resamples": 7}]
     assert answer.verdict == verdict
     assert ("24 images, 3 seeds" in answer.reason) == (interval is not None)
@@ -61,11 +60,11 @@ def test_verdict(monkeypatch, percent, interval, verdict):
 def test_a_claim_needs_images_and_seeds(monkeypatch, images, seeds, needs, verdict):
     """The side with fewer seeds decides; a curve without seeds, such as a shipped model, has none to count."""
     rate = BDRate("none", "enc", "psnr", -4.0, (-6.0, -1.0), images=images)
-    monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+    monkeypatch.setattr(Study, "rates", lambda *_, **__: [rate])
     test = FakeCurve(range(seeds), arm="enc")
     others = [FakeCurve(range(3), arm="none"), FakeCurve((), arm="none")]
     for reference in others if seeds else others[1:]:
-        (answer,) = answers([Claim("It", {"arm": "enc"}, {"arm": "none"})], [reference, test], needs=needs)
+        (answer,) = answers(Study(), [Claim("It", {"arm": "enc"}, {"arm": "none"})], [reference, test], needs=needs)
         assert answer.verdict == verdict
 
 
@@ -74,8 +73,8 @@ def test_a_sign_that_depends_on_the_interpolator_is_not_shown(monkeypatch):
 
     def verdict(akima: float) -> str:
         rate = BDRate("none", "enc", "psnr", -4.0, (-6.0, -1.0), images=24, by_interpolator={"akima": akima})
-        monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
-        (answer,) = answers([Claim("It", {"arm": "enc"}, {"arm": "none"})], curves)
+        monkeypatch.setattr(Study, "rates", lambda *_, **__: [rate])
+        (answer,) = answers(Study(), [Claim("It", {"arm": "enc"}, {"arm": "none"})], curves)
         return f"{answer.verdict}: {answer.reason}"
 
     assert verdict(-3.0).startswith("holds")
@@ -100,9 +99,9 @@ def test_verdict_at_equal_bits(monkeypatch, metric, difference, interval, verdic
     found = BDQuality(difference, interval, 0.8, 24, (3, 3))
     reason = "the curves share 40% of their range in psnr (1 to 2 and 2 to 3), less than asked for"
     rate = BDRate("none", "enc", metric, reason=reason, equal_bits=found)
-    monkeypatch.setattr(claims, "bd_rates", lambda *_, **__: [rate])
+    monkeypatch.setattr(Study, "rates", lambda *_, **__: [rate])
     curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
-    (answer,) = answers([Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, metric)], curves)
+    (answer,) = answers(Study(), [Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}, metric)], curves)
     assert answer.verdict == verdict
     assert figures in answer.reason
     assert answer.reason.endswith(" No BD-rate: the curves share 40% of their range in psnr.")
@@ -112,11 +111,13 @@ def test_a_claim_about_several_curves_or_none_is_not_answered():
     """And it says so on the page, beside those that are."""
     curves = [FakeCurve(arm="none", depth=1), FakeCurve(arm="none", depth=2), FakeCurve(arm="enc")]
     asked = [Claim("It saves bits", {"arm": "enc"}, {"arm": "none"}), Claim("It", {"arm": "dec"}, {"arm": "enc"})]
-    several, none = answers(asked, curves)
+    several, none = answers(Study(), asked, curves)
     assert (several.verdict, none.verdict) == ("not answered", "not answered")
     assert several.reason.startswith("2 curves have arm=none (")
     assert none.reason == "No curve has arm=dec."
-    sets = answers_by_set(asked, [ImageSet("cats", [], curves, []), ImageSet("dogs", [], curves, [])])
+    study = Study()
+    study.sets = [ImageSet("cats", [], curves, []), ImageSet("dogs", [], curves, [])]
+    sets = answers_by_set(study, asked)
     assert [title for title, _ in sets] == ["cats"]
     assert "- It: **not answered**. No curve has arm=dec." in markdown("Study", sets)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from aeic_lightning.study.curves import group, image_sets, matching
 from aeic_lightning.study.results import Result
+from aeic_lightning.study.study import group, image_sets, matching
 from tests.study.made_study import HOSTILE, made_study
 
 

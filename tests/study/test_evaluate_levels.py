@@ -8,8 +8,8 @@ from aeic_lightning import Codec
 from aeic_lightning.cli import main
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model
-from aeic_lightning.study.curves import group
 from aeic_lightning.study.results import read_results
+from aeic_lightning.study.study import group
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.claims import Answer, Claim, Needs, answers_by_set
-from aeic_lightning.study.curves import group, image_sets
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.report.records import config_differences
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
+from aeic_lightning.study.study import Study, group, image_sets
 from tests.study.made_study import HOSTILE, IMAGES, LAMBDAS, made_study, measure
 
 CLAIMS = [
@@ -79,7 +79,7 @@ def report(files):
     """The page of all of it."""
     out = files / "page.html"
     paths = [files / name for name in ("study.json", "anchors.json", "accuracy.json")]
-    answered = answers_by_set(CLAIMS, image_sets(read_results(paths)), resamples=20, needs=Needs(images=2))
+    answered = answers_by_set(Study.read(paths), CLAIMS, resamples=20, needs=Needs(images=2))
     write_report(paths, out, answered=answered, resamples=20, command=f"report {HOSTILE}")
     return out
 
@@ -424,7 +424,7 @@ def test_a_broken_picture_is_found_before_the_work(files, tmp_path, monkeypatch)
         raise AssertionError("no plot and no interval before the pictures are known to be readable")
 
     monkeypatch.setattr("aeic_lightning.study.report.plots.rate_curves", work)
-    monkeypatch.setattr("aeic_lightning.study.study.bd_rates", work)
+    monkeypatch.setattr("aeic_lightning.study.study.bd_rate", work)
     (files / "late.png").write_bytes(b"no picture")
     first, *rest = read_results([files / "study.json"])
     pictures = first.pictures | {list(first.pictures)[-1]: files / "late.png"}

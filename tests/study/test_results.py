@@ -11,16 +11,17 @@ import pytest
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.study.complexity import codec_costs
-from aeic_lightning.study.curves import check_same_images, group, group_apart
 from aeic_lightning.study.results import (
     FORMAT,
     Result,
+    check_same_images,
     read_result,
     read_results,
     summary_rows,
     write_results,
 )
 from aeic_lightning.study.run_description import run_labels
+from aeic_lightning.study.study import group, group_apart
 
 
 def image(name, **figures):

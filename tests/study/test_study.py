@@ -3,7 +3,7 @@
 import pytest
 
 from aeic_lightning.study import study as module
-from aeic_lightning.study.bd_rate import bd_rates
+from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.claims import Claim, Needs, answers_by_set
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.study import Study
@@ -15,11 +15,11 @@ def computed(monkeypatch):
     """The comparisons that were computed, in order."""
     asked = []
 
-    def counted(reference, tests, metrics, **options):
-        asked.extend((reference.name, test.name, metric) for test in tests for metric in metrics)
-        return bd_rates(reference, tests, metrics, **options)
+    def counted(reference, test, metric, *, names, **options):
+        asked.append((*names, metric))
+        return bd_rate(reference, test, metric, names=names, **options)
 
-    monkeypatch.setattr(module, "bd_rates", counted)
+    monkeypatch.setattr(module, "bd_rate", counted)
     return asked
 
 
@@ -31,10 +31,10 @@ def test_tables_claims_and_page_share_their_bootstraps(computed, tmp_path):
     reference, *tests = images.curves
     rows = study.rates(reference, tests, ["psnr", "lpips_lite0"], equal_bits=True, resamples=20)
     assert len(computed) == 8
-    expected = bd_rates(reference, tests, ["psnr", "lpips_lite0"], equal_bits=True, resamples=20)
-    assert rows == expected
+    expected = bd_rate(reference.results, tests[1].results, "psnr", resamples=20, names=(reference.name, tests[1].name))
+    assert rows[2] == expected
     claim = Claim("It saves bits", {"depth": 1, "arm": "enc"}, {"role": "teacher"}, "psnr")
-    answers_by_set([claim], study.sets, 20, Needs(2, 2), study.rates)
+    answers_by_set(study, [claim], 20, Needs(2, 2))
     assert len(computed) == 8
     write_report(study.with_more(anchors), tmp_path / "r.html", resamples=20, max_images=0)
     new = computed[8:]

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
 def table(results: list) -> str:
     """One row a result, then what should be known of them."""
-    from aeic_lightning.study.bd_rate import common_metrics
+    from aeic_lightning.study.results import common_metrics
 
     metrics = ["bpp", *common_metrics(results)]
     lines = ["| anchor | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]

@@ -1,6 +1,7 @@
 """`bd-rate`: curves against a reference curve."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
@@ -46,13 +47,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         check_can_write(args.out)
     require("bd-rate", "bjontegaard")
 
-    from aeic_lightning.study.bd_rate import common_metrics, markdown_table, to_records
-    from aeic_lightning.study.results import write_json
-    from aeic_lightning.study.study import Study
+    from aeic_lightning.study.bd_rate import markdown_table
+    from aeic_lightning.study.results import common_metrics, write_json
+    from aeic_lightning.study.study import Study, group_apart
 
     sides = _results(args.reference), _results(args.test)
-    study = Study([*sides[0], *sides[1]])
-    references, tests = study.sides(*sides, args.by)
+    references, tests = group_apart(sides, args.by)
     if len(references) > 1:
         names = "; ".join(curve.name for curve in references)
         raise UserError(f"the reference holds {len(references)} curves ({names}); give one, or pool them with --by")
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if not metrics:
         raise UserError("the results have no metric in common; evaluate them with the same metrics")
     options = {"rates": args.rate, "min_overlap": args.min_overlap, "resamples": args.resamples}
-    rows = study.rates(references[0], tests, metrics, equal_bits=True, **options)
+    rows = Study().rates(references[0], tests, metrics, equal_bits=True, **options)
     print(align(markdown_table(rows)))
-    document = {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": to_records(rows)}
+    document = {"format": "aeic_lightning bd-rate 1", "settings": options, "rows": [asdict(row) for row in rows]}
     args.give(document)
     if args.out:
         write_json(args.out, document)

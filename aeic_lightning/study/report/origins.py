@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from aeic_lightning.metrics.table import find_metric
-from aeic_lightning.study.bd_rate import bd_rates
-from aeic_lightning.study.curves import image_sets
 from aeic_lightning.study.paper_points import DISTILLATION
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.records import tap_losses
 from aeic_lightning.study.report.sections import caption
 from aeic_lightning.study.results import Result, sample
+from aeic_lightning.study.study import Study, image_sets
 
 
 def taps(results: Sequence[Result], drawn: dict[str, Any]) -> dict[str, Any] | None:
@@ -53,7 +52,8 @@ def paper(published: Sequence[Result], drawn: dict[str, Any]) -> dict[str, Any] 
         rates = []
         for test, reference in (("AEIC-SE", "AEIC-ME"), ("AEIC-SE", "StableCodec"), ("AEIC-ME", "StableCodec")):
             if {test, reference} <= set(by_codec):
-                rows = bd_rates(by_codec[reference], [by_codec[test]], [m.name for m in images.metrics], resamples=0)
+                names = [m.name for m in images.metrics]
+                rows = Study().rates(by_codec[reference], [by_codec[test]], names, resamples=0)
                 found = [(m, row) for m, row in zip(images.metrics, rows, strict=True) if row.percent is not None]
                 rates.append({"test": test, "reference": reference, "rows": found})
         shown.append({"name": name, "plots": shown_plots, "rates": rates})

@@ -17,13 +17,12 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.claims import Answer
-from aeic_lightning.study.curves import matching
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences
 from aeic_lightning.study.report.sections import comparison, image_section
 from aeic_lightning.study.report.templates import templates
-from aeic_lightning.study.study import Study
+from aeic_lightning.study.study import Study, matching
 
 PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
 

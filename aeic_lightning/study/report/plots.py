@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.bd_rate import BDRate
-from aeic_lightning.study.curves import Curve
 from aeic_lightning.study.results import Result, sample
+from aeic_lightning.study.study import Curve
 
 # The first six are Okabe and Ito's, which readers with any colour vision tell apart; black is kept for references.
 COLOURS = (

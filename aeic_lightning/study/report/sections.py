@@ -5,12 +5,11 @@ from typing import Any
 
 from aeic_lightning.metrics.table import KINDS, Metric
 from aeic_lightning.study.comparison import result_rows
-from aeic_lightning.study.curves import Curve, ImageSet, default_reference, matching
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
 from aeic_lightning.study.report.records import Pictures
 from aeic_lightning.study.results import Result, sample
-from aeic_lightning.study.study import Study
+from aeic_lightning.study.study import Curve, ImageSet, Study, default_reference, matching
 
 
 def image_section(
