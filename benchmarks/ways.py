@@ -177,7 +177,10 @@ def studying(folder: Path) -> Callable[[], Any]:
         info = {key: {"backbone": None, "version": "1", "options": {}} for key in means}
         figures = {"step": 5, "images": rows, "metrics": means, "set_metrics": {}, "metric_info": info}
         (run.folder / "metrics_val.json").write_text(json.dumps(figures))
-        record = {"command": f"fit {run.name}", "git": None, "seed": int(seed), "versions": {"torch": "2"}}
+        costs = {"encoder_macs_per_pixel": {"g_a": 900.0, "encode": 1400.0}, "encoder_parameters": {"encode": 9}}
+        labels = {"role": "teacher", "arm": arm, "lambda": float(rate), "seed": int(seed)}
+        said = {"labels": labels, "costs": costs, "loss_saw": [], "settings": {}}  # as `fit` writes it at its start
+        record = {"command": f"fit {run.name}", "git": None, "seed": int(seed), "experiment": said}
         (run.folder / "run.json").write_text(json.dumps(record))
         (run.folder / "config.yaml").write_text(yaml.safe_dump(run.resolved()))
         (run.folder / RECORD).touch()
@@ -193,8 +196,12 @@ def main() -> int:
             run = make(Path(folder))
             way = run() if make is distilling else Followed(run)  # a step is followed inside of its run
         print(f"| {str(make.__doc__).rstrip('.')} | {len(way.files)} | {len(way.lines)} | {way.returns} |", flush=True)
-        if "-v" in sys.argv:
-            print(*(file.removeprefix(f"{ROOT}/") for file in way.files), sep="\n", file=sys.stderr)
+        if "-v" in sys.argv:  # each file with those that it calls; ! marks a return
+            known: set[str] = set(way.files[:1])
+            for caller, called_file in way.pairs:
+                mark = "!" if called_file in known else " "
+                known.add(called_file)
+                print(mark, *(file.removeprefix(f"{ROOT}/") for file in (caller, called_file)), file=sys.stderr)
     return 0
 
 

@@ -31,7 +31,7 @@ from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.models.decoder.config import PretrainedConfig
 from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import save
-from aeic_lightning.study.run_description import experiment_settings
+from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig, TeacherSystem
 from datamodules import ImageFolder
 from datamodules.base import ImageDataModule

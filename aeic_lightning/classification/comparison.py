@@ -21,9 +21,9 @@ from aeic_lightning.metrics.pixels import bits_per_pixel, psnr
 from aeic_lightning.output import align
 from aeic_lightning.own_classes import find_class
 from aeic_lightning.provenance import command_line
-from aeic_lightning.study.comparison import markdown_table, mean_bytes
 from aeic_lightning.study.results import Result, check_same_images, read_result, summary_rows, write_results
 from aeic_lightning.study.study import Curve, Study
+from aeic_lightning.study.views import markdown_table, mean_bytes
 
 
 def compare_accuracy(folders: Sequence[Path], out: Path) -> list[Result]:

@@ -25,7 +25,7 @@ from typing import Any, cast
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import finite_or_null
-from aeic_lightning.study.labels import agree
+from aeic_lightning.study.results import agree
 from aeic_lightning.study.sweep_evaluation import validation_set
 from aeic_lightning.study.sweep_file import Halving, Run, Sweep
 

@@ -59,7 +59,7 @@ class Result:
         notes: what a reader of the metrics should know.
         folder: a run's folder.
         pictures: name of an image -> PNG of its reconstruction; see `original`.
-        settings: of a trained model: what tells its experiment from others (`run_description`); empty if not known.
+        settings: of a trained model: what tells its experiment from others (`study.experiment`); empty if not known.
     """
 
     name: str

@@ -44,7 +44,7 @@ def checked_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
     for run in sweep.runs:
         check_unchanged(run, settings[run.name])
     if sweep.report.get("claims"):
-        from aeic_lightning.study.sweep_report import check_claims
+        from aeic_lightning.study.views import check_claims
 
         check_claims(sweep, settings)
     return settings
@@ -78,7 +78,7 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
                 print(f"  {name}: {why.strip().splitlines()[-1] if why.strip() else 'it was killed'}")
             print("start the sweep again to fill the gaps")
             return 1
-        from aeic_lightning.study.sweep_report import finish
+        from aeic_lightning.study.views import finish
 
         finish(replace(sweep, runs=[run for run in sweep.runs if run.name not in rounds.out]))
     print(f"all {len(sweep.runs) - len(rounds.out)} runs done in {time.monotonic() - began:.0f} s")
@@ -88,7 +88,8 @@ def run_sweep(sweep: Sweep, dry_run: bool = False) -> int:
 
 def _check_runs(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
     """Raise UserError for a run that its `fit` would refuse after hours of the others."""
-    if any((config.get("model") or {}).get("class_path") for config in settings.values()):  # torch takes seconds
+    missing = [settings[run.name].get("model") or {} for run in sweep.runs if not run.done]
+    if any(model.get("class_path") for model in missing):  # torch takes seconds
         from aeic_lightning.study.binding import bind_runs
 
         bind_runs(sweep.runs, settings)

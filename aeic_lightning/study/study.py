@@ -210,7 +210,7 @@ def _sizes(images: frozenset[tuple]) -> str:
 def group(results: Sequence[Result], by: Sequence[str] | None = None) -> list[Curve]:
     """Curves: results whose labels agree but for the rate setting and the seed, and whose runs had the same settings.
 
-    Runs of the same labels and other settings (`run_description`) are not seeds of one experiment: they become curves
+    Runs of the same labels and other settings (`study.experiment`) are not seeds of one experiment: they become curves
     of their own, which have what differs among their labels. Where labels and settings do not tell two results apart,
     runs called NAME_q1, NAME_q2 ... make one curve, and all others one each. In the order of tables and plots.
 

@@ -45,7 +45,7 @@ alone is the axis's value with its type; `{axis}` inside a longer text is the va
 table of BD-rates (bd_rate.json and .md), and index.html, which also shows the result `files`. Each entry of `against`
 compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
 labels `within`. With `evaluate`, the metrics are not those of the runs' last validation: each run's checkpoint is
-evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`). `claims` are what the page
+evaluated at several rate levels, on sets of images of its own (`study.views`). `claims` are what the page
 answers first, and answer.md (`study.claims`): each is about two curves, and one that matches none or several stops the
 sweep before its first run. With `optional_claims: true`, claims about runs that are not there are left unanswered. A
 claim is decided with `min_images` and `min_seeds` or more. `max_images` is how many images of a set the page shows, 6
@@ -80,7 +80,7 @@ RECORD = "finished"  # file in a run folder that says the run is complete
 SETTINGS = "sweep.json"  # file in a run folder with the resolved config that the sweep started it with
 LOG = "log.txt"  # file in a run folder with all that the run has said
 COMPARISONS = {
-    "quality": "aeic_lightning.study.comparison.compare_runs",
+    "quality": "aeic_lightning.study.views.compare_runs",
     "accuracy": "aeic_lightning.classification.comparison.compare_accuracy",
 }
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""

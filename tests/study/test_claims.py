@@ -12,7 +12,7 @@ from aeic_lightning.study.results import Result
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.study import Curve, ImageSet, Study
 from aeic_lightning.study.sweep_file import read_sweep
-from aeic_lightning.study.sweep_report import check_claims
+from aeic_lightning.study.views import check_claims
 
 SWEEPS = Path(__file__).parents[2] / "experiments/sweeps"
 

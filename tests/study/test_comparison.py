@@ -12,9 +12,9 @@ from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import random_model, save
-from aeic_lightning.study.comparison import compare_runs
 from aeic_lightning.study.complexity import codec_costs
 from aeic_lightning.study.results import read_results
+from aeic_lightning.study.views import compare_runs
 
 
 def test_the_table_holds_what_the_runs_measured(make_run, tmp_path, codec_config, decoder_config, capfd):

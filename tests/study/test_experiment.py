@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from aeic_lightning.config.run_record import _data_files
+from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.study.results import Result, read_results, write_results
-from aeic_lightning.study.run_description import experiment_settings
 from aeic_lightning.study.runner import sources_of
 from aeic_lightning.study.study import differing, group
 from aeic_lightning.study.sweep_file import Run

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Write and print the comparison."""
     refuse_extra(extra)
     check_can_write(args.out, folder=True)
-    from aeic_lightning.study.comparison import compare_runs
+    from aeic_lightning.study.views import compare_runs
 
     compare_runs(args.runs, args.out, args.with_paper, args.bpp)
     give_file(args, args.out / "comparison.json")

@@ -18,10 +18,10 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.claims import Answer
 from aeic_lightning.study.paper_points import published as paper_points
-from aeic_lightning.study.report import origins
 from aeic_lightning.study.report.records import Pictures, config_differences
-from aeic_lightning.study.report.sections import comparison, image_section
+from aeic_lightning.study.report.sections import comparison, image_section, paper, taps
 from aeic_lightning.study.report.templates import templates
+from aeic_lightning.study.results import Result, sample
 from aeic_lightning.study.study import Study, matching
 
 PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
@@ -96,13 +96,13 @@ def write_report(
         "sections": sections,
         "claims": _claims(answered, sections),
         "first_plot": first,
-        "taps": origins.taps(results, drawn),
-        "paper": origins.paper(published, drawn),
+        "taps": taps(results, drawn),
+        "paper": paper(published, drawn),
         "keys": keys,
         "configs": configs,
-        "results": [origins.origin(r) for r in results],
-        "metrics": origins.metric_rows(results),
-        "counts": origins.counts(results),
+        "results": [_origin(r) for r in results],
+        "metrics": _metric_rows(results),
+        "counts": _counts(results),
         "comparisons": {s["key"]: s["compare"]["images"] for s in sections if s["compare"]},
         "uris": uris,
         "pictures_described": pictures.described,
@@ -140,6 +140,68 @@ def _claims(answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence
     says = dict.fromkeys(said for _, found in by_letter for said in found)
     rows = [(said, [(letter, found.get(said)) for letter, found in by_letter]) for said in says]
     return {"sets": [(letters[title], title) for title, _ in answered], "rows": rows}
+
+
+def _origin(result: Result) -> dict[str, Any]:
+    own = result.user_repository or {}
+    return {
+        "name": result.name,
+        "kind": result.kind,
+        "labels": ", ".join(f"{k} {v}" for k, v in result.labels.items()),
+        "step": result.step,
+        "images": len(result.images),
+        "commit": _commit(result.git or {}),
+        "repository": f"{own['name']} {_commit(own)}" if own.get("name") else "",
+        "command": result.command,
+        "versions": ", ".join(f"{k} {v}" for k, v in result.versions.items()),
+        "notes": " ".join(result.notes),
+    }
+
+
+def _metric_rows(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Backbone, versions, options and sample of every metric, one row for each way in which it was taken."""
+    rows: dict[tuple, dict[str, str]] = {}
+    for result in results:
+        if result.kind == "published":
+            continue
+        for name in (*result.metrics, *result.set_metrics):
+            info = result.metric_info.get(name, {})
+            version, options = info.get("version") or {}, info.get("options") or {}
+            row = {
+                "name": name,
+                "backbone": str(info.get("backbone") or "-"),
+                "version": ", ".join(f"{k} {v}" for k, v in version.items())
+                if isinstance(version, dict)
+                else str(version),
+                "options": ", ".join(f"{k} {v}" for k, v in options.items() if v is not None) or "-",
+                "sample": sample(result, name),
+            }
+            rows.setdefault(tuple(row.values()), row)
+    return sorted(rows.values(), key=lambda row: row["name"])
+
+
+def _counts(results: Sequence[Result]) -> dict[str, Any]:
+    runs = [r for r in results if r.kind in ("run", "checkpoint")]
+    seeds = sorted({str(r.labels["seed"]) for r in runs if "seed" in r.labels})
+    own = [r for r in results if r.kind != "published"]
+    return {
+        "results": len(own),
+        "models": len({_model(r) for r in runs}),
+        "anchors": sum(r.kind == "anchor" for r in results),
+        "seeds": seeds,
+        "measured": sum(r.value("bpp") is not None for r in own),
+        "estimated": sum(r.value("bpp") is None and r.value("bpp_estimate") is not None for r in own),
+    }
+
+
+def _model(result: Result) -> str:
+    """The name of what was measured, without the rate that `evaluate` adds to it."""
+    at_rate = result.kind == "checkpoint" and ("level" in result.labels or "target" in result.labels)
+    return result.name.rsplit(" at ", 1)[0] if at_rate else result.name
+
+
+def _commit(git: dict[str, Any]) -> str:
+    return (git.get("commit") or "")[:10] + (" + changes" if git.get("changed") else "")
 
 
 def render(context: dict[str, Any]) -> str:

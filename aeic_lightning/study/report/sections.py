@@ -1,15 +1,15 @@
-"""The part of the page that is about one set of images: curves, BD-rates, encoder cost, numbers and pictures."""
+"""The parts of the page that have plots: one for each set of images, distillation by tap, and published curves."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from aeic_lightning.metrics.table import KINDS, Metric
-from aeic_lightning.study.comparison import result_rows
+from aeic_lightning.metrics.table import KINDS, Metric, find_metric
+from aeic_lightning.study.paper_points import DISTILLATION
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
-from aeic_lightning.study.report.records import Pictures
+from aeic_lightning.study.report.records import Pictures, tap_losses
 from aeic_lightning.study.results import Result, sample
-from aeic_lightning.study.study import Curve, ImageSet, Study, default_reference, matching
+from aeic_lightning.study.study import Curve, ImageSet, Study, default_reference, image_sets, matching
 
 
 def image_section(
@@ -46,7 +46,7 @@ def image_section(
         "no_rate": [c.name for c in curves if c.rate is None],
         "bd": rates,
         "cost": _costs(key, images, curves, looks, rates, drawn),
-        "table": result_rows(curves),
+        "table": [{"curve": curve, "result": result} for curve in curves for result in curve.results],
         "columns": images.metrics,
         "not_measured": _not_measured(images.results),
         "compare": compare,
@@ -221,3 +221,60 @@ def _of_image(result: Result, name: str, metrics: Sequence[Metric]) -> str:
     said = [f"{row[rate]:.4f} {rate}" for rate in ("bpp", "bpp_estimate") if row.get(rate) is not None]
     said += [f"{m.name} {m.text(row[m.name])}" for m in metrics if row.get(m.name) is not None]
     return " · ".join(said)
+
+
+# ---------------------------------------------------------------------- of all results
+
+
+def taps(results: Sequence[Result], drawn: dict[str, Any]) -> dict[str, Any] | None:
+    """Loss of each tap: a view a run with all its taps, and a view a tap with all runs."""
+    runs = {r.name: losses for r in results if r.folder and (losses := tap_losses(r.folder))}
+    if not runs:
+        return None
+    sides = [side for side in ("encoder", "decoder") if any(side in losses for losses in runs.values())]
+    views: dict[str, dict[str, Any]] = {side: {} for side in sides}
+    for side in sides:
+        every_tap = dict.fromkeys(tap for losses in runs.values() for tap in losses.get(side, {}))
+        for run, losses in runs.items():
+            views[side][f"run {run}"] = plots.taps(losses.get(side, {}), side)
+        for tap in every_tap:
+            lines = {run: losses[side][tap] for run, losses in runs.items() if tap in losses.get(side, {})}
+            views[side][f"tap {tap}"] = plots.taps(lines, side)
+    for side in sides:
+        drawn[f"taps-{side}"] = {"variants": views[side]}
+    names = list(dict.fromkeys(name for side in sides for name in views[side]))
+    return {"plots": [(side, f"taps-{side}") for side in sides], "variants": names}
+
+
+def paper(published: Sequence[Result], drawn: dict[str, Any]) -> dict[str, Any] | None:
+    """The publication's curves, on plots of their own: other images, other backbones."""
+    if not published:
+        return None
+    data: dict[str, list[Result]] = {}
+    for result in published:
+        data.setdefault(str(result.labels.get("dataset", "published")), []).append(result)
+    shown = []
+    for number, (name, members) in enumerate(data.items()):
+        (images,) = image_sets(members)
+        looks = plots.styles(images.curves)
+        shown_plots = []
+        for metric in images.metrics:
+            key = f"paper{number}-{metric.name}"
+            drawn[key] = plots.with_legend(plots.rate_curves(images.curves, metric, looks), rows=1)
+            shown_plots.append({"id": key, "metric": metric, "caption": caption(images.curves, metric)})
+        by_codec = {c.labels.get("codec"): c for c in images.curves}
+        rates = []
+        for test, reference in (("AEIC-SE", "AEIC-ME"), ("AEIC-SE", "StableCodec"), ("AEIC-ME", "StableCodec")):
+            if {test, reference} <= set(by_codec):
+                names = [m.name for m in images.metrics]
+                rows = Study().rates(by_codec[reference], [by_codec[test]], names, resamples=0)
+                found = [(m, row) for m, row in zip(images.metrics, rows, strict=True) if row.percent is not None]
+                rates.append({"test": test, "reference": reference, "rows": found})
+        shown.append({"name": name, "plots": shown_plots, "rates": rates})
+    return {
+        "data": shown,
+        "notes": list(dict.fromkeys(note for r in published for note in r.notes)),
+        "ablation": [
+            (arm, [(find_metric(name), value) for name, value in row.items()]) for arm, row in DISTILLATION.items()
+        ],
+    }

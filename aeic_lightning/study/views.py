@@ -1,29 +1,52 @@
-"""Runs side by side: a table, the same as JSON, and a picture. The rows are those of the report's table of numbers."""
+"""Views of a study as files: runs side by side, and what a sweep makes of its finished runs."""
 
 import io
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from aeic_lightning.checkpoints.weights import WEIGHTS
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate, write_whole
+from aeic_lightning.metrics.own import read_metrics
+from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.output import align
+from aeic_lightning.provenance import command_line
 from aeic_lightning.study.bd_rate import MIN_POINTS
 from aeic_lightning.study.bd_rate import markdown_table as rates_table
+from aeic_lightning.study.claims import (
+    MIN_IMAGES,
+    MIN_SEEDS,
+    Answer,
+    Needs,
+    answers_by_set,
+    markdown,
+    read_claims,
+    unanswerable,
+)
 from aeic_lightning.study.results import (
     RATES,
     Result,
+    agree,
     check_same_images,
     common_metrics,
     metrics_of,
     read_result,
+    read_results,
+    write_json,
     write_results,
 )
-from aeic_lightning.study.study import Curve, Study, default_reference
+from aeic_lightning.study.study import Curve, Study, default_reference, group
+from aeic_lightning.study.sweep_file import COMPARISONS, Run, Sweep, labelled
+
+# ---------------------------------------------------------------------- runs side by side
 
 EQUAL_BPP = 0.06
 """Bits per pixel of a comparison with models, where no rate is given."""
@@ -100,27 +123,13 @@ def at_equal_rates(paths: Sequence[str | Path], models: Sequence[str | Path], ou
     return results
 
 
-@dataclass(frozen=True)
-class Row:
-    """One result and the curve that it is on."""
-
-    curve: Curve
-    result: Result
-
-
-def result_rows(curves: Sequence[Curve]) -> list[Row]:
-    """One row a result, curve by curve, by rising rate."""
-    return [Row(curve, result) for curve in curves for result in curve.results]
-
-
 def markdown_table(curves: Sequence[Curve], labels: Sequence[str] = ()) -> str:
     """One row a result: its curve, `labels` that are to be shown, rates, metrics, and costs where they are known.
 
     Metric names say their backbone; bpp is bytes of files, bpp_estimate a likelihood. A value that is not finite, or
     was not measured, is a dash.
     """
-    rows = result_rows(curves)
-    results = [row.result for row in rows]
+    results = [result for curve in curves for result in curve.results]
     metrics = metrics_of(results)
     rates = [rate for rate in RATES if any(r.value(rate) is not None for r in results)]
     files = any(mean_bytes(r) is not None for r in results)
@@ -128,9 +137,8 @@ def markdown_table(curves: Sequence[Curve], labels: Sequence[str] = ()) -> str:
     head = ["run", "curve", *labels, *(["bytes a file"] if files else []), *rates, *(m.name for m in metrics)]
     head += ["g_a MACs/px", "encode MACs/px", "encode params"] if costs else []
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        result = row.result
-        cells = [result.name, row.curve.name, *(str(result.labels.get(label, "-")) for label in labels)]
+    for name, result in ((curve.name, result) for curve in curves for result in curve.results):
+        cells = [result.name, name, *(str(result.labels.get(label, "-")) for label in labels)]
         cells += [_cell(mean_bytes(result), ".1f")] if files else []
         cells += [_cell(result.value(rate), ".4f") for rate in rates]
         values = [result.value(m.name) for m in metrics]
@@ -194,3 +202,126 @@ def draw(rows: list[Result], max_images: int = 3) -> Image.Image:
 
 def _rate(image: dict) -> str:
     return f"{image['bpp']:.3f} bpp" if "bpp" in image else f"{image['bpp_estimate']:.3f} bpp est."
+
+
+# ---------------------------------------------------------------------- a sweep's finished runs
+
+RESAMPLES = 1000  # of every bootstrap
+
+
+def finish(sweep: Sweep) -> None:
+    """Write what the sweep file asks for under `report` and `compare`."""
+    if sweep.report:
+        _report(sweep)
+    if names := sweep.compare.get("runs"):
+        _compare(sweep, names)
+
+
+@contextmanager
+def _threads_of(runs: Sequence[Run]) -> Iterator[None]:
+    """As many threads as a run has, for models that are run here."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(run.threads for run in runs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError for a claim of the report that will match no curve, or several: before anything is trained.
+
+    Claims about runs that are not in this sweep are passed over with `optional_claims`; the page says so.
+
+    Args:
+        sweep: the sweep.
+        settings: the resolved config of each run, by name.
+    """
+    from aeic_lightning.study.experiment import experiment_settings
+    from aeic_lightning.study.run_description import run_labels
+
+    wanted = sweep.report.get("evaluate") or {}
+    expected = []
+    for config in settings.values():
+        callbacks = (config.get("trainer") or {}).get("callbacks")
+        for callback in callbacks if isinstance(callbacks, list) else []:
+            read_metrics((callback.get("init_args") or {}).get("metrics") if _measures(callback) else None)
+    for run in labelled(sweep.runs, sweep.report.get("select") or {}):
+        config = settings[run.name]
+        labels = run_labels(config, config.get("seed_everything"))
+        expected.append(Result(run.name, "run", labels, {}, settings=experiment_settings(config)))
+    expected += [Result(model, "checkpoint", wanted.get("labels") or {}, {}) for model in wanted.get("models") or []]
+    curves = group(expected)
+    for claim in read_claims(sweep.report.get("claims")):
+        if find_metric(claim.metric) is None:
+            raise UserError(f"report: claims: there is no metric {claim.metric!r}")
+        why = unanswerable(claim, curves)
+        if why and not (sweep.report.get("optional_claims") and why.startswith("no curve")):
+            raise UserError(
+                f'report: claims: "{claim.says}": {why}; correct the claim or the runs, or say optional_claims: true '
+                "for claims about arms that are left out"
+            )
+
+
+def _measures(callback: Any) -> bool:
+    return isinstance(callback, dict) and str(callback.get("class_path")).endswith("QualityMetrics")
+
+
+def _compare(sweep: Sweep, names: Sequence[str]) -> None:
+    models = sweep.compare.get("models") or []
+    by, out = sweep.compare.get("by", "quality"), Path(sweep.compare.get("out") or sweep.root)
+    module, function = COMPARISONS[by].rsplit(".", 1)
+    given = {"bpp": sweep.compare["bpp"]} if "bpp" in sweep.compare else {}
+    measured = by == "quality" and not models and not given
+    with nullcontext() if measured else _threads_of(sweep.runs):
+        getattr(import_module(module), function)([*models, *(sweep.root / name for name in names)], out, **given)
+
+
+def _report(sweep: Sweep) -> None:
+    from aeic_lightning.study.report.page import write_report
+
+    wanted, out = sweep.report, Path(sweep.report["out"])
+    select = wanted.get("select") or {}
+    runs = labelled(sweep.runs, select)
+    paths = [run.folder for run in runs]
+    if wanted.get("evaluate"):
+        from aeic_lightning.study.sweep_evaluation import evaluated
+
+        with _threads_of(sweep.runs):
+            paths = evaluated(runs, wanted["evaluate"], out)
+    results = read_results(paths)
+    write_results(out / "results.json", results)
+    study = Study(results)
+    rows = []
+    for entry, curves in itertools.product(wanted["against"], [s.curves for s in study.sets]):
+        for reference in (c for c in curves if agree(c.labels, entry["reference"])):
+            within = {label: reference.labels.get(label) for label in entry.get("within") or []}
+            tests = [c for c in curves if c is not reference and agree(c.labels, within)]
+            metrics = wanted.get("metrics") or common_metrics(results)
+            rows += study.rates(reference, tests, metrics, equal_bits=True, resamples=RESAMPLES)
+    write_json(out / "bd_rate.json", {"format": "aeic_lightning bd-rate 1", "rows": [asdict(row) for row in rows]})
+    write_whole(out / "bd_rate.md", rates_table(rows) + "\n")
+    print(align(rates_table(rows)))
+    words = [",".join(f"{label}={value}" for label, value in e["reference"].items()) for e in wanted["against"]]
+    answered = _answer(study, wanted, out / "answer.md") if wanted.get("claims") else []
+    said = write_report(
+        study.with_more(read_results(wanted.get("files") or [])), out / "index.html", words,
+        title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
+        max_images=wanted.get("max_images", 6), resamples=RESAMPLES,
+    )  # fmt: skip
+    print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
+
+
+def _answer(study: Study, wanted: dict[str, Any], out: Path) -> list[tuple[str, list[Answer]]]:
+    """What each set of images says of the report's claims, written to `out`; those that do not hold are printed."""
+    needs = Needs(wanted.get("min_images", MIN_IMAGES), wanted.get("min_seeds", MIN_SEEDS))
+    answered = answers_by_set(study, read_claims(wanted["claims"]), RESAMPLES, needs)
+    for images, found in answered:
+        for answer in found:
+            if answer.verdict.startswith("not "):
+                print(f'{answer.verdict}, on {images}: "{answer.claim.says}". {answer.reason}')
+    if answered:
+        write_whole(out, markdown(wanted.get("title", "Answer"), answered))
+    return answered
