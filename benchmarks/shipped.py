@@ -155,8 +155,10 @@ def measurement(backbones: Sequence[Any]) -> Measurement:
         lpips=backbones,
         dists=[name for name in backbones if name != "alex"],
         same_class=True,
-        ssimulacra2=True,
-        metrics=[{"class_path": "aeic_lightning.metrics.text.TextLegibility", "higher": True, "digits": 2}],
+        metrics=[
+            {"class_path": "aeic_lightning.metrics.ssimulacra2.SSIMULACRA2", "higher": True},
+            {"class_path": "aeic_lightning.metrics.text.TextLegibility", "higher": True, "digits": 2},
+        ],
     )
     return Measurement(quality, [PatchDistances("lite2", min_patches=MIN_PATCHES, min_images=MIN_IMAGES)])
 

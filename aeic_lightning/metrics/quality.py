@@ -15,10 +15,9 @@ from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics.agreement import ClassAgreement
 from aeic_lightning.metrics.dists import DISTS
 from aeic_lightning.metrics.lpips import LPIPS
-from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.metrics.patches import network_digest
 from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
-from aeic_lightning.metrics.ssimulacra2 import SSIMULACRA2
+from aeic_lightning.metrics.table import read_metrics
 from aeic_lightning.torch_settings import own_random_state
 
 DESCRIBED = ("bytes", "bits_estimate")
@@ -35,8 +34,7 @@ class ImageQuality:
         lpips: backbones of LPIPS; each gives a metric of its own.
         dists: the same for DISTS (which has no "alex").
         same_class: whether the class of the held-out classifier is compared (`ClassAgreement`).
-        ssimulacra2: whether to compute SSIMULACRA2; it needs the package of that name.
-        metrics: metrics of the user's own, as {class_path, higher, init_args, ...} (`metrics.own`).
+        metrics: metrics of the user's own, as {class_path, higher, init_args, ...} (`metrics.table.read_metrics`).
 
     Raises UserError for a backbone whose weights, and for a metric whose package, are missing.
     """
@@ -47,12 +45,10 @@ class ImageQuality:
         lpips: Sequence[Any] = ("lite0",),
         dists: Sequence[Any] = ("lite0",),
         same_class: bool = False,
-        ssimulacra2: bool = False,
         metrics: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.ms_ssim = ms_ssim
         self.own = read_metrics(metrics)
-        self.ssimulacra2 = SSIMULACRA2() if ssimulacra2 else None
         # Building a network may draw initial weights, even when a file then overwrites them.
         with own_random_state():
             built: list[tuple[Any, str]] = [(LPIPS(b), b) for b in lpips] + [(DISTS(b), b) for b in dists]
@@ -95,8 +91,6 @@ class ImageQuality:
         row["psnr"] = psnr(x8_hat, x8).item()
         if self.ms_ssim and ms_ssim_fits(height, width):
             row["ms_ssim"] = ms_ssim(x8_hat, x8).item()
-        if self.ssimulacra2:
-            row["ssimulacra2"] = self.ssimulacra2(x_hat, x)
         original, reconstruction = from_uint8(x8), from_uint8(x8_hat)
         for network in self.networks:
             row[network.name] = network(reconstruction, original).item()
@@ -124,12 +118,6 @@ class ImageQuality:
                 "version": f"torchmetrics {version('torchmetrics')}",
                 "options": {"scales": 5, "window": 11, "peak": 255, "smallest_side": MS_SSIM_SMALLEST_SIDE},
             }
-        if self.ssimulacra2:
-            info["ssimulacra2"] = {
-                "backbone": None,
-                "version": f"ssimulacra2 {version('ssimulacra2')}",
-                "options": {"range": "sRGB, 8 bits"},
-            }
         for network in self.networks:
             # Channel weights of the standard metrics come from these packages.
             source = {"alex": "lpips", "vgg": "lpips" if isinstance(network, LPIPS) else "torchmetrics"}
@@ -141,4 +129,5 @@ class ImageQuality:
                 "version": f"{package} {version(package)}" if package else ours,
                 "options": {"range": "[-1, 1]"},
             }
-        return info | {own.metric.name: own.info for own in self.own}
+        known = {name: getattr(function, "info", {}) for name, function in self.own_built.items()}
+        return info | {own.metric.name: own.info | known[own.metric.name] for own in self.own}

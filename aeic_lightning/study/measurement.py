@@ -136,12 +136,11 @@ def measurement(
     min_patches: int = 400,
     min_images: int = 50,
     ms_ssim: bool = True,
-    ssimulacra2: bool = False,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> Measurement:
     """PSNR, MS-SSIM, and all metrics of these backbones: lite0 (LPIPS, DISTS, FID, KID), lite2 (LPIPS, DISTS, FID, KID,
-    agreement of classes), alex (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID), hed (LPIPS, DISTS); and SSIMULACRA2
-    if it is asked for, and the user's own `metrics` (`metrics.own`).
+    agreement of classes), alex (LPIPS), vgg (LPIPS, DISTS), inception (FID, KID), hed (LPIPS, DISTS); and `metrics` by
+    class path (`metrics.table.read_metrics`).
 
     By default every backbone but hed whose weights are available; a note lists the others. Raises UserError for a
     backbone that was asked for and is missing.
@@ -156,7 +155,6 @@ def measurement(
         lpips=[name for name in chosen if name != "inception"],
         dists=[name for name in chosen if name in ("lite0", "lite2", "vgg", "hed")],
         same_class="lite2" in chosen,
-        ssimulacra2=ssimulacra2,
         metrics=metrics,
     )
     with_patches: list[Any] = [b for b in chosen if b in ("lite0", "lite2", "inception")]

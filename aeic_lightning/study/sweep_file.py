@@ -45,7 +45,7 @@ alone is the axis's value with its type; `{axis}` inside a longer text is the va
 table of BD-rates (bd_rate.json and .md), and index.html, which also shows the result `files`. Each entry of `against`
 compares all other curves with the curves that have the labels of `reference`, or only those that agree with it in the
 labels `within`. With `evaluate`, the metrics are not those of the runs' last validation: each run's checkpoint is
-evaluated at several rate levels, on sets of images of its own (`study.views`). `claims` are what the page
+evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`). `claims` are what the page
 answers first, and answer.md (`study.claims`): each is about two curves, and one that matches none or several stops the
 sweep before its first run. With `optional_claims: true`, claims about runs that are not there are left unanswered. A
 claim is decided with `min_images` and `min_seeds` or more. `max_images` is how many images of a set the page shows, 6
@@ -69,7 +69,7 @@ from aeic_lightning.config.experiment_files import find_experiment, locate
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import require_images, require_model
-from aeic_lightning.metrics.own import read_metrics
+from aeic_lightning.metrics.table import read_metrics
 from aeic_lightning.run_folder import run_folder
 from aeic_lightning.study.results import OF_CONFIGS, agree
 

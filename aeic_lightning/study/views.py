@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw
 from aeic_lightning.checkpoints.weights import WEIGHTS
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate, write_whole
-from aeic_lightning.metrics.own import read_metrics
-from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.metrics.table import find_metric, read_metrics
 from aeic_lightning.output import align
 from aeic_lightning.provenance import command_line
 from aeic_lightning.study.bd_rate import MIN_POINTS

@@ -80,7 +80,8 @@ def test_missing_and_other_weights(tmp_path, monkeypatch, weights):
 
 
 def test_ssimulacra2_orders_qualities(tmp_path):
-    quality = ImageQuality(ms_ssim=False, lpips=[], dists=[], ssimulacra2=True)
+    ssimulacra2 = {"class_path": "aeic_lightning.metrics.ssimulacra2.SSIMULACRA2", "higher": True}
+    quality = ImageQuality(ms_ssim=False, lpips=[], dists=[], metrics=[ssimulacra2])
     image, scores = Image.fromarray(PHOTO.permute(1, 2, 0).numpy()), []
     for setting in (5, 30, 95):
         image.save(tmp_path / "a.jpg", quality=setting)

@@ -12,8 +12,8 @@ from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics import table
-from aeic_lightning.metrics.own import read_metrics
 from aeic_lightning.metrics.quality import ImageQuality
+from aeic_lightning.metrics.table import read_metrics
 from aeic_lightning.study.claims import Claim, Needs, answers_by_set
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.results import common_metrics, read_results, summary_rows, write_results
