@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study import runner, sweep_report
+from aeic_lightning.study import runner, views
 from aeic_lightning.study.executors import ClusterRun, LocalRun
 from aeic_lightning.study.halving import FILE, Rounds, expected_share, staying
 from aeic_lightning.study.results import Result, summary_rows, write_results
@@ -143,7 +143,7 @@ def sweep_with(monkeypatch):
         reported: list[str] = []
         monkeypatch.setattr(runner, "LocalExecutor", lambda _: fake)
         monkeypatch.setattr(runner, "POLL", 0)
-        monkeypatch.setattr(sweep_report, "finish", lambda sweep: reported.extend(run.name for run in sweep.runs))
+        monkeypatch.setattr(views, "finish", lambda sweep: reported.extend(run.name for run in sweep.runs))
         return runner.run_sweep(sweep), reported
 
     return run
