@@ -298,8 +298,8 @@ class RatePoints:
         """Rate and quality (points, resamples), means over the (resamples, seeds) and (resamples, images) drawn."""
 
         def means(values: np.ndarray) -> np.ndarray:
-            by_seed = values[:, :, images].mean(-1)
-            return np.take_along_axis(by_seed, seeds.T[:, None], axis=0).mean(0)
+            by_seed = values[:, :, images].sum(-1)  # sums first: equal counts of a share have equal means
+            return np.take_along_axis(by_seed, seeds.T[:, None], axis=0).sum(0) / (seeds.shape[1] * images.shape[1])
 
         return means(self.rate), means(self.quality)
 

@@ -221,6 +221,20 @@ def test_resamples_without_a_figure_are_counted():
     assert any("of 200 resamples have no figure" in note for note in row.notes)
 
 
+def test_equal_shares_are_equal_however_they_are_summed():
+    """Of yes and no over three images and seeds: two points with as many of either are equal, to the last bit."""
+    rng = np.random.default_rng(5)
+    rates, answers = column(0.01, 0.02, 0.05).repeat(3, 1), rng.integers(2, size=(3, 3, 3)).astype(float)
+    side = [r for seed in range(3) for r in curve(rates, answers[seed], metric="top1", seed=seed)]
+    _, _, note = interval(pair(side, side, "top1", None, ("a", "b")), module._percent, 100, seed=0)
+    rng, equal = np.random.default_rng(0), 0
+    for _ in range(100):
+        images, seeds = rng.integers(3, size=3), rng.integers(3, size=3)
+        equal += len(set(answers[seeds][..., images].sum((0, 2)))) < 3
+    assert 5 < equal < 100
+    assert note == f"no interval: {equal} of 100 resamples have no figure"
+
+
 def test_images_are_drawn_together():
     """Drawn apart, hard images would not cancel, and the interval of a constant factor would have a width."""
     (ra, qa), _ = noisy()
