@@ -76,6 +76,20 @@ def own_attribute(package: str, name: str) -> Any:
 # ---------------------------------------------------------------------- class paths
 
 
+MOVED = {
+    "aeic_lightning.models.encoders.star": "aeic_lightning.models.codec.transforms",
+    "aeic_lightning.models.encoders.micro": "aeic_lightning.models.integer",
+    "aeic_lightning.models.codec.micro": "aeic_lightning.models.integer",
+}
+"""Where the classes of earlier versions' modules are: configs and checkpoints name them."""
+
+
+def moved(path: str) -> str:
+    """The class path that one of an earlier version stands for today; others as they are."""
+    module, _, name = path.rpartition(".")
+    return f"{MOVED[module]}.{name}" if module in MOVED else path
+
+
 def find_class(path: str, where: str, base: type[Kind] = object) -> type[Kind]:
     """The class that a config names by its path; it is not called.
 
@@ -86,7 +100,7 @@ def find_class(path: str, where: str, base: type[Kind] = object) -> type[Kind]:
 
     Raises UserError for what cannot be imported, and for another kind of class.
     """
-    module, _, name = str(path).rpartition(".")
+    module, _, name = moved(str(path)).rpartition(".")
     if not module:
         raise UserError(f"{where}: {path} names no module; write the whole path, as in my_package.{path}")
     try:

@@ -27,7 +27,7 @@ from aeic_lightning.metrics.lpips import LPIPS
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
-from aeic_lightning.models.frozen import networks_in_bfloat16
+from aeic_lightning.models.layers import networks_in_bfloat16
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.timing import compare
 from datamodules.sample_photos import TRAIN, VAL

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.encoders.build import build_encoder
+from aeic_lightning.models.parts import build_encoder
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.study.results import metrics_of, read_result

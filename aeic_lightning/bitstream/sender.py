@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from aeic_lightning.bitstream.rows import by_rows
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentCodec
-from aeic_lightning.models.encoders.build import find_reach
 from aeic_lightning.models.layers import Down, StarBlock
+from aeic_lightning.models.parts import find_reach
 from aeic_lightning.timing import bfloat16_is_quicker
 
 CHUNK = 1 << 20  # values at a time in the widest pointwise layer

@@ -16,8 +16,7 @@ import torch
 from aeic_lightning.bitstream.wire import MEDIAN_STEPS, PRECISION, Table
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentGrid
-from aeic_lightning.models.codec.context import QUADTREE, Pattern
-from aeic_lightning.models.codec.entropy import SCALE_FLOOR, FactorizedPrior, GaussianConditional
+from aeic_lightning.models.codec.context import QUADTREE, SCALE_FLOOR, FactorizedPrior, GaussianConditional, Pattern
 
 LEVELS = 64
 LARGEST_SCALE = 256.0

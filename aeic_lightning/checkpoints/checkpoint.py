@@ -25,13 +25,10 @@ from aeic_lightning.files import locate, missing
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.codec.context import FactorizedPrior
 from aeic_lightning.models.codec.latent_codec import LATENT_STRIDE
 from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder, PretrainedConfig
-from aeic_lightning.models.decoder.stored import StoredDecoder
-from aeic_lightning.models.encoders.stored import StoredEncoder
-from aeic_lightning.models.parts import part_class
-from aeic_lightning.models.stored import Stored
+from aeic_lightning.models.parts import Stored, StoredDecoder, StoredEncoder, part_class
 from aeic_lightning.torch_settings import own_settings
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
     x -> g_a -> y -> h_a -> z,  h_s(z_hat) -> scales and means of y
 
 The encoder stands where a vision transformer has its patchify stem, so y is what the transformer reads as tokens
-(Bai et al., AAAI 2022). Entropy models are those of the latent codec (`aeic_lightning.models.codec.entropy`).
+(Bai et al., AAAI 2022). Entropy models are those of the latent codec (`aeic_lightning.models.codec.context`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aeic_lightning.models.codec import LatentGrid
-from aeic_lightning.models.codec.entropy import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
+from aeic_lightning.models.codec.context import FactorizedPrior, GaussianConditional, add_noise, bits, round_ste
 
 STRIDE = 16  # of y: four halvings, a vision transformer's patch
 KERNEL = 5

@@ -19,8 +19,8 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import reflect_pad
-from aeic_lightning.models.codec.entropy import FactorizedPrior
-from aeic_lightning.models.frozen import full_precision
+from aeic_lightning.models.codec.context import FactorizedPrior
+from aeic_lightning.models.layers import full_precision
 
 KEY = "classification"  # of the sizes in a checkpoint's model_config
 

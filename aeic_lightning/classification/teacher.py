@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from aeic_lightning.checkpoints.checkpoint import RATE_UPDATES, load_model, read_checkpoint
 from aeic_lightning.classification.model import ClassificationModel, Normalisation
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.frozen import Frozen, full_precision, read_state_dict
+from aeic_lightning.models.frozen import Frozen, read_state_dict
+from aeic_lightning.models.layers import full_precision
 
 
 class LogitsTeacher(Frozen):

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
-from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.codec.context import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
 from aeic_lightning.models.decoder.one_step import interpolated
-from aeic_lightning.models.decoder.stored import StoredDecoder
-from aeic_lightning.models.encoders.stored import StoredEncoder
-from aeic_lightning.models.frozen import full_precision, lowered, raised
-from aeic_lightning.models.stored import Stored
+from aeic_lightning.models.layers import full_precision, lowered, raised
+from aeic_lightning.models.parts import Stored, StoredDecoder, StoredEncoder
 from aeic_lightning.models.taps import Tap, hooked, own_taps
 
 

@@ -24,16 +24,8 @@ from torchmetrics.functional.image.dists import L2pooling
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, HUB_FILES, dinov3_file, find_weights, lite_file
-from aeic_lightning.models.frozen import (
-    Frozen,
-    Network,
-    first_line,
-    frozen_precision,
-    full_precision,
-    raised,
-    read_state_dict,
-)
-from aeic_lightning.models.layers import Depthwise, InFloat32
+from aeic_lightning.models.frozen import Frozen, Network, first_line, read_state_dict
+from aeic_lightning.models.layers import Depthwise, InFloat32, frozen_precision, full_precision, raised
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.codec.context import FactorizedPrior
 from aeic_lightning.models.taps import Tap
 
 

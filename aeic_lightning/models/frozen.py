@@ -1,9 +1,9 @@
 """Networks that are used but never trained, and the tensors of files: no library of networks is imported here."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -63,50 +63,6 @@ class Frozen(nn.Module, Generic[Network]):
         # `fn` may change the type as well as the device: follow only the device.
         self.net.to(fn(torch.empty(0)).device)
         return self
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off for the device of `x`: a metric must not depend on the trainer's precision."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
-
-
-_low = False
-
-
-@contextmanager
-def networks_in_bfloat16(low: bool = True) -> Iterator[None]:
-    """Context of a training step in which all networks but the entropy model compute in bfloat16 (`lowered`).
-
-    Depthwise convolutions stay in float32 on a processor, which is slower at them in bfloat16; likelihoods, rounding,
-    gains, losses, and the parameters themselves do everywhere.
-    """
-    global _low
-    before, _low = _low, low
-    try:
-        yield
-    finally:
-        _low = before
-
-
-def are_networks_in_bfloat16() -> bool:
-    return _low
-
-
-def lowered(x: Tensor) -> AbstractContextManager[Any]:
-    """Context of a network's pass: bfloat16 on the device of `x` in `networks_in_bfloat16`, else what it is without."""
-    return torch.autocast(x.device.type, torch.bfloat16) if _low and not x.is_meta else nullcontext()
-
-
-@contextmanager
-def frozen_precision(x: Tensor) -> Iterator[None]:
-    """Context of a frozen network's pass: bfloat16 in `networks_in_bfloat16`, else float32."""
-    with full_precision(x), lowered(x):
-        yield
-
-
-def raised(x: Tensor) -> Tensor:
-    """What comes out of `lowered`, for float32 to go on with."""
-    return x.float() if _low else x
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.backbone_files import hed_file
-from aeic_lightning.models.frozen import Frozen, first_line, full_precision
+from aeic_lightning.models.frozen import Frozen, first_line
+from aeic_lightning.models.layers import full_precision
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each block."""

@@ -11,6 +11,7 @@ rounding as if it were the identity (straight-through), and end where a value is
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -203,3 +204,96 @@ def integer_gain(y: Tensor, log_gain: Tensor, level: Tensor) -> Tensor:
     gain = mantissa.double() * powers[octave + MOST_OCTAVES] * (Y_STEPS / 2**GAIN_BITS)
     scaled = (y.detach().double() * gain[:, :, None, None] + 0.5).floor().clamp(-LARGEST_Y, LARGEST_Y)
     return (scaled / Y_STEPS).float()
+
+
+# ---------------------------------------------------------------------- parts; `export --c` writes them as C
+
+STEM = 4  # pixels a side that the first layer of `MicroEncoder` takes at once
+
+
+class MicroEncoder(IntegerNetwork):
+    """g_a: 8-bit image (B, 3, H, W) in [-1, 1] -> y (B, channels, H/s, W/s), s = 2 ** (len(widths) + 1).
+
+    A 1x1 convolution of 4x4 pixels, then at each further stage one of 2x2 positions; after each of them one residual
+    block.
+
+    Args:
+        widths: channels of each stage, the first at stride 4.
+        hidden: channels inside each stage's block; 0 for none.
+        kernels: of each block's depthwise convolution.
+        channels: M, of y.
+        integer: False for the same network in floating point, the control of what integers cost.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 96, 160),
+        hidden: Sequence[int] = (32, 64, 192, 160),
+        kernels: Sequence[int] = (3, 3, 5, 5),
+        channels: int = 256,
+        integer: bool = True,
+    ) -> None:
+        if not len(widths) == len(hidden) == len(kernels):
+            raise UserError("MicroEncoder: widths, hidden and kernels differ in length; give one of each a stage")
+        layers: list[nn.Module] = []
+        before, inside = PIXEL, 3
+        for stage, (width, wide, kernel) in enumerate(zip(widths, hidden, kernels, strict=True)):
+            factor = 2 if stage else STEM
+            layers.append(nn.PixelUnshuffle(factor))
+            # Pixels have a variance of a quarter.
+            gain = math.sqrt(2) if stage else 2 * math.sqrt(2)
+            layers.append(IntegerConv(factor**2 * inside, width, before, POSITIVE, 1, integer, gain))
+            if wide:
+                layers.append(IntegerBlock(width, wide, kernel, integer))
+            before, inside = POSITIVE, width
+        layers.append(IntegerConv(inside, channels, POSITIVE, LATENT, 1, integer, 2.0))
+        super().__init__(*layers)
+        self.integer = integer
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (called x)
+        return super().forward(((x + 1) * 127.5).round().sub(128) / 128 if self.integer else x)
+
+
+class MicroHyperAnalysis(IntegerNetwork):
+    """h_a: y (B, M, h, w) -> z (B, width, h/4, w/4).
+
+    Args:
+        channels: M, of y.
+        width: channels of z and inside.
+        integer: see `MicroEncoder`.
+    """
+
+    def __init__(self, channels: int, width: int = 64, integer: bool = True) -> None:
+        gain = math.sqrt(2)
+        super().__init__(
+            OnGrid(COARSE, integer),
+            IntegerConv(channels, width, COARSE, POSITIVE, 1, integer, gain),
+            nn.PixelUnshuffle(2),
+            IntegerConv(4 * width, width, POSITIVE, POSITIVE, 1, integer, gain),
+            nn.PixelUnshuffle(2),
+            IntegerConv(4 * width, width, POSITIVE, LATENT, 1, integer, 2.0),
+        )
+
+
+class MicroHyperSynthesis(IntegerNetwork):
+    """h_s: z_hat (B, N, h/4, w/4) -> phi (B, K, h, w). In integers always, since both sides compute it.
+
+    Args:
+        channels: N, of z.
+        out_channels: K, what the context model takes.
+        widths: channels at twice and at four times the resolution of z.
+    """
+
+    def __init__(self, channels: int, out_channels: int, widths: tuple[int, int] = (64, 96)) -> None:
+        gain = math.sqrt(2)
+        middle, last = widths
+        super().__init__(
+            OnGrid(COARSE),
+            IntegerConv(channels, 4 * middle, COARSE, POSITIVE, 1, True, gain),
+            nn.PixelShuffle(2),
+            IntegerConv(middle, middle, POSITIVE, SIGNED, 3),
+            IntegerConv(middle, 4 * last, SIGNED, POSITIVE, 1, True, gain),
+            nn.PixelShuffle(2),
+            IntegerConv(last, last, POSITIVE, SIGNED, 3),
+            IntegerConv(last, out_channels, SIGNED, PARAMS, 1, True, 0.3),
+        )

@@ -1,12 +1,61 @@
-"""Building blocks of encoders and of the latent codec. All tensors are (B, C, H, W); every convolution has a bias."""
+"""The number format that networks compute in, and building blocks of encoders and of the latent codec.
 
-from typing import cast
+All tensors are (B, C, H, W); every convolution has a bias."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.models.frozen import full_precision
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context in which autocast is off for the device of `x`: a metric must not depend on the trainer's precision."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+_low = False
+
+
+@contextmanager
+def networks_in_bfloat16(low: bool = True) -> Iterator[None]:
+    """Context of a training step in which all networks but the entropy model compute in bfloat16 (`lowered`).
+
+    Depthwise convolutions stay in float32 on a processor, which is slower at them in bfloat16; likelihoods, rounding,
+    gains, losses, and the parameters themselves do everywhere.
+    """
+    global _low
+    before, _low = _low, low
+    try:
+        yield
+    finally:
+        _low = before
+
+
+def are_networks_in_bfloat16() -> bool:
+    return _low
+
+
+def lowered(x: Tensor) -> AbstractContextManager[Any]:
+    """Context of a network's pass: bfloat16 on the device of `x` in `networks_in_bfloat16`, else what it is without."""
+    return torch.autocast(x.device.type, torch.bfloat16) if _low and not x.is_meta else nullcontext()
+
+
+@contextmanager
+def frozen_precision(x: Tensor) -> Iterator[None]:
+    """Context of a frozen network's pass: bfloat16 in `networks_in_bfloat16`, else float32."""
+    with full_precision(x), lowered(x):
+        yield
+
+
+def raised(x: Tensor) -> Tensor:
+    """What comes out of `lowered`, for float32 to go on with."""
+    return x.float() if _low else x
+
+
+# ---------------------------------------------------------------------- layers
 
 
 class Down(nn.Sequential):

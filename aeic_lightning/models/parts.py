@@ -1,13 +1,24 @@
-"""Parts of the codec that a config names by class path, as `{class_path: my_package.MyPart, init_args: {...}}`."""
+"""Parts of the codec that a config names by class path, as `{class_path: my_package.MyPart, init_args: {...}}`.
+
+They are built and asked for what the rest of the codec has to know of them; of an encoder that is its channels, stride
+and reach. Any `nn.Module` from images (B, 3, H, W) in [-1, 1] to y (B, M, H/s, W/s) can be one. And parts that are kept
+but not run.
+"""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.own_classes import find_class
+from aeic_lightning.models.frozen import keeping_modes
+from aeic_lightning.own_classes import find_class, moved
+
+OTHERS = ("context", "h_a", "h_s", "g_s")
+STAR = "aeic_lightning.models.codec.transforms.StarEncoder"
+PROBE_SIDE = 256  # pixels of the square image that an encoder is asked with
 
 
 def part_class(part: dict[str, Any], where: str, base: type[nn.Module] = nn.Module) -> type[nn.Module]:
@@ -86,14 +97,134 @@ def build_asked(
 
 def evaluate(module: nn.Module, x: Tensor) -> Any:
     """`module(x)` in evaluation mode; every part gets back the mode that it had."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        return module(x)
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with keeping_modes(module):
+        return module.eval()(x)
 
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+# ---------------------------------------------------------------------- encoders
+
+
+def build_encoder(encoder: dict[str, Any]) -> tuple[nn.Module, int, int]:
+    """The encoder of `{class_path, init_args}`, its channels M and its stride, asked with one image of zeros.
+
+    Raises UserError where it cannot be built, or gives no (1, M, H/s, W/s) for an image (1, 3, H, W).
+    """
+    gives = "y (1, M, H/s, W/s) with one stride s"
+    module, channels, side = build_asked(encoder, "codec.encoder", (), ("an image", 3, PROBE_SIDE), gives)
+    if PROBE_SIDE % side:
+        raise UserError(
+            f"codec.encoder: {type(module).__name__} gives y of side {side} for an image of {PROBE_SIDE}; it must give "
+            f"{gives}"
+        )
+    return module, channels, PROBE_SIDE // side
+
+
+@torch.no_grad()
+def find_reach(encoder: nn.Module, stride: int) -> int | None:
+    """How many rows of pixels a row of y sees beyond its own, at most, as a multiple of the stride.
+
+    Two strides of rows in the middle of a tall image are changed, once to other values and once to NaN, which passes
+    through weights of zero as well: the rows of y that change tell the reach. Then a band of the image must give the
+    rows of y that the whole image gives, which an encoder with positions or fixed windows need not. The weights are
+    taken to be finite, the encoder to be in evaluation mode.
+
+    Returns:
+        None where the reach is unlimited (attention, statistics of the whole image) or a band gives another y: such an
+        encoder takes each image in one piece.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    for cells in (16, 64):
+        x = torch.rand(1, 3, cells * stride, 4 * stride, generator=generator).to(device) * 2 - 1
+        middle = slice(cells // 2 * stride, (cells // 2 + 2) * stride)
+        other, broken = x.clone(), x.clone()
+        other[:, :, middle] = -x[:, :, middle].flip(2)
+        broken[:, :, middle] = torch.nan
+        y = encoder(x)
+        changed = (encoder(other) != y) | encoder(broken).isnan()
+        rows = changed.any(dim=(0, 1, 3)).nonzero().flatten().tolist()
+        first, last = min(rows, default=cells // 2), max(rows, default=cells // 2)
+        if first == 0 or last == cells - 1:
+            continue
+        reach = max(cells // 2 - first, last - cells // 2 - 1, 0)
+        band = encoder(x[:, :, 2 * stride :])[:, :, reach:]
+        whole = y[:, :, 2 + reach :]
+        same = torch.allclose(band, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
+        return reach * stride if same else None
+    return None
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def encoder_labels(codec: Mapping[str, Any]) -> dict[str, int | str]:
+    """The labels of the encoder in a `CodecConfig` as plain values.
+
+    Other parts that are given by class path have a label of their name: {context: "CheckerboardContext width=56"}.
+    A StarEncoder has `depth` (a number where all stages have the same, so that it sorts; else all, as in 1-1-2-2-2)
+    and `widths`. Any other has `encoder`: its class and arguments, as in `MyEncoder width=48`.
+    """
+    encoder = codec.get("encoder")
+    parts: dict[str, int | str] = {name: _part(codec[name]) for name in OTHERS if codec.get(name)}
+    if encoder and moved(str(encoder.get("class_path"))) != STAR:
+        return {"encoder": _part(encoder)} | parts
+    star = (encoder.get("init_args") or {}) if encoder else codec
+    labels: dict[str, int | str] = {}
+    if depths := star.get("depths"):
+        labels["depth"] = depths[0] if len(set(depths)) == 1 else _short(depths)
+    if widths := star.get("widths"):
+        labels["widths"] = _short(widths)
+    return labels | parts
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    name = str(part.get("class_path")).rsplit(".", 1)[-1]
+    return " ".join([name, *(f"{key}={_short(value)}" for key, value in (part.get("init_args") or {}).items())])
+
+
+def _short(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+# ---------------------------------------------------------------------- kept but not run
+
+
+class Stored(nn.Module):
+    """Tensors under their names: the fingerprint of a stream covers them, and nothing computes with them."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            *parents, last = name.split(".")
+            module: nn.Module = self
+            for parent in parents:
+                children = dict(module.named_children())
+                if parent not in children:
+                    module.add_module(parent, nn.Module())
+                module = module.get_submodule(parent)
+            module.register_buffer(last, tensor)
+
+
+class StoredEncoder(Stored):
+    """The tensors of an encoder whose class is not here: a receiver decodes without it.
+
+    Args:
+        state: its tensors.
+        channels, stride: of y.
+        reason: what keeps it from being run, which whoever asks for y is told.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], channels: int, stride: int, reason: str) -> None:
+        super().__init__(state)
+        self.channels, self.stride, self.reason = channels, stride, reason
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise UserError(f"this model decodes here but does not compress: {self.reason}")
+
+
+class StoredDecoder(Stored):
+    """The tensors of a decoder. The sender needs neither its networks nor their libraries."""

@@ -23,7 +23,7 @@ from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, image_names, locate
 from aeic_lightning.images import from_uint8, save_png
-from aeic_lightning.models.codec.entropy import bits
+from aeic_lightning.models.codec.context import bits
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample, this_machine
 from aeic_lightning.study.results import Label, Result, experiment_of, with_part_in_training
 from aeic_lightning.study.run_description import encoder_costs, run_labels, seen_in_training

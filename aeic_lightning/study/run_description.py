@@ -14,7 +14,7 @@ import torch
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import describe_objective, objective_settings, objective_weights, rate_target
 from aeic_lightning.models.codec.latent_codec import LatentCodec
-from aeic_lightning.models.encoders.labels import encoder_labels
+from aeic_lightning.models.parts import encoder_labels
 from aeic_lightning.study.complexity import experiment_configs, sender_costs
 from aeic_lightning.study.experiment import experiment_settings
 

@@ -16,7 +16,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
-from aeic_lightning.models.frozen import networks_in_bfloat16
+from aeic_lightning.models.layers import networks_in_bfloat16
 from aeic_lightning.systems import optimization as settings
 from aeic_lightning.systems.averaging import RAW, WeightAverage
 from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams

@@ -10,7 +10,7 @@ from torch import Tensor
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.base import CompressionModel
-from aeic_lightning.models.frozen import full_precision
+from aeic_lightning.models.layers import full_precision
 
 
 def check_write_streams(value: bool | int) -> bool | int:

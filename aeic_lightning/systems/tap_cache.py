@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aeic_lightning.checkpoints.weights import WEIGHTS
 from aeic_lightning.files import locate, write_whole
-from aeic_lightning.models.frozen import are_networks_in_bfloat16, read_state_dict
+from aeic_lightning.models.frozen import read_state_dict
+from aeic_lightning.models.layers import are_networks_in_bfloat16
 
 
 class TapCache:

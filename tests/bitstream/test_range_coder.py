@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from aeic_lightning.bitstream import tables
 from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter
-from aeic_lightning.models.codec.entropy import FactorizedPrior
+from aeic_lightning.models.codec.context import FactorizedPrior
 
 GAUSSIAN = tables.gaussian_tables()
 

@@ -7,8 +7,7 @@ from reference_weights import image
 
 from aeic_lightning.checkpoints.released import codec_state
 from aeic_lightning.models.codec import CodecConfig, LatentCodec
-from aeic_lightning.models.codec.context import QUADTREE, grid_mask
-from aeic_lightning.models.codec.entropy import bits
+from aeic_lightning.models.codec.context import QUADTREE, bits, grid_mask
 
 PIXELS = 256 * 320
 

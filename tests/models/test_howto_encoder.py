@@ -14,7 +14,7 @@ from skimage.data import coffee
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
-from aeic_lightning.models.encoders.build import build_encoder
+from aeic_lightning.models.parts import build_encoder
 from aeic_lightning.models.random_model import random_model
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 

@@ -82,7 +82,7 @@ def by_row(draw: Callable[[Tensor], Tensor], states: list[Tensor]) -> Callable[[
 def run(folder: Path, processes: int, accumulate: int) -> dict:
     """Train; the gradients of each update and the weights at the end, as this process has them."""
     from aeic_lightning.losses.adversarial import diff_augment
-    from aeic_lightning.models.codec.entropy import add_noise
+    from aeic_lightning.models.codec.context import add_noise
 
     lightning.seed_everything(3, verbose=False)
     # Steps too small to matter: Adam would blow up a difference in the last digit of a small gradient to one of a whole

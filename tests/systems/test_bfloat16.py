@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from aeic_lightning import timing
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.frozen import Frozen, networks_in_bfloat16
+from aeic_lightning.models.frozen import Frozen
+from aeic_lightning.models.layers import networks_in_bfloat16
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, TeacherSystem
 
 OBJECTIVE = {"rate": 1.0, "mse": 8.0, "lpips": 1.0, "edge_dists": 0.5}

@@ -16,26 +16,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.codec.context import ContextModel, GridContext, QuadtreeContext
-from aeic_lightning.models.codec.entropy import (
+from aeic_lightning.models.codec.context import (
     NOTHING_CODED,
+    ContextModel,
     FactorizedPrior,
     GaussianConditional,
+    GridContext,
+    QuadtreeContext,
     add_noise,
     bits,
     round_ste,
 )
-from aeic_lightning.models.codec.gains import GainUnits
-from aeic_lightning.models.codec.transforms import HyperAnalysis, HyperSynthesis, SynthesisTransform
-from aeic_lightning.models.encoders.build import build_encoder
-from aeic_lightning.models.encoders.labels import STAR, encoder_labels
-from aeic_lightning.models.encoders.star import StarEncoder
-from aeic_lightning.models.encoders.stored import StoredEncoder
-from aeic_lightning.models.frozen import lowered, raised
+from aeic_lightning.models.codec.transforms import (
+    GainUnits,
+    HyperAnalysis,
+    HyperSynthesis,
+    StarEncoder,
+    SynthesisTransform,
+)
 from aeic_lightning.models.integer import integer_gain
-from aeic_lightning.models.layers import Down, Up
-from aeic_lightning.models.parts import build_asked, build_part, part_class
+from aeic_lightning.models.layers import Down, Up, lowered, raised
+from aeic_lightning.models.parts import (
+    STAR,
+    StoredEncoder,
+    build_asked,
+    build_encoder,
+    build_part,
+    encoder_labels,
+    part_class,
+)
 from aeic_lightning.models.taps import Tap
+from aeic_lightning.own_classes import moved
 
 LATENT_STRIDE = 8  # of l_T and l_res, the latent space of the diffusion decoder
 
@@ -105,7 +116,7 @@ class CodecConfig:
         if not isinstance(self.encoder, dict):
             return
         arguments = self.encoder.get("init_args") or {}
-        if self.encoder.get("class_path") == STAR and set(arguments) == {"widths", "depths"}:
+        if moved(str(self.encoder.get("class_path"))) == STAR and set(arguments) == {"widths", "depths"}:
             self.encoder, self.widths, self.depths = None, arguments["widths"], arguments["depths"]
         else:
             self.widths = self.depths = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from aeic_lightning.models.codec.entropy import (
+from aeic_lightning.models.codec.context import (
     LIKELIHOOD_FLOOR,
     SCALE_FLOOR,
     FactorizedPrior,
