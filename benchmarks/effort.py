@@ -18,7 +18,7 @@ import torch
 from aeic_lightning.bitstream.stream import Encoded, reconstruct
 from aeic_lightning.codec import Codec
 from aeic_lightning.images import from_uint8, read_image
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.metrics.pixels import psnr
 
 BETTER = {"psnr": 1, "lpips_lite2": -1}

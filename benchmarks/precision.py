@@ -23,7 +23,7 @@ from torch import Tensor
 from aeic_lightning.config import load_config
 from aeic_lightning.images import from_uint8, read_image
 from aeic_lightning.losses.objective import Objective, objective_settings
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig

@@ -16,8 +16,7 @@ from aeic_lightning.classification.targets import Mixup
 from aeic_lightning.classification.teacher import CheckpointTeacher, LogitsTeacher, TimmTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.systems.compression import CompressionSystem
-from aeic_lightning.systems.guards import OnNonfinite
-from aeic_lightning.systems.optimization import Optimization
+from aeic_lightning.systems.optimization import OnNonfinite, Optimization
 from aeic_lightning.systems.start import Start
 from aeic_lightning.systems.teachers import Teacher
 

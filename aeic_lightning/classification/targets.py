@@ -10,7 +10,7 @@ from aeic_lightning.errors import UserError
 class Mixup:
     """Mixup and CutMix of a batch, by timm: a batch has one of them, with one share for all its images.
 
-    It draws from numpy's global state, which is seeded for each batch (`guards.seed_batch`).
+    It draws from numpy's global state, which is seeded for each batch (`optimization.seed_batch`).
 
     Args:
         classes: number of classes.

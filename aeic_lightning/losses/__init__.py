@@ -2,8 +2,6 @@
 
 from aeic_lightning.losses.adversarial import Adversarial
 from aeic_lightning.losses.objective import Objective
-from aeic_lightning.losses.perceptual import EdgeAwareDISTSTerm, LPIPSTerm, SemanticTerm
-from aeic_lightning.losses.rate import Rate
 from aeic_lightning.losses.tap_term import (
     AttentionTransfer,
     CosineDistillation,
@@ -12,7 +10,7 @@ from aeic_lightning.losses.tap_term import (
     TapMatch,
     TapTerm,
 )
-from aeic_lightning.losses.term import MSE, Chroma, Description, Term
+from aeic_lightning.losses.term import MSE, Chroma, Description, EdgeAwareDISTSTerm, LPIPSTerm, Rate, SemanticTerm, Term
 
 __all__ = [
     "MSE", "Adversarial", "AttentionTransfer", "Chroma", "CosineDistillation", "Description", "EdgeAwareDISTSTerm",

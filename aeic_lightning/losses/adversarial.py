@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.losses.perceptual import enlarged, resized
-from aeic_lightning.losses.term import Description, Term
+from aeic_lightning.losses.term import Description, Term, enlarged, resized
 from aeic_lightning.models.backbones import DinoV3, Lite0
 from aeic_lightning.models.hed import HedFeatures
 

@@ -26,16 +26,14 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.losses.adversarial import Adversarial
-from aeic_lightning.losses.perceptual import EdgeAwareDISTSTerm, LPIPSTerm, SemanticTerm
-from aeic_lightning.losses.rate import Rate
 from aeic_lightning.losses.tap_term import (
     AttentionTransfer,
     CosineDistillation,
     FeatureDistillation,
     RelationalDistillation,
 )
-from aeic_lightning.losses.term import MSE, Chroma, Description, Term
-from aeic_lightning.metrics.pairs import Pair
+from aeic_lightning.losses.term import MSE, Chroma, Description, EdgeAwareDISTSTerm, LPIPSTerm, Rate, SemanticTerm, Term
+from aeic_lightning.metrics.features import Pair
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.own_classes import arguments_of, find_class
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.metrics.agreement import ClassAgreement
-from aeic_lightning.metrics.dists import DISTS
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import DISTS, LPIPS, ClassAgreement
 from aeic_lightning.metrics.patches import network_digest
 from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
 from aeic_lightning.metrics.table import read_metrics

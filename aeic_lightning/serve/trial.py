@@ -16,7 +16,7 @@ from aeic_lightning.bitstream.wire import bytes_within
 from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, read_image, to_rgb
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.metrics.pixels import psnr
 from aeic_lightning.study.anchors import Anchor, Search, check_codec, decoded, find_file, open_search
 

@@ -21,8 +21,18 @@ from aeic_lightning.systems import optimization as settings
 from aeic_lightning.systems.averaging import RAW, WeightAverage
 from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
 from aeic_lightning.systems.graphed import GraphedPass, check_graph
-from aeic_lightning.systems.guards import Guard, check_classes, classes_of, refuse_loss_scaling, seed_batch
-from aeic_lightning.systems.optimization import Optimization, SecondPlayer, adopt_steps, freeze, hold_frozen
+from aeic_lightning.systems.optimization import (
+    Guard,
+    Optimization,
+    SecondPlayer,
+    adopt_steps,
+    check_classes,
+    classes_of,
+    freeze,
+    hold_frozen,
+    refuse_loss_scaling,
+    seed_batch,
+)
 from aeic_lightning.systems.sharded import ShardedBase, check_shards
 from aeic_lightning.systems.start import Start
 from aeic_lightning.systems.teachers import Teacher

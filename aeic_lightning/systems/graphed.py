@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import ObjectiveOutput
-from aeic_lightning.losses.rate import Rate
+from aeic_lightning.losses.term import Rate
 
 EAGER_STEPS = 3
 """Steps that run as usual first, in which libraries choose their kernels and take their memory."""

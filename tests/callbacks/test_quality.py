@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.metrics.dists import DISTS
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import DISTS, LPIPS
 from aeic_lightning.metrics.patches import network_digest
 from callbacks.distribution import PatchFID
 from callbacks.quality import QualityMetrics, each_image_once

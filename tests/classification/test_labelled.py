@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torchvision import transforms
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.systems.guards import seed_batch
+from aeic_lightning.systems.optimization import seed_batch
 from datamodules.crops import to_tensor
 from datamodules.labelled import LabelledFolder, SampleDigits
 from datamodules.labelled_hf import LabelledHuggingFace

@@ -28,7 +28,7 @@ from aeic_lightning.classification.targets import Mixup
 from aeic_lightning.classification.teacher import TimmTeacher
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective
-from aeic_lightning.systems.guards import seed_batch
+from aeic_lightning.systems.optimization import seed_batch
 from callbacks.accuracy import AccuracyMetrics
 from datamodules.labelled import SampleDigits
 from tests.classification.trained import train

@@ -12,10 +12,7 @@ from aeic_lightning.losses import Objective, Term
 from aeic_lightning.losses.adversarial import generator_loss
 from aeic_lightning.losses.objective import describe_objective, objective_weights, read_objective
 from aeic_lightning.losses.term import pair_of
-from aeic_lightning.metrics.dists import EdgeAwareDISTS
-from aeic_lightning.metrics.lpips import LPIPS
-from aeic_lightning.metrics.pairs import Pair
-from aeic_lightning.metrics.semantic import SemanticLoss
+from aeic_lightning.metrics.features import LPIPS, EdgeAwareDISTS, Pair, SemanticLoss
 from aeic_lightning.models.aeic import AEICOutput
 from aeic_lightning.models.backbones import Lite0
 

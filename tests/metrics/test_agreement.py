@@ -4,7 +4,7 @@ import torch
 from skimage import data, transform
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.agreement import ClassAgreement
+from aeic_lightning.metrics.features import ClassAgreement
 from aeic_lightning.metrics.quality import ImageQuality
 from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.models.backbone_files import lite_file

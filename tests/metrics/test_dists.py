@@ -12,17 +12,18 @@ from skimage import filters
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import Objective
-from aeic_lightning.losses.perceptual import EdgeAwareDISTSTerm
-from aeic_lightning.metrics.dists import (
+from aeic_lightning.losses.term import EdgeAwareDISTSTerm
+from aeic_lightning.metrics.features import (
     DISTS,
+    Distance,
     EdgeAwareDISTS,
     ReleasedEdgeAwareDISTS,
     luma,
     patch_starts,
     released_edges,
     sobel_magnitude,
+    whole,
 )
-from aeic_lightning.metrics.pairs import Distance, whole
 
 
 @pytest.fixture(scope="module")

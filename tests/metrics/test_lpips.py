@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.models.backbone_files import lite_file
 from aeic_lightning.models.frozen import read_state_dict
 

@@ -9,8 +9,7 @@ from skimage import data
 from torchvision.models import vgg16
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.dists import DISTS
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import DISTS, LPIPS
 from aeic_lightning.metrics.patches import feature_network
 from aeic_lightning.metrics.quality import ImageQuality
 from aeic_lightning.metrics.table import find_metric

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.metrics.semantic import SemanticLoss
+from aeic_lightning.metrics.features import SemanticLoss
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from torch import Tensor
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
-from aeic_lightning.systems.guards import seed_batch
+from aeic_lightning.systems.optimization import seed_batch
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.quality import QualityMetrics
 from datamodules import SamplePhotos

@@ -17,7 +17,7 @@ from aeic_lightning.bitstream.stream import Bitstream, reconstruct
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.metrics.lpips import LPIPS
+from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.models.backbones import Lite0
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.evaluate import evaluate_files, file_samples

@@ -12,7 +12,7 @@ from aeic_lightning.errors import RunError
 from aeic_lightning.losses import Term
 from aeic_lightning.losses.adversarial import ProjectedDiscriminator, discriminator_loss
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
-from aeic_lightning.systems.guards import WINDOW, Guard, seed_batch
+from aeic_lightning.systems.optimization import WINDOW, Guard, seed_batch
 
 LOSS = {"rate": 0.5, "mse": 1.0}
 
