@@ -1,6 +1,6 @@
 """Timing of alternatives that a busy machine cannot mislead: they run in turn, and ratios are taken within a turn.
 
-And what the machine is: its processor, the quicker number format, the memory that a process has needed.
+And what the machine is: its processor, and the memory that a process has needed.
 """
 
 import hashlib
@@ -143,49 +143,6 @@ def compare(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
         name: Timed(seconds(name, 0), seconds(name, 1), ratio(name, 0), ratio(name, 1), len(turns))
         for name in candidates
     }
-
-
-_bfloat16: bool | None = None
-
-
-def assume_bfloat16(quicker: bool) -> None:
-    """Take this for what `bfloat16_is_quicker` would measure."""
-    global _bfloat16
-    _bfloat16 = quicker
-
-
-def bfloat16_is_quicker() -> bool:
-    """Whether products and convolutions are quicker in bfloat16 than in float32 on this processor.
-
-    Measured in processor time, on some of the size that the networks have: about 0.2 s where it is not `remembered`.
-    """
-    global _bfloat16
-    if _bfloat16 is None:
-        answers = "float32", "bfloat16"
-        _bfloat16 = remembered("the quicker of float32 and bfloat16", answers, _measure_bfloat16) == "bfloat16"
-    return _bfloat16
-
-
-def fast_choice() -> str:
-    """What --fast computes in here, in words."""
-    return "bfloat16" if bfloat16_is_quicker() else "float32, since bfloat16 is slower on this processor"
-
-
-def _measure_bfloat16() -> str:
-    import torch
-    import torch.nn.functional as F
-
-    generator = torch.Generator().manual_seed(0)
-    rows, weight = (torch.randn(*size, generator=generator) for size in ((512, 1152), (1024, 1152)))
-    image, kernel = (torch.randn(*size, generator=generator) for size in ((1, 128, 32, 32), (128, 128, 3, 3)))
-    image, kernel = (x.contiguous(memory_format=torch.channels_last) for x in (image, kernel))
-
-    def work(dtype: torch.dtype) -> Callable[[], Any]:
-        a, b, c, d = (x.to(dtype) for x in (rows, weight, image, kernel))
-        return lambda: (F.linear(a, b), F.conv2d(c, d, padding=1))
-
-    with torch.inference_mode():
-        return quickest({"float32": work(torch.float32), "bfloat16": work(torch.bfloat16)})
 
 
 def processor() -> dict[str, Any]:

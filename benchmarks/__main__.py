@@ -32,7 +32,8 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import CODECS, random_model
 from aeic_lightning.study.anchors import CODECS as OTHERS
 from aeic_lightning.study.anchors import check_codec
-from aeic_lightning.timing import Timed, compare, fast_choice, processor
+from aeic_lightning.timing import Timed, compare, processor
+from aeic_lightning.torch_settings import fast_choice
 
 PARTS = {"encode": "whole encode", "g_a": "g_a, h_a", "latents": "h_s, context, coder"}
 

@@ -11,7 +11,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from aeic_lightning import Codec, timing
+from aeic_lightning import Codec, torch_settings
 from aeic_lightning.bitstream.stream import reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.cli import main
@@ -347,7 +347,7 @@ def test_a_card_that_is_none_is_refused(folder, tmp_path, text, capsys):
 @pytest.mark.parametrize("name", ["small-student", "small-teacher"])
 def test_quick_pictures_are_those_of_float32_but_for_single_levels(name, tmp_path, monkeypatch):
     """At least 45 dB from them, on photographs; Kodak's are at 57 to 59 dB (`docs/performance.md`)."""
-    monkeypatch.setattr(timing, "_bfloat16", True)
+    monkeypatch.setattr(torch_settings, "_bfloat16", True)
     quick, exact = Codec.from_pretrained(name), Codec.from_pretrained(name, float32=True)
     for photo, level in ((skimage.data.coffee(), 0.0), (skimage.data.chelsea(), 4.0)):
         data = quick.compress(photo[:192, :256], level=level)
@@ -362,7 +362,7 @@ def test_quick_pictures_are_those_of_float32_but_for_single_levels(name, tmp_pat
     for words, same in (([], picture), (["--float32"], expected.permute(1, 2, 0).numpy())):
         assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path), "--force", *words]) == 0
         assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), same)
-    monkeypatch.setattr(timing, "_bfloat16", False)  # where it is not quicker
+    monkeypatch.setattr(torch_settings, "_bfloat16", False)  # where it is not quicker
     assert np.array_equal(quick.decompress_array(data), exact.decompress_array(data))
 
 

@@ -28,8 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, product
-from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
+from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, by_rows, in_parallel, in_pieces, product
 from aeic_lightning.bitstream.wire import MEAN_STEPS
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import (

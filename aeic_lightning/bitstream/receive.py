@@ -152,33 +152,12 @@ def check(receiver: Receiver, golden: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 if a file could not be decoded."""
     parser = argparse.ArgumentParser(description="Decode .aeic files to PNG.")
-    parser.add_argument("streams", nargs="*", type=Path, metavar="FILE")
-    parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="where the PNG files go")
-    parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default: 1)")
-    parser.add_argument("--check", type=Path, metavar="GOLDEN", help="reproduce the latents of an export's `golden`")
-    args = parser.parse_args(argv)
-    failed = 0
-    try:
-        receiver = Receiver(Path(__file__).resolve().parent, args.threads)
-        if args.check:
-            print(*check(receiver, args.check), sep="\n")
-    except wire.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in args.streams:
-        try:
-            decoded = receiver.decode(path.read_bytes())
-        except (wire.UserError, OSError) as error:
-            failed += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
-            continue
-        args.out.mkdir(parents=True, exist_ok=True)
-        target = args.out / f"{path.stem}.png"
-        part = target.with_suffix(".part")
-        part.write_bytes(png(receiver.picture(decoded)))
-        part.rename(target)  # whole or not at all
-        print(f"{target}  {decoded.width}x{decoded.height}")
-    return 2 if failed else 0
+    return wire.convert(Receiver, parser, check, _decode, argv)
+
+
+def _decode(receiver: Receiver, path: Path, args: argparse.Namespace) -> tuple[str, bytes, str]:
+    decoded = receiver.decode(path.read_bytes())
+    return ".png", png(receiver.picture(decoded)), f"{decoded.width}x{decoded.height}"
 
 
 if __name__ == "__main__":

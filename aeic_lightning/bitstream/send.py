@@ -105,45 +105,22 @@ def check(sender: Sender, golden: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 if a photograph could not be sent."""
     parser = argparse.ArgumentParser(description="Compress photographs to .aeic files.")
-    parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO")
-    parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="where the .aeic files go")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bpp", type=float, metavar="R", help="the best picture of at most R bits per pixel")
     rate.add_argument("--bytes", type=int, metavar="N", help="the best picture of at most N bytes")
     rate.add_argument("--level", type=float, help="rate level, from 0 (smallest files); by default the middle one")
-    parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default: 1)")
-    parser.add_argument("--check", type=Path, metavar="GOLDEN", help="reproduce the streams of an export's `golden`")
-    args = parser.parse_args(argv)
-    failed = 0
-    try:
-        sender = Sender(Path(__file__).resolve().parent, args.threads)
-        if args.check:
-            print(*check(sender, args.check), sep="\n")
-    except wire.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in args.photos:
-        try:
-            data = _send(sender, path, args)
-        except wire.UserError as error:
-            failed += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
-            continue
-        args.out.mkdir(parents=True, exist_ok=True)
-        target = args.out / f"{path.stem}.aeic"
-        part = target.with_suffix(".part")
-        part.write_bytes(data)
-        part.rename(target)  # whole or not at all
-        print(f"{target}  {len(data)} bytes")
-    return 2 if failed else 0
+    return wire.convert(Sender, parser, check, _send, argv)
 
 
-def _send(sender: Sender, path: Path, args: argparse.Namespace) -> bytes:
+def _send(sender: Sender, path: Path, args: argparse.Namespace) -> tuple[str, bytes, str]:
     pixels = read_photo(path)
     height, width, _ = pixels.shape
     if args.bpp is not None or args.bytes is not None:
-        return sender.within(pixels, args.bytes if args.bpp is None else wire.bytes_within(args.bpp, height, width))
-    return sender.encode(pixels, wire.dial_position(args.level, sender.levels))
+        most = args.bytes if args.bpp is None else wire.bytes_within(args.bpp, height, width)
+        data = sender.within(pixels, most)
+    else:
+        data = sender.encode(pixels, wire.dial_position(args.level, sender.levels))
+    return ".aeic", data, f"{len(data)} bytes"
 
 
 if __name__ == "__main__":

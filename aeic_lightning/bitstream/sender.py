@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.rows import by_rows
+from aeic_lightning.bitstream.products import by_rows
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import LatentCodec
 from aeic_lightning.models.layers import Down, StarBlock
 from aeic_lightning.models.parts import find_reach
-from aeic_lightning.timing import bfloat16_is_quicker
+from aeic_lightning.torch_settings import bfloat16_is_quicker
 
 CHUNK = 1 << 20  # values at a time in the widest pointwise layer
 NARROW = 32  # a Down of at most this many channels runs as one strided convolution

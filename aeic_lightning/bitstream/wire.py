@@ -4,9 +4,11 @@ The package codes by this module, and `export` copies it beside `send.py` and `r
 constriction, and onnxruntime for `ExportedHalf`. docs/bitstream.md is the description of the format.
 """
 
+import argparse
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -492,3 +494,51 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+Half = TypeVar("Half", bound=ExportedHalf)
+
+
+def convert(
+    half: Callable[[Path, int], Half],
+    parser: argparse.ArgumentParser,
+    check: Callable[[Half, Path], list[str]],
+    one: Callable[[Half, Path, argparse.Namespace], tuple[str, bytes, str]],
+    argv: list[str] | None,
+) -> int:
+    """The command line of an exported half: `files` into a folder. 0, or 2 if one could not be converted.
+
+    Args:
+        half: opens the folder of this file, with a number of threads.
+        parser: has the arguments of this half alone.
+        check: a line for each golden vector of a folder; raises UserError for one that is not reproduced.
+        one: of a file: the suffix of what is written of it, its bytes, and what is printed of it.
+        argv: the command line's words; None for the process's own.
+    """
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    parser.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="where the new files go")
+    parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default: 1)")
+    parser.add_argument("--check", type=Path, metavar="GOLDEN", help="reproduce what is in an export's `golden`")
+    args = parser.parse_args(argv)
+    failed = 0
+    try:
+        opened = half(Path(__file__).resolve().parent, args.threads)
+        if args.check:
+            print(*check(opened, args.check), sep="\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in args.files:
+        try:
+            suffix, data, about = one(opened, path, args)
+        except (UserError, OSError) as error:
+            failed += 1
+            print(f"error: {path}: {error}", file=sys.stderr)
+            continue
+        args.out.mkdir(parents=True, exist_ok=True)
+        target = args.out / f"{path.stem}{suffix}"
+        part = target.with_suffix(".part")
+        part.write_bytes(data)
+        part.rename(target)  # whole or not at all
+        print(f"{target}  {about}")
+    return 2 if failed else 0

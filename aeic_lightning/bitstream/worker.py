@@ -17,7 +17,7 @@ from aeic_lightning.bitstream.stream import Bitstream, Decoded, Encoded
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, read_image
-from aeic_lightning.timing import assume_bfloat16
+from aeic_lightning.torch_settings import assume_bfloat16
 
 
 def digest(latents: Encoded | Decoded) -> str:

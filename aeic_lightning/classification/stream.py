@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from aeic_lightning.bitstream.exact import HyperSynthesis, on_mean_grid
 from aeic_lightning.bitstream.sender import laid_out
-from aeic_lightning.bitstream.stream import Coding, coding
-from aeic_lightning.bitstream.tables import Tables
+from aeic_lightning.bitstream.stream import Coding, Tables, coding
 from aeic_lightning.classification.model import ClassificationModel
 from aeic_lightning.errors import UserError
 

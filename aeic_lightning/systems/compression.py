@@ -36,7 +36,7 @@ from aeic_lightning.systems.optimization import (
 from aeic_lightning.systems.sharded import ShardedBase, check_shards
 from aeic_lightning.systems.start import Start
 from aeic_lightning.systems.teachers import Teacher
-from aeic_lightning.timing import bfloat16_is_quicker
+from aeic_lightning.torch_settings import bfloat16_is_quicker
 
 
 class CompressionSystem(EvaluatedSystem):

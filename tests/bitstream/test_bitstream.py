@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aeic_lightning import timing
+from aeic_lightning import torch_settings
 from aeic_lightning.bitstream import wire
 from aeic_lightning.bitstream.exact import exact_mode
 from aeic_lightning.bitstream.sender import Sender
@@ -160,7 +160,7 @@ def test_bands_give_what_the_whole_image_gives(model, picture, monkeypatch):
     monkeypatch.setattr("aeic_lightning.bitstream.sender.BAND_PIXELS", 1)
     assert (Sender(model.codec)(x)[0] - y).abs().max() < 1e-4
     for quicker, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(timing, "_bfloat16", quicker)
+        monkeypatch.setattr(torch_settings, "_bfloat16", quicker)
         fast = Sender(model.codec, fast=True)
         assert fast.dtype == dtype
         assert (fast(x)[0] - y).std() < 0.05

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeic_lightning import timing
+from aeic_lightning import torch_settings
 from aeic_lightning.cli import main
 from aeic_lightning.cli.commands import bench
 from aeic_lightning.models.random_model import random_model, save
@@ -115,7 +115,7 @@ def test_bench(checkpoint, tmp_path, capsys, monkeypatch):
 
 def test_fast_says_what_it_took(checkpoint, photos, tmp_path, capsys, monkeypatch):
     for quicker, word in ((True, "bfloat16\n"), (False, "float32, since bfloat16 is slower")):
-        monkeypatch.setattr(timing, "_bfloat16", quicker)
+        monkeypatch.setattr(torch_settings, "_bfloat16", quicker)
         streams = tmp_path / word[:8]
         assert main(["compress", str(photos), "--checkpoint", checkpoint, "-o", str(streams), "--fast"]) == 0
         assert f"--fast: {word}" in capsys.readouterr().out

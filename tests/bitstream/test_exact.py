@@ -5,7 +5,7 @@ import torch
 
 from aeic_lightning.bitstream import exact
 from aeic_lightning.bitstream.exact import Context, Depthwise, Gelu, HyperSynthesis, Linear, Norm, exact_mode
-from aeic_lightning.bitstream.rows import by_rows
+from aeic_lightning.bitstream.products import by_rows
 from aeic_lightning.models.codec.context import QUADTREE, grid_mask
 from aeic_lightning.models.layers import ChannelNorm
 

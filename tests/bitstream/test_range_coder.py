@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from aeic_lightning.bitstream import tables
+from aeic_lightning.bitstream import stream as tables
 from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter
 from aeic_lightning.models.codec.context import FactorizedPrior
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aeic_lightning.bitstream.rows import by_rows, in_parallel, in_pieces
+from aeic_lightning.bitstream.products import by_rows, in_parallel, in_pieces
 
 
 @pytest.fixture(params=[1, 2, 3])

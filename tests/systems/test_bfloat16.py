@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning import timing
+from aeic_lightning import torch_settings
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.frozen import Frozen
@@ -132,7 +132,7 @@ def test_the_taps_of_a_teacher_are_cached_apart(codec_config, decoder_config, tm
 
 @pytest.mark.parametrize("quicker", [False, True])
 def test_auto_is_what_is_quicker_here(codec_config, decoder_config, quicker, loader, trainer, monkeypatch):
-    monkeypatch.setattr(timing, "_bfloat16", quicker)
+    monkeypatch.setattr(torch_settings, "_bfloat16", quicker)
     system = TeacherSystem(codec_config, decoder_config, {"mse": 1.0}, OptimizationConfig(bfloat16="auto"))
     trainer(1).fit(system, loader(1))
     assert system.in_bfloat16 is quicker

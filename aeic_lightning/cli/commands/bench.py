@@ -52,7 +52,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from aeic_lightning.bitstream import products
     from aeic_lightning.bitstream.stream import Bitstream
     from aeic_lightning.models.aeic import AEIC
-    from aeic_lightning.timing import fast_choice, processor
+    from aeic_lightning.timing import processor
+    from aeic_lightning.torch_settings import fast_choice
 
     model = build(args, decoder=not args.encode_only)
     if not isinstance(model, AEIC) and args.encode_only:
@@ -142,7 +143,7 @@ def decode(repeats: int, model, bitstream, x) -> dict:
     """Times of the receiver's parts."""
     import torch
 
-    from aeic_lightning.timing import bfloat16_is_quicker
+    from aeic_lightning.torch_settings import bfloat16_is_quicker
 
     def autocast(function, *inputs):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_quicker()):

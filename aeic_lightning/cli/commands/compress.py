@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     bfloat16 = False
     if args.fast:
-        from aeic_lightning.timing import bfloat16_is_quicker, fast_choice
+        from aeic_lightning.torch_settings import bfloat16_is_quicker, fast_choice
 
         print(f"--fast: {fast_choice()}")
         bfloat16 = bfloat16_is_quicker()  # here, and not by workers that disturb one another
@@ -150,7 +150,7 @@ def _start(
     import torch
 
     from aeic_lightning.codec import Codec
-    from aeic_lightning.timing import assume_bfloat16
+    from aeic_lightning.torch_settings import assume_bfloat16
 
     if workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
