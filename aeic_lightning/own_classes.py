@@ -8,11 +8,9 @@ stands in for a library.
 
 import ast
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, getsource, signature
 from pathlib import Path
@@ -26,26 +24,6 @@ Kind = TypeVar("Kind")
 HOME = Path(__file__).parents[1]
 """Where this project's top-level packages and `experiments` are: the checkout, or site-packages."""
 PACKAGES = ("callbacks", "datamodules")
-
-
-class _ProjectPackages:
-    """Finds `callbacks` and `datamodules` of this project, wherever the working folder is on the path."""
-
-    @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, [str(HOME)]) if name in PACKAGES else None
-
-
-def find_own_classes() -> None:
-    """Let a file of the working folder be named by class path. Once a process, before these packages are imported."""
-    here = os.getcwd()
-    if not os.path.samefile(here, HOME):
-        # `python -m` puts it first.
-        sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or here) != here]
-    if here not in sys.path:
-        sys.path.append(here)
-    if _ProjectPackages not in sys.meta_path:
-        sys.meta_path.insert(0, _ProjectPackages)
 
 
 def own_attribute(package: str, name: str) -> Any:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from aeic_lightning.checkpoints.weights import read_weights
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate, missing
-from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.aeic import AEIC, StoredDecoder
 from aeic_lightning.models.base import CompressionModel
-from aeic_lightning.models.codec import CodecConfig
+from aeic_lightning.models.codec import CodecConfig, Stored, StoredEncoder
 from aeic_lightning.models.codec.context import FactorizedPrior
 from aeic_lightning.models.codec.latent_codec import LATENT_STRIDE
 from aeic_lightning.models.decoder import DecoderConfig, OneStepDecoder, PretrainedConfig
-from aeic_lightning.models.parts import Stored, StoredDecoder, StoredEncoder, part_class
+from aeic_lightning.models.parts import part_class
 from aeic_lightning.torch_settings import own_settings
 
 if TYPE_CHECKING:

@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from aeic_lightning import __version__
 from aeic_lightning.errors import RunError, UserError
 from aeic_lightning.extras import hint
 from aeic_lightning.output import PARENT, heedless, shown
-from aeic_lightning.own_classes import find_own_classes
+from aeic_lightning.own_classes import HOME, PACKAGES
 
 # Command -> (module with add_arguments(parser) and run(args, extra), one line of help).
 COMMANDS = {
@@ -161,6 +162,29 @@ def refuse_extra(extra: list[str]) -> None:
     """For commands that take no free overrides: an unknown argument is an error."""
     if extra:
         raise UserError(f"unknown argument {extra[0]}; --help lists what the command takes")
+
+
+# ---------------------------------------------------------------------- the user's own classes
+
+
+class _ProjectPackages:
+    """Finds `callbacks` and `datamodules` of this project, wherever the working folder is on the path."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [str(HOME)]) if name in PACKAGES else None
+
+
+def find_own_classes() -> None:
+    """Let a file of the working folder be named by class path. Once a process, before these packages are imported."""
+    here = os.getcwd()
+    if not os.path.samefile(here, HOME):
+        # `python -m` puts it first.
+        sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or here) != here]
+    if here not in sys.path:
+        sys.path.append(here)
+    if _ProjectPackages not in sys.meta_path:
+        sys.meta_path.insert(0, _ProjectPackages)
 
 
 # ---------------------------------------------------------------------- signals

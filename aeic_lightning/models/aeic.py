@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from aeic_lightning.models.base import CompressionModel
-from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec
+from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec, Stored, StoredEncoder
 from aeic_lightning.models.codec.context import FactorizedPrior
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
 from aeic_lightning.models.decoder.one_step import interpolated
 from aeic_lightning.models.layers import full_precision, lowered, raised
-from aeic_lightning.models.parts import Stored, StoredDecoder, StoredEncoder
 from aeic_lightning.models.taps import Tap, hooked, own_taps
 
 
@@ -28,6 +27,10 @@ class AEICOutput(NamedTuple):
     taps: dict[str, Tensor]  # every declared tap by name, and the module paths that were asked for
     level: Tensor | None  # (B,), rate level of each image; None in a codec of one rate
     rate_weight: Tensor | None  # (B,), what multiplies lambda at each image's rate level; None in a codec of one rate
+
+
+class StoredDecoder(Stored):
+    """The tensors of a decoder. The sender needs neither its networks nor their libraries."""
 
 
 class AEIC(CompressionModel):

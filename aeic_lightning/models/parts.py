@@ -1,8 +1,7 @@
 """Parts of the codec that a config names by class path, as `{class_path: my_package.MyPart, init_args: {...}}`.
 
 They are built and asked for what the rest of the codec has to know of them; of an encoder that is its channels, stride
-and reach. Any `nn.Module` from images (B, 3, H, W) in [-1, 1] to y (B, M, H/s, W/s) can be one. And parts that are kept
-but not run.
+and reach. Any `nn.Module` from images (B, 3, H, W) in [-1, 1] to y (B, M, H/s, W/s) can be one.
 """
 
 import inspect
@@ -188,43 +187,3 @@ def _part(part: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-# ---------------------------------------------------------------------- kept but not run
-
-
-class Stored(nn.Module):
-    """Tensors under their names: the fingerprint of a stream covers them, and nothing computes with them."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        for name, tensor in state.items():
-            *parents, last = name.split(".")
-            module: nn.Module = self
-            for parent in parents:
-                children = dict(module.named_children())
-                if parent not in children:
-                    module.add_module(parent, nn.Module())
-                module = module.get_submodule(parent)
-            module.register_buffer(last, tensor)
-
-
-class StoredEncoder(Stored):
-    """The tensors of an encoder whose class is not here: a receiver decodes without it.
-
-    Args:
-        state: its tensors.
-        channels, stride: of y.
-        reason: what keeps it from being run, which whoever asks for y is told.
-    """
-
-    def __init__(self, state: Mapping[str, Tensor], channels: int, stride: int, reason: str) -> None:
-        super().__init__(state)
-        self.channels, self.stride, self.reason = channels, stride, reason
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise UserError(f"this model decodes here but does not compress: {self.reason}")
-
-
-class StoredDecoder(Stored):
-    """The tensors of a decoder. The sender needs neither its networks nor their libraries."""

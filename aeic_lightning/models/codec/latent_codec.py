@@ -7,6 +7,7 @@ x ──g_a──> y ──────────────(quantise)──�
            z ──(quantise)──h_s──> phi ──context steps
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
@@ -38,7 +39,6 @@ from aeic_lightning.models.integer import integer_gain
 from aeic_lightning.models.layers import Down, Up, lowered, raised
 from aeic_lightning.models.parts import (
     STAR,
-    StoredEncoder,
     build_asked,
     build_encoder,
     build_part,
@@ -216,6 +216,39 @@ class LatentGrid:
         """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
         h, w = (-(-side // self.multiple) * self.multiple // self.stride for side in (height, width))
         return (h, w), (-(-h // self.z_stride), -(-w // self.z_stride))
+
+
+class Stored(nn.Module):
+    """Tensors under their names: the fingerprint of a stream covers them, and nothing computes with them."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            *parents, last = name.split(".")
+            module: nn.Module = self
+            for parent in parents:
+                children = dict(module.named_children())
+                if parent not in children:
+                    module.add_module(parent, nn.Module())
+                module = module.get_submodule(parent)
+            module.register_buffer(last, tensor)
+
+
+class StoredEncoder(Stored):
+    """The tensors of an encoder whose class is not here: a receiver decodes without it.
+
+    Args:
+        state: its tensors.
+        channels, stride: of y.
+        reason: what keeps it from being run, which whoever asks for y is told.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], channels: int, stride: int, reason: str) -> None:
+        super().__init__(state)
+        self.channels, self.stride, self.reason = channels, stride, reason
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise UserError(f"this model decodes here but does not compress: {self.reason}")
 
 
 class LatentCodec(nn.Module):
