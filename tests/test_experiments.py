@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from aeic_lightning import Codec
-from aeic_lightning.checkpoints.checkpoint import load_model
-from aeic_lightning.checkpoints.realism import add_realistic
+from aeic_lightning.checkpoints.checkpoint import add_realistic, load_model
 from aeic_lightning.cli import main
 from aeic_lightning.config import _layers
 from aeic_lightning.study.results import read_result

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.config.layers import flat
 from aeic_lightning.errors import RunError, UserError
 from aeic_lightning.losses import objective as objectives
@@ -33,6 +32,7 @@ from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig, TeacherSystem
+from aeic_lightning.systems.start import StartFrom
 from datamodules import ImageFolder
 from datamodules.base import ImageDataModule
 from tests.conftest import SmoothImages, quiet_trainer, small_codec, small_decoder

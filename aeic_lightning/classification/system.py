@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.classification.losses import LogitsDistillation
 from aeic_lightning.classification.model import ClassificationConfig, ClassificationModel, ClassificationOutput
 from aeic_lightning.classification.targets import Mixup
@@ -17,7 +16,7 @@ from aeic_lightning.classification.teacher import CheckpointTeacher, LogitsTeach
 from aeic_lightning.errors import UserError
 from aeic_lightning.systems.compression import CompressionSystem
 from aeic_lightning.systems.optimization import OnNonfinite, Optimization
-from aeic_lightning.systems.start import Start
+from aeic_lightning.systems.start import Start, StartFrom
 from aeic_lightning.systems.teachers import Teacher
 
 # Steps between two solutions for the prior's quantiles. Where z rounds to its median, the median is what h_s reads: if

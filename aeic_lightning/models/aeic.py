@@ -36,7 +36,7 @@ class StoredDecoder(Stored):
 class AEIC(CompressionModel):
     """x -> codec -> l_T, l_res -> decoder -> x_hat.
 
-    `realistic` is a second decoder of the same sizes, if there is one (`checkpoints/realism.py`): `at_realism` paints
+    `realistic` is a second decoder of the same sizes, if there is one (`add_realistic`): `at_realism` paints
     with it. Training knows nothing of it.
 
     Args:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from aeic_lightning.checkpoints.checkpoint import from_dict, installed_kinds
-from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.config.lightning_cli import OPTIONS, user_error
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
@@ -35,6 +34,7 @@ from aeic_lightning.study import binding
 from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.systems import OptimizationConfig
 from aeic_lightning.systems.sharded import base_blocks
+from aeic_lightning.systems.start import StartFrom
 
 GIGABYTE = 1e9
 

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.systems.compression import CompressionSystem, aeic
 from aeic_lightning.systems.optimization import OptimizationConfig
-from aeic_lightning.systems.start import Start
+from aeic_lightning.systems.start import Start, StartFrom
 from aeic_lightning.systems.teachers import AveragedTeacher, TrainedTeacher
 
 

@@ -1,14 +1,19 @@
 """The teacher of a system, as a part of it: frozen, trained beside the student, or the student's moving average."""
 
 import copy
-from collections.abc import Collection
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from aeic_lightning.checkpoints.checkpoint import load_aeic
+from aeic_lightning.checkpoints.weights import WEIGHTS
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import locate, write_whole
 from aeic_lightning.losses.adversarial import Adversarial
 from aeic_lightning.losses.objective import Objective
 from aeic_lightning.losses.tap_term import TapTerm
@@ -16,10 +21,10 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import OneStepDecoder
-from aeic_lightning.models.frozen import Frozen
+from aeic_lightning.models.frozen import Frozen, read_state_dict
+from aeic_lightning.models.layers import are_networks_in_bfloat16
 from aeic_lightning.systems import optimization as settings
 from aeic_lightning.systems.averaging import average_in, running_statistics
-from aeic_lightning.systems.tap_cache import TapCache
 
 
 class Teacher:
@@ -222,3 +227,55 @@ def check_read(teacher_taps: Collection[str], otherwise: str = "StudentSystem") 
     """Raise UserError where no term reads the teacher; `otherwise` is the system for that."""
     if not teacher_taps:
         raise UserError(f"distillation: no term reads the teacher; give L_enc or L_dec, or use {otherwise}")
+
+
+# ---------------------------------------------------------------------- taps on disk
+
+
+class TapCache:
+    """Taps on disk, one file an image, found again by the image's pixels.
+
+    Since the pixels are the key, a cached tap is right whatever the data module does; it is of use only where the same
+    crops come back. Random crops do not: cut the images to the crop size beforehand, so that each has one crop and at
+    most four flips. The values are those of the teacher's pass, in its precision.
+
+    Args:
+        folder: where the files go; runs with the same teacher and taps may share it.
+        teacher: the teacher's checkpoint; another one never finds this one's taps.
+        names: the taps to keep.
+    """
+
+    def __init__(self, folder: str | Path, teacher: str | Path, names: set[str]) -> None:
+        path = locate(teacher)
+        with (path / WEIGHTS if path.is_dir() else path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        taps = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()
+        self.folder = Path(folder) / f"{digest[:16]}-{taps[:8]}"
+        self.names = names
+
+    def taps(
+        self, x: Tensor, compute: Callable[[Tensor, Tensor | None], dict[str, Tensor]], level: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], float]:
+        """The taps of images (B, 3, H, W) at rate levels (B,), and the share that was there already.
+
+        `compute` is called on the others, and what it gives is kept.
+        """
+        low = torch.is_autocast_enabled(x.device.type)
+        precision = str(torch.get_autocast_dtype(x.device.type) if low else x.dtype).removeprefix("torch.")
+        precision = "networks_in_bfloat16" if are_networks_in_bfloat16() else precision
+        levels = [""] * len(x) if level is None else [f"-{value:g}" for value in level.tolist()]
+        files = [
+            self.folder / precision / f"{_digest(image)}{at}.safetensors" for image, at in zip(x, levels, strict=True)
+        ]
+        missing = [i for i, file in enumerate(files) if not file.is_file()]
+        if missing:
+            computed = compute(x[missing], None if level is None else level[missing])
+            for row, i in enumerate(missing):
+                write_whole(files[i], save({name: computed[name][row].cpu().contiguous() for name in self.names}))
+        rows = [read_state_dict(file) for file in files]
+        taps = {name: torch.stack([row[name] for row in rows]).to(x.device) for name in self.names}
+        return taps, 1 - len(missing) / len(files)
+
+
+def _digest(image: Tensor) -> str:
+    return hashlib.blake2b(f"{tuple(image.shape)}".encode() + image.cpu().numpy().tobytes(), digest_size=16).hexdigest()

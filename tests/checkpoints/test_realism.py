@@ -12,12 +12,11 @@ from aeic_lightning import Codec
 from aeic_lightning.bitstream import export
 from aeic_lightning.bitstream.receive import Receiver
 from aeic_lightning.bitstream.stream import reconstruct
-from aeic_lightning.checkpoints.checkpoint import load_aeic
-from aeic_lightning.checkpoints.realism import add_realistic
-from aeic_lightning.checkpoints.start import StartFrom, take_over
+from aeic_lightning.checkpoints.checkpoint import add_realistic, load_aeic
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.random_model import save
+from aeic_lightning.systems.start import StartFrom, take_over
 from tests.bitstream.small import LEVELS, small
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)

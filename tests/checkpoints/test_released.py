@@ -13,12 +13,11 @@ from small_release import as_released
 from aeic_lightning import cli
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
 from aeic_lightning.checkpoints.released import RELEASED, convert, import_released
-from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import DecoderConfig, PretrainedConfig, UNetConfig
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
-from aeic_lightning.systems.start import load_stage
+from aeic_lightning.systems.start import StartFrom, load_stage
 
 KEYS = Path(__file__).parents[1] / "conformance" / "data"
 

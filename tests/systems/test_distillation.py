@@ -14,7 +14,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import save
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, StudentSystem, TeacherSystem
-from aeic_lightning.systems.tap_cache import TapCache
+from aeic_lightning.systems.teachers import TapCache
 
 LOSS = {"rate": 0.8, "mse": 2.0}
 OPTIMIZATION = OptimizationConfig(learning_rates=[(0, 1e-2)])

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aeic_lightning.checkpoints.checkpoint import load_aeic
-from aeic_lightning.checkpoints.realism import add_realistic
+from aeic_lightning.checkpoints.checkpoint import add_realistic, load_aeic
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.systems.averaging import WeightAverage

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import seed_everything
 
 from aeic_lightning.checkpoints.checkpoint import load_model
-from aeic_lightning.checkpoints.start import StartFrom
 from aeic_lightning.config.run_record import RunRecord
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import save
 from aeic_lightning.systems import OptimizationConfig, StudentSystem
+from aeic_lightning.systems.start import StartFrom
 
 OWN = {"class_path": "tests.models.plain_encoder.PlainEncoder", "init_args": {"width": 8}}
 

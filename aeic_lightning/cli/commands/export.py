@@ -138,8 +138,7 @@ def _web(args: argparse.Namespace) -> Callable[[Path], None]:
 
 
 def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
-    from aeic_lightning.checkpoints.checkpoint import load_aeic
-    from aeic_lightning.checkpoints.realism import add_realistic
+    from aeic_lightning.checkpoints.checkpoint import add_realistic, load_aeic
     from aeic_lightning.codec import Codec
     from aeic_lightning.study.model_card import card, objective
 
