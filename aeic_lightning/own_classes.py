@@ -55,7 +55,8 @@ def own_attribute(package: str, name: str) -> Any:
 
 
 MOVED = {
-    "aeic_lightning.models.encoders.star": "aeic_lightning.models.codec.transforms",
+    "aeic_lightning.models.encoders.star": "aeic_lightning.models.layers",
+    "aeic_lightning.models.codec.transforms": "aeic_lightning.models.layers",
     "aeic_lightning.models.encoders.micro": "aeic_lightning.models.integer",
     "aeic_lightning.models.codec.micro": "aeic_lightning.models.integer",
     "aeic_lightning.losses.perceptual": "aeic_lightning.losses.term",

@@ -25,10 +25,10 @@ from aeic_lightning.losses.tap_term import TapMatch
 from aeic_lightning.models.aeic import AEIC, AEICOutput
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.context import QuadtreeContext
-from aeic_lightning.models.codec.transforms import HyperAnalysis, HyperSynthesis
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.models.decoder.config import PretrainedConfig
 from aeic_lightning.models.decoder.tiling import TilingConfig
+from aeic_lightning.models.layers import HyperAnalysis, HyperSynthesis
 from aeic_lightning.models.random_model import save
 from aeic_lightning.study.experiment import experiment_settings
 from aeic_lightning.systems import CompressionSystem, OptimizationConfig, TeacherSystem

@@ -16,7 +16,7 @@ from aeic_lightning.models.frozen import keeping_modes
 from aeic_lightning.own_classes import find_class, moved
 
 OTHERS = ("context", "h_a", "h_s", "g_s")
-STAR = "aeic_lightning.models.codec.transforms.StarEncoder"
+STAR = "aeic_lightning.models.layers.StarEncoder"
 PROBE_SIDE = 256  # pixels of the square image that an encoder is asked with
 
 

@@ -15,7 +15,7 @@ from aeic_lightning.cli.commands import bench
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig, LatentCodec
-from aeic_lightning.models.codec.transforms import StarEncoder
+from aeic_lightning.models.layers import StarEncoder
 from aeic_lightning.models.parts import find_reach
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.complexity import codec_costs

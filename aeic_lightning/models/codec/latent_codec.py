@@ -28,15 +28,18 @@ from aeic_lightning.models.codec.context import (
     bits,
     round_ste,
 )
-from aeic_lightning.models.codec.transforms import (
+from aeic_lightning.models.integer import integer_gain
+from aeic_lightning.models.layers import (
+    Down,
     GainUnits,
     HyperAnalysis,
     HyperSynthesis,
     StarEncoder,
     SynthesisTransform,
+    Up,
+    lowered,
+    raised,
 )
-from aeic_lightning.models.integer import integer_gain
-from aeic_lightning.models.layers import Down, Up, lowered, raised
 from aeic_lightning.models.parts import (
     STAR,
     build_asked,

@@ -8,7 +8,7 @@ import torch
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import LatentCodec
-from aeic_lightning.models.codec.transforms import GainUnits
+from aeic_lightning.models.layers import GainUnits
 
 WEIGHTS = [8.0, 2.0, 0.5]
 
