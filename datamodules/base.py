@@ -172,7 +172,7 @@ class ImageDataModule(LightningDataModule):
         if self.small_images == "drop":
             images = self._large_enough(images)
         rank, world_size = self._rank()
-        self._crops = CropDataset(images, cache=self.cache, **self._cropping())
+        self._crops = self._dataset(images)
         sampler = CropSampler(
             num_images=len(images.names),
             samples_per_epoch=len(images.names) if self.samples_per_epoch is None else self.samples_per_epoch,
@@ -186,11 +186,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Whole images, one a batch."""
-        return self._whole(self._require(self.val_images, "validation"))
+        return self._whole(WholeImages(self._require(self.val_images, "validation"), self.val_max_size))
 
     def test_dataloader(self) -> DataLoader:
         """Whole images, one a batch."""
-        return self._whole(self._require(self.test_images, "test"))
+        return self._whole(WholeImages(self._require(self.test_images, "test"), self.val_max_size))
 
     def predict_dataloader(self) -> DataLoader:
         """The test images."""
@@ -201,13 +201,17 @@ class ImageDataModule(LightningDataModule):
             shown = ", ".join(self.skipped[:10]) + (", ..." if len(self.skipped) > 10 else "")
             print(f"{len(self.skipped)} of {len(self._crops)} training images could not be read: {shown}")
 
-    def _whole(self, images: ImageSource) -> DataLoader:
+    def _dataset(self, images: ImageSource) -> CropDataset:
+        """Where training samples come from."""
+        return CropDataset(images, cache=self.cache, **self._cropping())
+
+    def _whole(self, images: WholeImages, batch_size: int = 1) -> DataLoader:
+        """The loader of validation and test images."""
         rank, world_size = self._rank()
-        if len(images.names) < world_size:
-            raise UserError(f"{len(images.names)} image(s) for {world_size} processes; evaluate with trainer.devices=1")
-        dataset = WholeImages(images, self.val_max_size)
-        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
-        return ImageLoader(dataset, batch_size=1, sampler=sampler, **self._loader_options())
+        if len(images) < world_size:
+            raise UserError(f"{len(images)} image(s) for {world_size} processes; evaluate with trainer.devices=1")
+        sampler = UnrepeatedDistributedSampler(images, num_replicas=world_size, rank=rank, shuffle=False)
+        return ImageLoader(images, batch_size=batch_size, sampler=sampler, **self._loader_options())
 
     def _require(self, images: ImageSource | None, kind: str) -> ImageSource:
         if images is None:

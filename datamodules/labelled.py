@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.torch_settings import own_random_states
 from datamodules.base import Z_STRIDE, ImageDataModule
 from datamodules.crops import (
     CropDataset,
-    CropSampler,
-    ImageLoader,
     ImageSource,
+    WholeImages,
     centre_crop,
     numbered_rng,
     to_tensor,
@@ -90,32 +88,15 @@ class LabelledData(ImageDataModule):
         self.labels: dict[str, dict[str, int]] = {}
         """For each of "train", "val" and "test": class of each image by its name."""
 
-    def train_dataloader(self) -> DataLoader:
-        images = self._require(self.train_images, "training")
-        rank, world_size = self._rank()
-        self._crops = LabelledCrops(
-            self.labels["train"],
-            self.crop_scale,
-            self._transform(),
-            images=images,
-            cache=self.cache,
-            **self._cropping(),
-        )
-        sampler = CropSampler(
-            num_images=len(images.names),
-            samples_per_epoch=len(images.names) if self.samples_per_epoch is None else self.samples_per_epoch,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        return self._crop_loader(self._crops, sampler)
-
     def val_dataloader(self) -> DataLoader:
         return self._evaluation(self._require(self.val_images, "validation"), self.labels["val"])
 
     def test_dataloader(self) -> DataLoader:
         return self._evaluation(self._require(self.test_images, "test"), self.labels["test"])
+
+    def _dataset(self, images: ImageSource) -> "LabelledCrops":
+        own = self.labels["train"], self.crop_scale, self._transform()
+        return LabelledCrops(*own, images=images, cache=self.cache, **self._cropping())
 
     def _transform(self) -> Callable[[Image.Image], torch.Tensor] | None:
         """timm's transform of training images, whose result is normalised with ImageNet's mean and deviation."""
@@ -141,10 +122,7 @@ class LabelledData(ImageDataModule):
             ) from error
 
     def _evaluation(self, images: ImageSource, labels: dict[str, int]) -> DataLoader:
-        rank, world_size = self._rank()
-        dataset = LabelledImages(images, labels, self.resize, self.crop_size)
-        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=world_size, rank=rank, shuffle=False)
-        return ImageLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
+        return self._whole(LabelledImages(images, labels, self.resize, self.crop_size), self.eval_batch_size)
 
 
 def _with_posterize(transform: Any) -> Any:
@@ -212,7 +190,7 @@ class LabelledCrops(CropDataset):
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=box))
 
 
-class LabelledImages(Dataset):
+class LabelledImages(WholeImages):
     """Resized centre crops with classes: {"image": float32 (3, crop, crop) in [-1, 1], "name", "label"}.
 
     Args:
@@ -223,13 +201,10 @@ class LabelledImages(Dataset):
     """
 
     def __init__(self, images: ImageSource, labels: dict[str, int], resize: int, crop_size: int) -> None:
-        self.images = images
+        super().__init__(images)
         self.labels = labels
         self.resize = resize
         self.crop_size = crop_size
-
-    def __len__(self) -> int:
-        return len(self.images.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.images.read(index)
