@@ -59,8 +59,6 @@ MOVED = {
     "aeic_lightning.models.codec.transforms": "aeic_lightning.models.layers",
     "aeic_lightning.models.encoders.micro": "aeic_lightning.models.integer",
     "aeic_lightning.models.codec.micro": "aeic_lightning.models.integer",
-    "aeic_lightning.losses.perceptual": "aeic_lightning.losses.term",
-    "aeic_lightning.losses.rate": "aeic_lightning.losses.term",
 }
 """Where the classes of earlier versions' modules are: configs and checkpoints name them."""
 

@@ -249,10 +249,10 @@ def test_what_is_wrong_is_said_in_words(terms, message):
 @pytest.mark.parametrize(
     ("name", "built", "backbone"),
     [
-        ("lpips", "perceptual.LPIPS", "vgg"),
-        ("semantic", "perceptual.SemanticLoss", "clip"),
+        ("lpips", "term.LPIPS", "vgg"),
+        ("semantic", "term.SemanticLoss", "clip"),
         ("adversarial", "adversarial.ProjectedDiscriminator", "dinov3"),
-        ("edge_dists", "perceptual.FORMS", "vgg"),
+        ("edge_dists", "term.FORMS", "vgg"),
     ],
 )
 def test_terms_are_built_on_the_network_that_the_config_names(monkeypatch, name, built, backbone):

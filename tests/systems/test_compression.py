@@ -13,7 +13,7 @@ from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses import adversarial
 from aeic_lightning.losses.objective import Objective
-from aeic_lightning.models.codec import entropy, latent_codec
+from aeic_lightning.models.codec import context, latent_codec
 from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from callbacks.quality import QualityMetrics
 
@@ -145,7 +145,7 @@ def test_accumulated_batches_equal_one_large_batch(codec_config, decoder_config,
     # Noise is drawn in another order, and a value near 1/2 may round the other way in another batch.
     monkeypatch.setattr(latent_codec, "add_noise", lambda x: x)
     monkeypatch.setattr(latent_codec, "round_ste", lambda x: x)
-    monkeypatch.setattr(entropy, "round_ste", lambda x: x)
+    monkeypatch.setattr(context, "round_ste", lambda x: x)
     results = []
     for accumulate, batch_size in ((4, 1), (1, 4)):
         system = make(codec_config, decoder_config, 0.1, accumulate=accumulate, gradient_clip=0.0)
