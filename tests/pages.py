@@ -109,8 +109,8 @@ def small(monkeypatch: Any) -> None:
 
     resolve = config._resolved
 
-    def resolved(files: Any, layers: Any) -> dict:
-        settings = resolve(files, layers)
+    def resolved(files: Any, layers: Any, sizes_alone: bool = False) -> dict:
+        settings = resolve(files, layers, sizes_alone)
         if "model" not in settings or sys._getframe(1).f_code.co_name == "with_sources":
             return settings  # a sweep, or what the files say
         trainer, data = settings.setdefault("trainer", {}), settings["data"].setdefault("init_args", {})
@@ -158,7 +158,7 @@ def no_processes(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # a second thread of small sizes waits, busily
 
 
-def write_nothing(model: Any, folder: Path, realism: float | None = None) -> None:
+def write_nothing(model: Any, folder: Path, realism: float | None = None, say: Any = None) -> None:
     """The folders of an ONNX export."""
     for half in ("send", "receive", "golden"):
         (folder / half).mkdir()

@@ -198,6 +198,21 @@ def test_a_file_of_mine_hides_no_shipped_experiment(files, monkeypatch):
     assert load_config(["tiny/student_enc.yaml"])["model"]["class_path"].endswith("DistillationSystem")
 
 
+def test_sizes_alone_are_those_of_the_whole(tmp_path):
+    """Of classes within the system too: what an encoder does not take is left out."""
+    (tmp_path / "mine.yaml").write_text(
+        "include: [micro/float_none.yaml]\nmodel: {class_path: aeic_lightning.systems.TeacherSystem, init_args: "
+        "{codec: {encoder: {class_path: tests.models.plain_encoder.PlainEncoder, init_args: {width: 8}}}}}\n"
+    )
+    for file in ("mine.yaml", "tiny/student_enc.yaml", "arms/adapter.yaml"):
+        whole, sizes = (load_config([tmp_path / file if file == "mine.yaml" else file], [], alone)["model"]["init_args"]
+                        for alone in (False, True))  # fmt: skip
+        assert [sizes[part] for part in ("codec", "decoder")] == [whole[part] for part in ("codec", "decoder")]
+    assert load_config([tmp_path / "mine.yaml"], [], True)["model"]["init_args"]["codec"]["encoder"]["init_args"] == {
+        "width": 8
+    }
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no config file .*nowhere\.yaml"):
         load_config([tmp_path / "nowhere.yaml"])

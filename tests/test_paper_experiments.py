@@ -7,6 +7,7 @@ counts differ.
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +29,7 @@ from aeic_lightning.config import as_override, load_config
 from aeic_lightning.config.experiment_files import locate
 from aeic_lightning.losses.objective import read_objective
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
-from aeic_lightning.study.sweep_file import read_sweep
+from aeic_lightning.study.sweep_file import Sweep, read_sweep
 from datamodules import ImageFolder
 from tests.experiment_names import names
 
@@ -176,9 +177,14 @@ LAST_CHECKPOINT = {"class_path": "callbacks.checkpoint.LastCheckpoint", "init_ar
 SMALL_LENGTHS = {"widths": {64: 8, 128: 8, 192: 8, 256: 16, 320: 16}, "synthesis_widths": {1024: 32, 768: 24, 512: 16}}
 
 
+@cache
+def sweep_in(root: Path) -> Sweep:
+    return read_sweep(SWEEP, [f"vars.lambdas=[{LAMBDA}]", f"vars.root={root}"])
+
+
 def ablations():
     """The runs of the paper's sweep that its own stages do not have, at one rate."""
-    sweep = read_sweep(SWEEP, [f"vars.lambdas=[{LAMBDA}]"])
+    sweep = sweep_in(Path("runs/paper"))
     shipped = {stage if "stage1" in stage else f"{stage}_{LAMBDA}" for stage in ORDER}
     assert shipped <= {run.name for run in sweep.runs}
     return [run.name for run in sweep.runs if run.name not in shipped]
@@ -188,8 +194,7 @@ ABLATIONS = ablations()
 
 
 def ablation(folder: Path, name: str):
-    sweep = read_sweep(SWEEP, [f"vars.lambdas=[{LAMBDA}]", f"vars.root={folder / 'runs'}"])
-    return next(run for run in sweep.runs if run.name == name)
+    return next(run for run in sweep_in(folder / "runs").runs if run.name == name)
 
 
 def fit_ablation(folder: Path, name: str) -> None:

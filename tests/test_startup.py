@@ -13,15 +13,15 @@ HEAVY = {"lightning", "transformers", "diffusers", "peft", "torchvision", "timm"
 RUN = """
 import json, sys
 from aeic_lightning.cli import main
-code = main(json.loads(sys.argv[1]))
-print(json.dumps([code, sorted({name.split(".")[0] for name in sys.modules})]))
+codes = {main(words) for words in json.loads(sys.argv[1])}
+print(json.dumps([max(codes), sorted({name.split(".")[0] for name in sys.modules})]))
 """
 
 
-def modules_after(arguments, folder):
-    """Exit code and top-level modules of a process that ran one command."""
+def modules_after(folder, *commands):
+    """Highest exit code, top-level modules and errors of a process that ran these commands."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(arguments)],
+        [sys.executable, "-c", RUN, json.dumps(commands)],
         capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def modules_after(arguments, folder):
 )
 def test_a_missing_file_is_found_without_torch(arguments, tmp_path):
     (tmp_path / "photo.png").touch()
-    code, modules, said = modules_after(arguments, tmp_path)
+    code, modules, said = modules_after(tmp_path, arguments)
     assert code == 2
     assert any(name in said for name in ("none.ckpt", "none.png", "none.yaml", "nowhere"))
     assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
@@ -61,26 +61,27 @@ def test_a_sweep_reads_its_file_without_torch(tmp_path):
         "root: runs\nruns: [{name: a, config: a.yaml, labels: {role: teacher}}]\n"
         "report: {out: out, against: [{reference: {role: teacher}}]}\n"
     )
-    code, modules, said = modules_after(["sweep", "--config", "sweep.yaml", "--dry-run"], tmp_path)
+    code, modules, said = modules_after(tmp_path, ["sweep", "--config", "sweep.yaml", "--dry-run"])
     assert code == 0, said
     assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
 
 
-def test_compress_and_decompress_import_no_training_library(tmp_path):
+def test_coding_and_counting_import_no_training_library(tmp_path):
+    """`complexity` of an experiment whose files change the system's class."""
     from PIL import Image
 
     from aeic_lightning.models.random_model import CODECS, random_model, save
 
     save(random_model(CODECS["tiny"]), tmp_path / "model.ckpt")
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
-    code, modules, said = modules_after(["compress", "photo.png", "--checkpoint", "model.ckpt", "-o", "out"], tmp_path)
+    model = ["--checkpoint", "model.ckpt", "-o", "out"]
+    commands = ["compress photo.png", "decompress out/photo.aeic"]
+    code, modules, said = modules_after(
+        tmp_path, *([*command.split(), *model] for command in commands),
+        ["complexity", "--config", "tiny/student_enc.yaml"],
+    )  # fmt: skip
     assert code == 0, said
     assert (tmp_path / "out/photo.aeic").is_file()
-    assert "torch" in modules
-    assert not modules & HEAVY
-    code, modules, said = modules_after(
-        ["decompress", "out/photo.aeic", "--checkpoint", "model.ckpt", "-o", "out"], tmp_path
-    )
-    assert code == 0, said
     assert (tmp_path / "out/photo.png").is_file()
+    assert "torch" in modules
     assert not modules & HEAVY

@@ -164,7 +164,8 @@ class Depthwise(nn.Module):
     def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, h, w, C) -> the sums, integers, in pieces (B, h, w, c) of the C channels; the value (B, 1, C) of one."""
         weights = [getattr(self, f"weight{number}").float() for number in range(len(self.padding))]
-        pieces = PIECES if len(weights[0]) % PIECES == 0 else 1
+        # Cores share the pieces; in a graph they are so many more nodes.
+        pieces = 1 if len(weights[0]) % PIECES or torch.compiler.is_exporting() else PIECES
         weights = [part for weight in weights for part in weight.chunk(pieces)]
         paddings = [padding for padding in self.padding for _ in range(pieces)]
         sums, peaks = zip(*in_parallel(_sums, weights, paddings, x.chunk(len(weights), dim=-1)), strict=True)

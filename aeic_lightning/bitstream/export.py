@@ -19,8 +19,11 @@ Either half works without the other. Both carry the fingerprint of the checkpoin
 levels there are.
 """
 
+import gc
 import json
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -28,6 +31,7 @@ from typing import cast
 import numpy as np
 import onnx
 import onnxruntime
+import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -140,10 +144,12 @@ class Paint(nn.Module):
         return self.vae(latents)
 
 
-def export(model: AEIC, folder: Path, realism: float | None = None) -> None:
+def export(
+    model: AEIC, folder: Path, realism: float | None = None, say: Callable[[str], None] = lambda step: None
+) -> None:
     """Write both halves and the golden vectors into `folder`, then check them with onnxruntime.
 
-    The pictures of the receive half are those of `model.at_realism(realism)`.
+    The pictures of the receive half are those of `model.at_realism(realism)`. `say` hears what is done next.
 
     Raises UserError if the exported halves do not give back the golden vectors.
     """
@@ -159,6 +165,7 @@ def export(model: AEIC, folder: Path, realism: float | None = None) -> None:
     limit = wire.LARGEST_SIDE // stride
     rows, columns = Dim("rows", min=1, max=limit // 2), Dim("columns", min=1, max=limit // 2)
     level, level_size = ((torch.tensor([1.0]),), {"level": None}) if bitstream.levels else ((), {})
+    say("send: analysis")
     try:
         _export(
             Analysis(codec), (torch.zeros(1, 3, 6 * stride, 10 * stride), *level), sending / "analysis.onnx",
@@ -172,14 +179,17 @@ def export(model: AEIC, folder: Path, realism: float | None = None) -> None:
         ) from error
     hyper_synthesis, context = cast(tuple[nn.Module, ExactContext], (bitstream.hyper_synthesis, bitstream.context))
     most = limit // codec.z_stride
+    say("both: hyper synthesis")
     _export(
         hyper_synthesis, (torch.zeros(1, codec.prior.channels, 3, 5),), sending / "hyper_synthesis.onnx",
         {"z_hat": {2: Dim("rows", min=1, max=most), 3: Dim("columns", min=1, max=most)}}, ["phi"],
     )  # fmt: skip
+    say("both: context")
     _export_context(context, codec.context.phi_channels, {2: 2 * rows, 3: 2 * columns}, sending / "context.onnx")
     tiling = model.decoder.config.tiling
     y_hat = (torch.zeros(1, channels, 6, 10), *level)
     y_size = {"y_hat": {2: 2 * rows, 3: 2 * columns}} | level_size
+    say("receive: synthesis")
     if tiling is None:
         _export(Synthesis(model), y_hat, receiving / "synthesis.onnx", y_size, ["x_hat"])
     else:
@@ -193,8 +203,10 @@ def export(model: AEIC, folder: Path, realism: float | None = None) -> None:
         write_whole(receiving / name, (sending / name).read_bytes())
     for half in (sending, receiving):
         _write_manifest(half, bitstream.fingerprint, bitstream.levels, tiling if half is receiving else None)
+    say("golden vectors")
     write_golden(bitstream, folder / "golden", tiling)
     _write_pictures(model, bitstream, folder / "golden")
+    say("check with onnxruntime")
     check_golden(folder)
 
 
@@ -234,12 +246,22 @@ def _export_parts(model: AEIC, y_hat: tuple[Tensor, ...], y_size: dict, receive:
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], path: Path, sizes: dict, outputs: list[str]) -> None:
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
-    with torch.no_grad():
-        torch.onnx.export(
-            module.eval(), example, path, input_names=list(sizes), output_names=outputs, dynamic_shapes=sizes,
-            opset_version=OPSET, dynamo=True, verbose=False,
-            external_data=size > 1 << 30,  # one protobuf holds 2 GiB at most
-        )  # fmt: skip
+    for library in ("onnxscript", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)  # a line for each node that stays as it is
+    collects = gc.isenabled()
+    gc.disable()  # a graph is a million small objects, and each collection looks at all of them
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(), example, input_names=list(sizes), output_names=outputs, dynamic_shapes=sizes,
+                opset_version=OPSET, dynamo=True, verbose=False, optimize=False,
+            )  # fmt: skip
+        assert program is not None
+        onnxscript.optimizer.optimize_ir(program.model, num_iterations=1)  # a second one changes little
+        program.save(path, external_data=size > 1 << 30)  # one protobuf holds 2 GiB at most
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _write_manifest(half: Path, fingerprint: bytes, levels: int, tiling: TilingConfig | None) -> None:

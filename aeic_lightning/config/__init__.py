@@ -28,13 +28,17 @@ from aeic_lightning.config.layers import merge
 from aeic_lightning.errors import UserError, did_you_mean
 
 
-def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(
+    files: Sequence[str | Path], overrides: Sequence[str] = (), sizes_alone: bool = False
+) -> dict[str, Any]:
     """Merge files, then `key.sub=value` overrides, resolve, and return plain values without `vars`.
+
+    `sizes_alone` is for who reads sizes and nothing else (`layers.merge`).
 
     Raises UserError for a missing file, bad YAML, an interpolation that leads nowhere, or a `vars` entry that nothing
     refers to (a misspelt one would have no effect).
     """
-    config = _resolved(files, _layers(files, overrides))
+    config = _resolved(files, _layers(files, overrides), sizes_alone)
     config.pop("vars", None)
     return config
 
@@ -102,9 +106,9 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
     return [*layers, ("command line", own)]
 
 
-def _resolved(files: Sequence[str | Path], layers: Layers) -> dict[str, Any]:
+def _resolved(files: Sequence[str | Path], layers: Layers, sizes_alone: bool = False) -> dict[str, Any]:
     try:
-        merged = merge([layer for _, layer in layers])
+        merged = merge([layer for _, layer in layers], sizes_alone)
         variables = cast(dict, OmegaConf.to_container(merged.get("vars") or OmegaConf.create(), resolve=False))
         root = variables.get("root")
         if isinstance(root, str) and not root.startswith("???"):

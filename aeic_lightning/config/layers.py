@@ -15,6 +15,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.own_classes import arguments_of, class_or_none
 
 MISSING = "???"  # OmegaConf's mark of a value that a later file must give
+PARTS = "model.init_args."
 ASIDE = "init_args of another class"  # while merging: what the class does not take, in case that a later one does
 
 
@@ -32,11 +33,15 @@ def flat(value: Any, prefix: str = "", lists: bool = False) -> dict[str, Any]:
     return {k: v for key, item in items for k, v in flat(item, f"{prefix}.{key}".lstrip("."), lists).items()}
 
 
-def merge(layers: Sequence[dict]) -> DictConfig:
-    """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks."""
+def merge(layers: Sequence[dict], sizes_alone: bool = False) -> DictConfig:
+    """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks.
+
+    With `sizes_alone` the system's parts are right, and no class of Lightning is imported: a system keeps arguments
+    that it does not take.
+    """
     merged: Any = {}
     for layer in layers:
-        merged = _merge(merged, layer, "")
+        merged = _merge(merged, layer, "", PARTS if sizes_alone else "")
     return OmegaConf.create(_without_aside(merged))
 
 
@@ -46,27 +51,29 @@ def _without_aside(value: Any) -> Any:
     return [_without_aside(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _merge(old: Any, new: Any, key: str) -> Any:
+def _merge(old: Any, new: Any, key: str, within: str) -> Any:
+    # `within`: where the classes are whose arguments count.
     if new == MISSING and old is not None:
         return old
     if isinstance(old, list) and isinstance(new, dict) and new and all(str(name).isdigit() for name in new):
-        return _with_elements(old, new, key)
+        return _with_elements(old, new, key, within)
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
-    if "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]:
+    other = "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]
+    if other and key.startswith(within):
         old = _with_arguments_of(new["class_path"], old)
     return old | {
-        name: _merge(old[name], value, f"{key}.{name}".lstrip(".")) if name in old else value
+        name: _merge(old[name], value, f"{key}.{name}".lstrip("."), within) if name in old else value
         for name, value in new.items()
     }
 
 
-def _with_elements(old: list, new: dict, key: str) -> list:
+def _with_elements(old: list, new: dict, key: str, within: str) -> list:
     changed = list(old)
     for name, value in new.items():
         if int(name) >= len(old):
             raise UserError(f"{key}.{name} is set, but {key} is a list of {len(old)}, numbered from 0")
-        changed[int(name)] = _merge(old[int(name)], value, f"{key}.{name}")
+        changed[int(name)] = _merge(old[int(name)], value, f"{key}.{name}", within)
     return changed
 
 

@@ -1,11 +1,14 @@
 """Parameters and multiply-accumulates of the sender and the receiver."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from aeic_lightning.checkpoints.checkpoint import from_dict
@@ -33,6 +36,26 @@ class Cost:
     name: str
     parameters: int
     macs_per_pixel: float
+
+
+class _NoStart(TorchFunctionMode):
+    """Leaves tensors as they are where `torch.nn.init` would give them values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def sizes_alone() -> Iterator[None]:
+    """Models that are built within have shapes, and neither storage nor values.
+
+    Initialising tensors of the meta device would import PyTorch's compiler.
+    """
+    with torch.device("meta"), _NoStart():
+        yield
 
 
 def sender_costs(codec: LatentCodec) -> dict[str, Cost]:

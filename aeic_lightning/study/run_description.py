@@ -15,7 +15,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import describe_objective, objective_settings, objective_weights, rate_target
 from aeic_lightning.models.codec.latent_codec import LatentCodec
 from aeic_lightning.models.parts import encoder_labels
-from aeic_lightning.study.complexity import experiment_configs, sender_costs
+from aeic_lightning.study.complexity import experiment_configs, sender_costs, sizes_alone
 from aeic_lightning.study.experiment import experiment_settings
 
 Label = int | float | str
@@ -94,7 +94,7 @@ def _costs(config: str) -> dict[str, dict[str, float]] | None:
         codec.find_parts()
     except UserError:
         return None
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with sizes_alone(), torch.random.fork_rng(devices=[]):
         costs = sender_costs(LatentCodec(codec))
     return {
         "encoder_macs_per_pixel": {part: costs[part].macs_per_pixel for part in ("g_a", "encode")},

@@ -16,15 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Print parameters and MACs per pixel by module."""
-    config = load_config(args.config, parse_overrides(extra))
-
-    import torch
+    config = load_config(args.config, parse_overrides(extra), sizes_alone=True)
 
     from aeic_lightning.models.aeic import AEIC
-    from aeic_lightning.study.complexity import codec_costs, experiment_configs, paper_encode
+    from aeic_lightning.study.complexity import codec_costs, experiment_configs, paper_encode, sizes_alone
 
     codec, decoder = experiment_configs(config, args.config[-1])
-    with torch.device("meta"):
+    with sizes_alone():
         model = AEIC(codec, decoder)
     costs = codec_costs(model)
     print(f"{'module':<10} {'parameters':>14} {'MACs/pixel':>14}")

@@ -93,6 +93,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     print(f"{output / 'golden'}  reproduced by both halves in onnxruntime")
 
 
+def _say(step: str) -> None:
+    print(step, flush=True)
+
+
 def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     require("export", "onnx", "onnxruntime", "onnxscript")
     from aeic_lightning.bitstream.export import export
@@ -102,7 +106,7 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     model = load_aeic(args.checkpoint).for_decoding()
 
     def write(folder: Path) -> None:
-        export(model, folder, args.realism)
+        export(model, folder, args.realism, _say)
         copy_sources(own_sources(model.config), folder / SOURCES)
 
     return write
@@ -130,7 +134,7 @@ def _web(args: argparse.Namespace) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as halves:
-            export(model, Path(halves))
+            export(model, Path(halves), say=_say)
             for name, size in write_site(Path(halves), folder, runtime).items():
                 print(f"{name}  {size / 1e6:.1f} MB packed")
 
