@@ -15,8 +15,7 @@ from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.claims import Answer, Claim, Needs, answers_by_set
-from aeic_lightning.study.report.page import write_report
-from aeic_lightning.study.report.records import config_differences
+from aeic_lightning.study.report.page import config_differences, write_report
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
 from aeic_lightning.study.study import Study, group, image_sets
 from tests.study.made_study import HOSTILE, IMAGES, LAMBDAS, made_study, measure

@@ -7,7 +7,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.study.report.records import Pictures, flatten, tap_losses
+from aeic_lightning.study.report.page import flatten
+from aeic_lightning.study.report.sections import Pictures, tap_losses
 
 
 def test_pairs_and_callbacks_are_named():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -18,8 +19,7 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.claims import Answer
 from aeic_lightning.study.paper_points import published as paper_points
-from aeic_lightning.study.report.records import Pictures, config_differences
-from aeic_lightning.study.report.sections import comparison, image_section, paper, taps
+from aeic_lightning.study.report.sections import Pictures, comparison, image_section, paper, taps
 from aeic_lightning.study.report.templates import templates
 from aeic_lightning.study.results import Result, sample
 from aeic_lightning.study.study import Study, matching
@@ -202,6 +202,51 @@ def _model(result: Result) -> str:
 
 def _commit(git: dict[str, Any]) -> str:
     return (git.get("commit") or "")[:10] + (" + changes" if git.get("changed") else "")
+
+
+def config_differences(results: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[str | None]]]]:
+    """Settings in which runs differ: the keys, and (run, its values) in the same order; None where it has no such key.
+
+    A run's own folder is written as RUN, so that paths into it do not count as differences.
+    """
+    flat: list[tuple[str, dict[str, str]]] = []
+    for result in results:
+        file = result.folder / "config.yaml" if result.folder else None
+        if file is None or not file.is_file():
+            continue
+        try:
+            config = yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
+            own = str(config.get("trainer", {}).get("default_root_dir") or result.folder)
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is no config of a run: {' '.join(str(error).split())}") from error
+        flat.append((result.name, {k: v.replace(own, "RUN") for k, v in flatten(config).items()}))
+    keys = dict.fromkeys(key for _, config in flat for key in config)
+    differing = [key for key in keys if len({config.get(key) for _, config in flat}) > 1]
+    return differing, [(name, [config.get(key) for key in differing]) for name, config in flat]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as `a.b` -> text. A list is one setting, except one of classes."""
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}{key}.").items()}
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        if all(isinstance(item, dict) and "class_path" in item for item in value):
+            items = [(item["class_path"].rsplit(".", 1)[-1], item) for item in value]
+            return {k: v for name, item in items for k, v in flatten(item, f"{prefix}{name}.").items()}
+        if all(isinstance(item, dict) and {"tap", "side"} <= set(item) for item in value):
+            return {prefix[:-1]: _matched_taps(value)}
+    return {prefix[:-1]: "null" if value is None else str(value)}
+
+
+def _matched_taps(matches: list[dict[str, Any]]) -> str:
+    """Matched taps by side: `encoder: y, z; decoder: l_0`, with what of a match is not its default."""
+    sides: dict[str, list[str]] = {}
+    for match in matches:
+        theirs = match.get("teacher_tap")
+        weight = match.get("weight", 1.0)
+        text = match["tap"] + (f" to {theirs}" if theirs else "") + (f" x {weight}" if weight != 1 else "")
+        sides.setdefault(match["side"], []).append(text)
+    return "; ".join(f"{side}: {', '.join(taps)}" for side, taps in sides.items())
 
 
 def render(context: dict[str, Any]) -> str:

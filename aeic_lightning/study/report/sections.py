@@ -1,15 +1,123 @@
 """The parts of the page that have plots: one for each set of images, distillation by tap, and published curves."""
 
+import base64
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import KINDS, Metric, find_metric
 from aeic_lightning.study.paper_points import DISTILLATION
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
-from aeic_lightning.study.report.records import Pictures, tap_losses
 from aeic_lightning.study.results import Result, sample
 from aeic_lightning.study.study import Curve, ImageSet, Study, default_reference, image_sets, matching
+
+# ---------------------------------------------------------------------- from run folders
+
+TAP_PREFIX = "train/distill/"
+MOST_POINTS = 200
+
+
+def tap_losses(folder: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Loss of each distilled tap from a run's TensorBoard events: side -> tap -> (steps, losses), thinned if long.
+
+    A step that was logged twice, before and after a resume, has the later loss.
+    """
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for tag in sorted(events.Tags()["scalars"], key=_tap_order):
+        side, _, tap = tag.removeprefix(TAP_PREFIX).partition("/")
+        if not tag.startswith(TAP_PREFIX) or side not in ("encoder", "decoder"):
+            continue
+        by_step = {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda e: e.wall_time)}
+        steps = sorted(by_step)
+        every = -(-len(steps) // MOST_POINTS)
+        steps = sorted({*steps[::every], steps[-1]})
+        found.setdefault(side, {})[tap] = (steps, [float(f"{by_step[step]:.5g}") for step in steps])
+    return found
+
+
+def _tap_order(tag: str) -> tuple:
+    order = ("y", "z", "phi", "y_hat", "l_T", "l_res", "l_0")
+    tap = tag.rsplit("/", 1)[-1]
+    return (order.index(tap) if tap in order else len(order), tap)
+
+
+class Pictures:
+    """Pictures as data URIs within a budget of bytes, each file once.
+
+    All are embedded in one way, the first that fits: the PNG files as they are, JPEG at falling quality, then JPEG at
+    half the size, and so on. `described` says which.
+    """
+
+    WAYS = (("PNG", 0, 1), ("JPEG", 95, 1), ("JPEG", 90, 1), ("JPEG", 80, 1), ("JPEG", 80, 2), ("JPEG", 75, 4))
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._places: dict[bytes, int] = {}
+        self.described = ""
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, path: Path) -> int:
+        """Take a picture; returns its place in what `embed` gives. Equal files share one."""
+        try:
+            content = path.read_bytes()
+            Image.open(io.BytesIO(content)).verify()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"{path} is no readable picture: {error}; "
+                "validate the run again, or leave pictures out with --max-images 0"
+            ) from error
+        if content not in self._places:
+            self._places[content] = len(self._places)
+        return self._places[content]
+
+    def embed(self) -> list[str]:
+        """Data URIs in the order in which the pictures were taken."""
+        encoded: list[bytes] = []
+        for kind, quality, shrink in self.WAYS:
+            encoded, spent = [], 0
+            for content in self._places:
+                encoded.append(content if kind == "PNG" else _jpeg(content, quality, shrink))
+                spent += len(encoded[-1])
+                if spent * 4 / 3 > self.budget:
+                    break
+            else:
+                break
+        else:
+            raise UserError(
+                f"{len(self)} pictures do not fit into {self.budget / 1e6:.0f} MB; name fewer runs, or leave "
+                "pictures out with --max-images"
+            )
+        self.described = "as the PNG files that the runs wrote"
+        if kind == "JPEG":
+            size = "" if shrink == 1 else f" and shrunk to 1/{shrink} of their width and height"
+            self.described = (
+                f"recompressed for this page as JPEG, quality {quality}{size}; metrics are of the originals"
+            )
+        head = f"data:image/{kind.lower()};base64,"
+        return [head + base64.b64encode(content).decode() for content in encoded]
+
+
+def _jpeg(content: bytes, quality: int, shrink: int) -> bytes:
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    if shrink > 1:
+        image = image.resize((max(1, image.width // shrink), max(1, image.height // shrink)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------- of one set of images
 
 
 def image_section(
