@@ -85,7 +85,7 @@ COMPARISONS = {
 }
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
 REPORT_KEYS = {
-    *("out", "title", "select", "against", "metrics", "files", "evaluate", "max_images"),
+    *("out", "title", "arms", "images", "select", "against", "metrics", "files", "evaluate", "max_images"),
     *("claims", "optional_claims", "min_images", "min_seeds"),
 }
 COMPARE_KEYS = {"runs", "out", "by", "models", "bpp"}
@@ -479,6 +479,10 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
             least = sweep.report.get(key, 1)
             if type(least) is not int or least < 1:
                 raise UserError(f"{file}: report: {key} is a whole number from 1 on, not {least!r}")
+        for key in ("arms", "images"):
+            words = sweep.report.get(key) or {}
+            if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+                raise UserError(f"{file}: report: {key} says in words what each is, {{NAME: WORDS}}, not {words!r}")
         for entry in sweep.report.get("claims") or []:
             _only(entry, CLAIM_KEYS, f"{file}: report: an entry of claims", needed=tuple(sorted(CLAIM_KEYS)))
     if sweep.halves:

@@ -278,6 +278,17 @@ def _compare(sweep: Sweep, names: Sequence[str]) -> None:
         getattr(import_module(module), function)([*models, *(sweep.root / name for name in names)], out, **given)
 
 
+def image_set_words(wanted: dict[str, Any], paths: Sequence[Path]) -> dict[frozenset[str], str]:
+    """What is said of each set of images, by the names of its images: files of results are called after the set."""
+    said = wanted.get("images") or {}
+    found = {name: next((p for p in paths if p.stem == name or p.stem.startswith(f"{name}_")), None) for name in said}
+    return {
+        frozenset(row["name"] for row in read_results([path])[0].images): said[name]
+        for name, path in found.items()
+        if path
+    }
+
+
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.study.report.page import write_report
 
@@ -309,6 +320,7 @@ def _report(sweep: Sweep) -> None:
         study.with_more(read_results(wanted.get("files") or [])), out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
         max_images=wanted.get("max_images", 6), resamples=RESAMPLES,
+        arms=wanted.get("arms"), images=image_set_words(wanted, paths),
     )  # fmt: skip
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
 

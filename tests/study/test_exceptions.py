@@ -82,6 +82,10 @@ def test_exceptions_are_a_list(tmp_path):
         ("{runs: [a], output: x}", r"compare has no 'output'"),
         ("{by: quality}", r"compare lacks runs"),
         ("{runs: [a], by: accuracy, models: [small-teacher]}", r"compare\.models is for a comparison by quality"),
+        (
+            "{runs: [a]}\nreport: {out: o, against: [{reference: {role: teacher}}], arms: [none]}",
+            r"arms says in words what each is",
+        ),
         ("{runs: [a], bpp: 0}", r"compare\.bpp is bits per pixel, above 0, not 0"),
     ],
 )

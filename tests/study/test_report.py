@@ -4,6 +4,7 @@ import base64
 import gzip
 import html
 import json
+import math
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from aeic_lightning.study.claims import Answer, Claim, Needs, answers_by_set
 from aeic_lightning.study.report.page import config_differences, write_report
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
 from aeic_lightning.study.study import Study, group, image_sets
+from aeic_lightning.study.views import image_set_words
 from tests.study.made_study import HOSTILE, IMAGES, LAMBDAS, made_study, measure
 
 CLAIMS = [
@@ -79,7 +81,9 @@ def report(files):
     out = files / "page.html"
     paths = [files / name for name in ("study.json", "anchors.json", "accuracy.json")]
     answered = answers_by_set(Study.read(paths), CLAIMS, resamples=20, needs=Needs(images=2))
-    write_report(paths, out, answered=answered, resamples=20, command=f"report {HOSTILE}")
+    told = {"arms": {"none": "no distillation", "enc": f"plus L_enc {HOSTILE}", "absent": "of no result"}}
+    told["images"] = {frozenset(IMAGES): "pictures that were made up"}
+    write_report(paths, out, answered=answered, resamples=20, command=f"report {HOSTILE}", **told)
     return out
 
 
@@ -264,6 +268,71 @@ def test_pictures_of_several_seeds_are_of_the_first(desktop):
     assert options[0] == "original"
     assert [option for option in options if "seed 1" in option] == []
     assert len([option for option in options if option.startswith("depth 1 · none")]) == len(LAMBDAS)
+
+
+def test_arms_and_sets_of_images_are_explained(desktop):
+    page, _ = desktop
+    terms, said = (page.locator(f".about {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    assert terms == ["none", "enc", "set A"], "no arm that has no result"
+    assert said[0] == "no distillation"
+    assert said[1].startswith("plus L_enc <"), "words, not markup"
+    assert said[2] == "pictures that were made up"
+
+
+def test_a_sweep_says_what_its_sets_of_images_are(tmp_path, study):
+    paths = [tmp_path / name for name in ("kodak_256x256.json", "validation.json")]
+    for path, prefix in zip(paths, ("k", "v"), strict=True):
+        images = [row | {"name": f"{prefix}{row['name']}"} for row in study[0].images]
+        write_results(path, [Result(**vars(study[0]) | {"images": images})])
+    said = {"kodak": "Kodak", "validation": "held out", "other": "not evaluated"}
+    found = image_set_words({"images": said}, paths)
+    assert found == {frozenset(f"k{n}" for n in IMAGES): "Kodak", frozenset(f"v{n}" for n in IMAGES): "held out"}
+
+
+def test_the_slider_begins_with_what_the_first_claim_compares(report, open_page, study):
+    page, _ = open_page(report)
+    page.evaluate("for (const part of document.querySelectorAll('details.part')) part.open = true")
+    left, right = (page.locator(f"#set0 .compare .{side}").input_value() for side in ("left", "right"))
+    assert left.startswith("depth 1 · none, ")
+    assert right.startswith("depth 1 · enc, ")
+    image = page.locator("#set0 .compare .image").input_value()
+
+    def rates(arm):
+        chosen = [r for r in study if r.labels.get("arm") == arm and r.labels["seed"] == 0 and r.labels["depth"] == 1]
+        return [next(row for row in r.images if row["name"] == image)["bpp"] for r in chosen]
+
+    def shown(side):
+        return float(page.locator(f"#set0 .compare .{side}-said").inner_text().split(": ")[1].split(" ")[0])
+
+    apart = min(abs(math.log(a / b)) for a in rates("none") for b in rates("enc"))
+    assert abs(math.log(shown("left") / shown("right"))) == pytest.approx(apart, abs=0.01)
+
+
+def test_a_dark_screen_has_a_dark_page_and_paper_a_light_one(desktop):
+    page, problems = desktop
+    paper = """() => ["body", "th"].map((name) => getComputedStyle(document.querySelector(name)).backgroundColor)"""
+
+    def inked(ink):
+        """Plots are drawn again in a moment; the page's policy leaves no other way to wait."""
+        seen = f"document.getElementById('set0-psnr').layout.font.color === '{ink}'"
+        page.evaluate(
+            f"new Promise((done) => {{ const look = () => {seen} ? done() : setTimeout(look, 20); look(); }})"
+        )
+
+    def comes_to(background, ink):
+        inked(ink)
+        assert page.evaluate(paper) == [background] * 2
+
+    comes_to("rgb(255, 255, 255)", "#1c1f23")
+    page.emulate_media(color_scheme="dark")
+    comes_to("rgb(22, 25, 29)", "#e6e8eb")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    inked("#1c1f23")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    comes_to("rgb(22, 25, 29)", "#e6e8eb")
+    page.emulate_media(color_scheme="light")
+    comes_to("rgb(255, 255, 255)", "#1c1f23")
+    assert problems == []
 
 
 def test_refused_bd_rates_are_one_folded_line_with_the_reason(report):

@@ -17,15 +17,21 @@
     displayModeBar: touch ? false : "hover", toImageButtonOptions: { format: "svg" },
   };
   const chosen = {};  // plot -> name of its variant
+  // Plots are in the colours of a light page; on a dark one ink and lines change, and those of the curves stay.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const DARK = { "#1c1f23": "#e6e8eb", "#6b7280": "#a3abb5", "#e5e7eb": "#333a42", "#fff": "#16191d" };
+  const themed = (given, light = !dark.matches) => light ? structuredClone(given) : JSON.parse(
+    JSON.stringify(given).replace(/"(#1c1f23|#6b7280|#e5e7eb|#fff)"/g, (_, colour) => `"${DARK[colour]}"`));
 
-  const draw = (id) => {
+  const draw = (id, width = null) => {  // with a width: on paper
     const given = plots[id], figure = given.variants ? given.variants[chosen[id]] : given;
     const plot = document.getElementById(id);
     plot.closest("figure").hidden = !figure;  // a tap is of one side only
     if (!figure) { Plotly.purge(plot); return; }
     // A finger that drags scrolls the page; a mouse zooms into the plot.
-    const layout = { ...structuredClone(figure.layout), dragmode: touch ? false : "zoom", autosize: true };
-    return Plotly.react(plot, structuredClone(figure.data), layout, { ...config, toImageButtonOptions: { format: "svg", filename: id } });
+    const [data, look] = [figure.data, figure.layout].map((part) => themed(part, width ? true : undefined));
+    const layout = { ...look, dragmode: touch ? false : "zoom", autosize: !width, ...(width ? { width } : {}) };
+    return Plotly.react(plot, data, layout, { ...config, toImageButtonOptions: { format: "svg", filename: id } });
   };
 
   for (const select of document.querySelectorAll("select[data-plots]")) {
@@ -40,6 +46,8 @@
     for (const plot of part.querySelectorAll(".plot")) if (!plot.closest("details:not([open])")) draw(plot.id);
   };
   drawWithin(document);
+  const drawn = () => [...document.querySelectorAll(".js-plotly-plot")];
+  dark.addEventListener("change", () => { for (const plot of drawn()) draw(plot.id); });
   const parts = document.querySelectorAll("details.part");
   for (const part of parts) part.addEventListener("toggle", () => { if (part.open) drawWithin(part); });
   const openTarget = () => {
@@ -97,11 +105,11 @@
       }
     };
     const fill = () => {
-      const kept = [left.value, right.value];
+      const kept = [left.value, right.value], [first, second] = images[image.selectedIndex].start ?? [0, 1];
       for (const select of [left, right]) select.replaceChildren(...views().map((view) => new Option(view.label)));
       const labels = views().map((view) => view.label);
-      left.selectedIndex = Math.max(0, labels.indexOf(kept[0]));
-      right.selectedIndex = labels.includes(kept[1]) ? labels.indexOf(kept[1]) : Math.min(1, labels.length - 1);
+      left.selectedIndex = labels.includes(kept[0]) ? labels.indexOf(kept[0]) : first;
+      right.selectedIndex = labels.includes(kept[1]) ? labels.indexOf(kept[1]) : Math.min(second, labels.length - 1);
       show();
     };
     image.addEventListener("change", fill);
@@ -112,16 +120,17 @@
   }
 
   // Plots have the width of the screen, and paper another: two columns of A4, or one.
-  const drawn = () => [...document.querySelectorAll(".js-plotly-plot")];
   addEventListener("beforeprint", () => {
     const folded = [...parts].filter((part) => !part.open);
     for (const part of folded) part.open = true;
     for (const part of folded) drawWithin(part);
     for (const plot of drawn()) {
       const width = plot.closest(".single") ? 490 : 330;
-      Plotly.relayout(plot, { autosize: false, width });
+      dark.matches ? draw(plot.id, width) : Plotly.relayout(plot, { autosize: false, width });
     }
   });
-  addEventListener("afterprint", () => { for (const plot of drawn()) Plotly.relayout(plot, { autosize: true, width: null }); });
+  addEventListener("afterprint", () => {
+    for (const plot of drawn()) dark.matches ? draw(plot.id) : Plotly.relayout(plot, { autosize: true, width: null });
+  });
   document.documentElement.dataset.drawn = "true";
 })();

@@ -5,7 +5,7 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ def write_report(
     max_images: int = 6,
     resamples: int = 1000,
     command: str = "",
+    arms: Mapping[str, str] | None = None,
+    images: Mapping[frozenset[str], str] | None = None,
 ) -> str:
     """Write the page and return a line that says what is in it.
 
@@ -65,6 +67,8 @@ def write_report(
         max_images: largest number of images a set that are embedded, with every run's reconstruction.
         resamples: of the BD-rate's bootstrap.
         command: that made the page, for its record.
+        arms: what each arm is, in words, by its label.
+        images: what each set of images is, in words, by the names of its images.
 
     Raises UserError for what cannot be read, for a reference that nothing matches, and for pictures that do not fit.
     """
@@ -82,10 +86,14 @@ def write_report(
         raise UserError(f"--reference {unmatched[0]}: no curve is called so or has that label; there are {known}")
     pictures = Pictures(PICTURE_BUDGET)
     # Before the plots and intervals, which take long.
-    compared = [comparison(s, pictures, max_images) for s in sets]
+    told = answered[0][1][0].claim if answered and answered[0][1] else None
+    compared = [comparison(s, pictures, max_images, told) for s in sets]
     uris = pictures.embed()
     drawn: dict[str, Any] = {}  # id -> plot, or its variants by name
     sections = [image_section(i, s, study, references, drawn, compared[i], resamples) for i, s in enumerate(sets)]
+    for section, image_set in zip(sections, sets, strict=True):
+        section["about"] = (images or {}).get(frozenset(image_set.names))
+    known = {str(result.labels.get("arm")) for result in results}
     first = _first_plot(answered, sections, drawn)
     keys, configs = config_differences(results)
     context = {
@@ -93,6 +101,7 @@ def write_report(
         "made": time.strftime("%Y-%m-%d %H:%M %Z"),
         "version": __version__,
         "command": command,
+        "arms": [(arm, says) for arm, says in (arms or {}).items() if arm in known],
         "sections": sections,
         "claims": _claims(answered, sections),
         "first_plot": first,

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import KINDS, Metric, find_metric
+from aeic_lightning.study.claims import Claim
 from aeic_lightning.study.paper_points import DISTILLATION
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
-from aeic_lightning.study.results import Result, sample
+from aeic_lightning.study.results import Result, agree, sample
 from aeic_lightning.study.study import Curve, ImageSet, Study, default_reference, image_sets, matching
 
 # ---------------------------------------------------------------------- from run folders
@@ -294,21 +296,45 @@ def _costs(
     return {"variants": list(views), "plots": [f"{key}-cost-g_a", f"{key}-cost-encode"]}
 
 
-def comparison(images: ImageSet, pictures: Pictures, max_images: int) -> dict[str, Any] | None:
-    """Pictures of the set: for each image the original and the reconstructions, as places in the list of pictures."""
+def comparison(
+    images: ImageSet, pictures: Pictures, max_images: int, claim: Claim | None = None
+) -> dict[str, Any] | None:
+    """Pictures of the set: for each image the original and the reconstructions, as places in the list of pictures.
+
+    `start` are the two views that are shown first: what a claim compares, at the rates that are nearest to each other;
+    else the original and the first reconstruction.
+    """
     shown = []
+    captioned = _captioned(images.curves)
     for name in images.names:
         original = next((path for r in images.results if (path := r.original(name))), None)
         views = [
             {"label": label, "picture": pictures.add(r.pictures[name]), "said": _of_image(r, name, images.metrics)}
-            for label, r in _captioned(images.curves)
+            for label, r in captioned
             if len(shown) < max_images and name in r.pictures
         ]
         if original and views:
             views.insert(0, {"label": "original", "picture": pictures.add(original), "said": ""})
-            shown.append({"name": name, "views": views})
+            start = _telling([r for _, r in captioned if name in r.pictures], name, claim)
+            shown.append({"name": name, "views": views, "start": [place + 1 for place in start] if start else [0, 1]})
     available = sum(any(name in r.pictures for r in images.results) for name in images.names)
     return {"images": shown, "available": available} if shown else None
+
+
+def _telling(results: Sequence[Result], name: str, claim: Claim | None) -> tuple[int, int] | None:
+    """Places of a claim's reference and test whose files of an image are most alike in size, smallest rates first."""
+    if claim is None:
+        return None
+    rates: dict[int, float] = {}
+    for place, result in enumerate(results):
+        row = next(row for row in result.images if row["name"] == name)
+        if rate := row.get("bpp", row.get("bpp_estimate")):
+            rates[place] = rate
+    references, tests = (
+        [place for place in rates if agree(results[place].labels, labels)] for labels in (claim.reference, claim.test)
+    )
+    pairs = [(reference, test) for reference in references for test in tests]
+    return min(pairs, key=lambda p: (abs(math.log(rates[p[0]] / rates[p[1]])), rates[p[0]]), default=None)
 
 
 def _captioned(curves: Sequence[Curve]) -> list[tuple[str, Result]]:
