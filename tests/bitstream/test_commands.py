@@ -130,6 +130,12 @@ def test_verify(checkpoint, photos, capsys, forked, monkeypatch):
     assert "no mismatch" in out
 
 
+def test_verify_in_processes_that_a_setting_reaches_from_their_start(checkpoint, photos, capsys):
+    words = ["verify", str(photos / "one.png"), "--checkpoint", checkpoint, "--settings", "PyTorch without AVX"]
+    assert main(words) == 0
+    assert "no mismatch" in capsys.readouterr().out
+
+
 def test_verify_notices_drift(checkpoint, photos, capsys, forked, monkeypatch):
     """Worker processes whose float64 products are off by one unit, as those of another machine might be."""
     fork_workers(forked, monkeypatch, drift=1)

@@ -7,23 +7,15 @@ from pathlib import Path
 import pytest
 
 from aeic_lightning.cli import main
+from tests.bitstream.forked_worker import fork_workers
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "tests" / "golden" / "data" / "classification.ckpt"
 EXPERIMENTS = ROOT / "experiments" / "classification"
 PHOTO = ROOT / "tests" / "golden" / "data" / "original.png"
 
+EVALUATE = ["--checkpoint", CHECKPOINT, "--images", "{photos}", "--backbones", "lite0", "-o", "{out}/figures.json"]
 WORKS = {
-    "evaluate": [
-        "--checkpoint",
-        CHECKPOINT,
-        "--images",
-        "{photos}",
-        "--backbones",
-        "lite0",
-        "-o",
-        "{out}/figures.json",
-    ],
     "verify": ["{photos}", "--checkpoint", CHECKPOINT, "--settings", "1 thread"],
     "bench": [
         "--checkpoint",
@@ -60,17 +52,18 @@ def words(tmp_path):
     return make
 
 
-def test_its_results_make_a_page(words, monkeypatch, capfd, tmp_path):
+def test_it_is_evaluated_and_its_results_make_a_page(words, monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(ROOT)
-    assert main(words("evaluate", WORKS["evaluate"])) == 0, capfd.readouterr().err
+    assert main(words("evaluate", EVALUATE)) == 0, capfd.readouterr().err
     assert main(["report", str(tmp_path / "figures.json"), "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert json.loads((tmp_path / "figures.json").read_text())["results"][0]["name"] in page
 
 
 @pytest.mark.parametrize("command", WORKS)
-def test_it_works(command, words, monkeypatch, capfd, tmp_path):
+def test_it_works(command, words, monkeypatch, capfd, tmp_path, forked):
     monkeypatch.chdir(ROOT)
+    fork_workers(forked, monkeypatch)
     assert main(words(command, WORKS[command])) == 0, capfd.readouterr().err
     out = capfd.readouterr().out
     if command in ("plan", "fit --dry-run"):

@@ -8,7 +8,6 @@ from torch import nn
 
 from aeic_lightning import cli
 from aeic_lightning.checkpoints.released import RELEASED
-from aeic_lightning.config import load_config
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
@@ -24,19 +23,13 @@ PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 def test_experiments_are_the_papers_models(stage, parameters, macs, g_a_parameters, g_a_macs, capsys):
     """Encode within 0.5 % of the paper's table; the command prints both and the difference."""
     file = PAPER / f"{stage}.yaml"
-    with torch.device("meta"):
-        model = AEIC(*experiment_configs(load_config([file]), file))
-    costs = codec_costs(model)
-    assert costs["encode"].parameters == pytest.approx(parameters, rel=1e-3)
-    assert costs["encode"].macs_per_pixel == pytest.approx(macs, rel=5e-3)
-    assert costs["g_a"].parameters == pytest.approx(g_a_parameters, abs=0.005e6)
-    assert costs["g_a"].macs_per_pixel == pytest.approx(g_a_macs, abs=5)
     assert cli.main(["complexity", "--config", str(file)]) == 0
-    out = capsys.readouterr().out
-    assert f"{parameters:,.0f}" in out
-    assert f"{macs:,.1f}" in out
-    difference = costs["encode"].macs_per_pixel / macs - 1
-    assert f"{difference:+.2%}" in out
+    rows = {row[0]: row[1:] for row in map(str.split, reversed(capsys.readouterr().out.splitlines()))}
+    costs = {name: [float(word.replace(",", "")) for word in rows[name]] for name in ("encode", "g_a")}
+    assert costs["encode"] == [pytest.approx(parameters, rel=1e-3), pytest.approx(macs, rel=5e-3)]
+    assert costs["g_a"] == [pytest.approx(g_a_parameters, abs=0.005e6), pytest.approx(g_a_macs, abs=5)]
+    assert rows["the"][1:3] == [f"{parameters:,.0f}", f"{macs:,.1f}"]
+    assert rows["difference"][1] == f"{costs['encode'][1] / macs - 1:+.2%}"
 
 
 def test_macs_are_those_of_every_convolution(codec_config, decoder_config):
