@@ -66,6 +66,20 @@ def test_a_sweep_reads_its_file_without_torch(tmp_path):
     assert not modules & (HEAVY | {"torch", "scipy", "skimage"})
 
 
+def test_a_finished_sweep_is_reported_without_torch(tmp_path):
+    """Page and comparison of 24 runs that say what they are, by the way that `benchmarks.ways` counts."""
+    program = "import sys, pathlib, benchmarks.ways as w; w.studying(pathlib.Path(sys.argv[1])); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report/index.html").is_file()
+    assert (tmp_path / "comparison/comparison.md").is_file()
+    assert "plotly" in done.stdout.split()
+    assert not set(done.stdout.split()) & (HEAVY | {"torch"})
+
+
 def test_coding_and_counting_import_no_training_library(tmp_path):
     """`complexity` of an experiment whose files change the system's class."""
     from PIL import Image

@@ -144,6 +144,9 @@ def _run_missing(sweep: Sweep, settings: dict[str, Any], rounds: Rounds) -> dict
     for run in sweep.runs:
         if run.done:
             print(f"{run.name}: done before", flush=True)
+    if all(run.done for run in sweep.runs):  # counting GPUs would take torch, and torch seconds
+        _warn_of_edits(sweep, settings, set())
+        return {}
     failed: dict[str, str] = {}
     running: dict[str, tuple[Run, Started, Tail]] = {}
     executor = LocalExecutor(sweep) if sweep.cluster == "local" else ClusterExecutor(sweep)
