@@ -3,7 +3,7 @@
 sources of (original, reconstruction, bytes)            metrics, the same as those of training
   checkpoint: real streams, written and read back  ─┐
   files: two folders, joined by name               ─┼─> Measurement (ImageQuality, PatchDistances) ─> Result
-  anchors: JPEG and others (`evaluation.anchors`)  ─┘
+  anchors: JPEG and others (`study.anchors`)       ─┘
 """
 
 import json

@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from plotly.offline import get_plotlyjs
 from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
-from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.claims import Answer
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report.sections import Pictures, comparison, image_section, paper, taps
@@ -263,7 +261,7 @@ def render(context: dict[str, Any]) -> str:
     environment = templates("aeic_lightning.study.report")
     folder = Path(__file__).parent
     parts = {name: (folder / file).read_text() for name, file in (("style", "style.css"), ("script", "page.js"))}
-    environment.filters |= {"finite": finite, "shown": shown, "breakable": breakable, "packed": packed}
+    environment.filters |= {"breakable": breakable, "packed": packed}
     environment.globals |= {"dash_arrays": DASH_ARRAYS, "symbol_paths": SYMBOL_PATHS}
     return environment.get_template("page.html").render(context | parts | {"plotly": get_plotlyjs()})
 
@@ -272,16 +270,6 @@ def packed(given: Any) -> str:
     """A text, or what JSON writes of anything else, as gzip in base64: the page's script unpacks it."""
     text = given if isinstance(given, str) else json.dumps(given, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-
-
-def finite(number: float | None, digits: int) -> str:
-    """A number for a table cell; a dash for what was not measured."""
-    return "–" if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
-
-
-def shown(value: float | None, metric: Metric) -> str:
-    """A metric's value for a table cell; a dash for what was not measured."""
-    return "–" if value is None or not math.isfinite(value) else metric.text(value)
 
 
 def breakable(key: str) -> Markup:

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,7 +16,7 @@ from aeic_lightning.study.claims import Claim
 from aeic_lightning.study.paper_points import DISTILLATION
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.report.plots import Style
-from aeic_lightning.study.results import Result, agree, sample
+from aeic_lightning.study.results import RATES, Result, agree, sample
 from aeic_lightning.study.study import Curve, ImageSet, Study, default_reference, image_sets, matching
 
 # ---------------------------------------------------------------------- from run folders
@@ -156,11 +156,22 @@ def image_section(
         "no_rate": [c.name for c in curves if c.rate is None],
         "bd": rates,
         "cost": _costs(key, images, curves, looks, rates, drawn),
-        "table": [{"curve": curve, "result": result} for curve in curves for result in curve.results],
+        "table": [_numbers(result, curve, images.metrics) for curve in curves for result in curve.results],
         "columns": images.metrics,
         "not_measured": _not_measured(images.results),
         "compare": compare,
     }
+
+
+def _numbers(result: Result, curve: Curve, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """The row of a result in the table of numbers: rates, then metrics; a dash for what was not measured."""
+    rates = [f"{value:.4f}" if _known(value := result.value(rate)) else "–" for rate in RATES]
+    values = [m.text(value) if _known(value := result.value(m.name)) else "–" for m in metrics]
+    return {"name": result.name, "curve": curve.name, "cells": rates + values}
+
+
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _not_measured(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
