@@ -38,7 +38,7 @@ MAX_PIXELS = 80_000_000
 
 
 HEAD = 1 << 16
-"""So many bytes of a file hold what it says of its colours."""
+"""The first bytes of a file, which hold what it says of its colours."""
 
 
 class PictureError(Exception):

@@ -142,7 +142,7 @@ def check_number(name: str, value: object) -> None:
 
 
 def bytes_within(bpp: float, height: int, width: int) -> int:
-    """The most bytes that a file of so many bits per pixel has. Raises UserError as `check_rate`."""
+    """The most bytes that a file of `bpp` bits per pixel has. Raises UserError as `check_rate`."""
     check_rate(bpp)
     return int(bpp * height * width / 8)
 
@@ -216,7 +216,7 @@ def best_within(
     most: int,
     pixels: tuple[int, int],
 ) -> list[Found]:
-    """The best file of at most so many bytes for each of several images, by bisection over the dial.
+    """The best file of at most `most` bytes for each of several images, by bisection over the dial.
 
     Args:
         encode_at: one file for each image, at these positions of the dial; None in a model of one rate.

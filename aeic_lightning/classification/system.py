@@ -113,7 +113,7 @@ class ClassificationOptimization(Optimization):
                 )
 
     def rate_in(self, epoch: int, epochs: int, highest: float) -> float:
-        """Of `epochs`: learning rate in an epoch, counted from 0, of so many."""
+        """Of `epochs`: learning rate in one of them, counted from 0."""
         late = max(epoch - 1, 0)
         if late < self.warmup_epochs:
             step = (highest - self.warmup_learning_rate) / self.warmup_epochs

@@ -105,7 +105,7 @@ class Halving:
 
     Attributes:
         entry: name of the entry.
-        factor: one of so many goes on.
+        factor: one in `factor` goes on.
         metric: that candidates are ranked by, at equal bits.
         reference: labels of the results that they are compared with.
     """

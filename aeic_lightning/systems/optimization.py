@@ -73,8 +73,9 @@ class OptimizationConfig(Optimization):
         schedule: `constant` between the steps of `learning_rates`; `cosine` falls from the one rate there to
             `final_learning_rate` at `trainer.max_steps`.
         final_learning_rate: of `cosine`.
-        decay_steps: of `constant`: the rate falls in a line to zero over the last so many of `trainer.max_steps`
-            updates. A run goes on from a checkpoint of one without them, bit for bit, as in a sweep's `rungs`.
+        decay_steps: of `constant`: the rate falls in a line to zero over this many updates, the last of
+            `trainer.max_steps`. A run goes on from a checkpoint of one without them, bit for bit, as in a sweep's
+            `rungs`.
         warmup_steps: the learning rate rises linearly over this many steps.
         weight_decay: of AdamW.
         gradient_clip: largest norm of each player's gradient; 0 for none.

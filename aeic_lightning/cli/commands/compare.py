@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--bpp", type=float, metavar="BPP",
-        help="compare files of at most so many bits per pixel (default with a model: 0.06), not the last validations",
+        help="compare files of at most BPP bits per pixel (default with a model: 0.06), not the last validations",
     )  # fmt: skip
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for comparison.md, .json and .png")
     add_json_argument(parser)
