@@ -246,6 +246,7 @@ OPTIMIZATION = {
     "learning_rates": Change([(0, 1e-4)]),
     "schedule": Change("cosine"),
     "final_learning_rate": Change(5e-4, {"schedule": "cosine"}),
+    "decay_steps": Change(1),
     "warmup_steps": Change(4),
     "weight_decay": Change(0.5),
     "gradient_clip": Change(1e-5),
