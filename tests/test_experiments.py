@@ -17,6 +17,7 @@ from aeic_lightning.config import _layers
 from aeic_lightning.study.results import read_result
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import RECORD, Sweep, read_sweep
+from datamodules import sample_photos
 from tests.experiment_names import all_experiments, names
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +146,12 @@ def test_two_steps_of_the_realistic_decoder(tmp_path, photos, monkeypatch):
 TWO_STEPS = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]
 
 
+@pytest.fixture
+def one_photo(monkeypatch):
+    """Of the sample photographs that runs are validated on: how several are pooled has tests of its own."""
+    monkeypatch.setattr(sample_photos, "VAL", sample_photos.VAL[:1])
+
+
 def train_here(sweep: Sweep) -> None:
     """The runs of a sweep, in this process instead of one each that imports everything anew."""
     for run in sweep.runs:
@@ -152,7 +159,7 @@ def train_here(sweep: Sweep) -> None:
         (run.folder / RECORD).touch()
 
 
-def test_the_demo(tmp_path, monkeypatch, capfd):
+def test_the_demo(tmp_path, monkeypatch, capfd, one_photo):
     """`make demo` in two steps per student: from the shipped teacher to the table, which has the teacher's row."""
     monkeypatch.chdir(ROOT)
     settings = [f"vars.root={tmp_path}", *(f"set.{setting}" for setting in TWO_STEPS)]
@@ -269,7 +276,7 @@ SMALL = ["set.vars.steps=2", "set.vars.val_every=2", "set.data.init_args.batch_s
 ONE = ["vars.depths=[1]", "vars.lambdas=[1]"]
 
 
-def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd):
+def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd, one_photo):
     """One point of its grid: every file of the study for two steps, then table and page of all ten runs."""
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(SWEEP, [*ONE, *SMALL, f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"])
