@@ -23,6 +23,9 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.output import shown
 from aeic_lightning.pictures import MAX_PIXELS
 
+ROWS = 1024
+"""Of a picture that are rounded at a time."""
+
 
 def read_image(source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to RGB, (H, W, 3) uint8, C-contiguous and writable.
@@ -90,15 +93,22 @@ def to_uint8(image: Tensor) -> Tensor:
 
     Raises UserError for NaN, which a cast would turn into a plausible picture.
     """
-    image = image.detach().float()
-    if image.isnan().any():
-        raise UserError("the image holds NaN: the model has diverged; lower the learning rate or resume from before")
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    image = image.detach()
+    levels = torch.empty_like(image, dtype=torch.uint8)
+    # Some rows at a time: a whole picture of floats beside this one may be a gigabyte.
+    pieces = (torch.atleast_2d(x).split(ROWS, dim=-2) for x in (image, levels))
+    for values, target in zip(*pieces, strict=True):
+        if values.isnan().any():
+            raise UserError(
+                "the image holds NaN: the model has diverged; lower the learning rate or resume from before"
+            )
+        target.copy_(values.float().clamp(-1, 1).add_(1).mul_(127.5).round_())
+    return levels
 
 
 def from_uint8(image: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [-1, 1]; `to_uint8` gives back the same levels."""
-    return image.float() / 127.5 - 1
+    return (image / 127.5).sub_(1)
 
 
 def save_png(path: str | Path, image: Tensor) -> None:

@@ -11,10 +11,18 @@ from torch import Tensor
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, CodecOutput, LatentCodec, Stored, StoredEncoder
 from aeic_lightning.models.codec.context import FactorizedPrior
+from aeic_lightning.models.codec.latent_codec import LATENT_STRIDE
 from aeic_lightning.models.decoder import DecoderConfig, DecoderOutput, OneStepDecoder
 from aeic_lightning.models.decoder.one_step import interpolated
+from aeic_lightning.models.decoder.tiling import blend_evenly
 from aeic_lightning.models.layers import full_precision, lowered, raised
 from aeic_lightning.models.taps import Tap, hooked, own_taps
+
+TILE = 2048
+"""Side, in pixels, of the largest tiles that g_s takes of larger pictures."""
+
+OVERLAP = 16
+"""Of these tiles, in positions of y: the paper's g_s reaches 13 to 22 far, the last of them hardly."""
 
 
 class AEICOutput(NamedTuple):
@@ -102,7 +110,13 @@ class AEIC(CompressionModel):
         return model
 
     def reconstruct(self, y_hat: Tensor, level: float | None = None) -> Tensor:
-        return self.decoder(*self.codec.synthesise(y_hat, self.codec.levels(len(y_hat), level))).x_hat
+        codec, levels = self.codec, self.codec.levels(len(y_hat), level)
+        features = blend_evenly(
+            lambda y: torch.cat(codec.synthesise(y, levels), dim=1),
+            y_hat, max(TILE // codec.stride, 2 * OVERLAP), OVERLAP, codec.stride // LATENT_STRIDE,
+        )  # fmt: skip
+        latents = features.split([codec.config.l_T_channels, codec.config.l_res_channels], dim=1)
+        return self.decoder.picture(*latents)
 
     @property
     def taps(self) -> list[Tap]:

@@ -128,7 +128,8 @@ class DecoderConfig:
         vae: sizes of the VAE decoder.
         pretrained: frozen weights under LoRA; null trains both networks whole, from random weights.
         gradient_checkpointing: keep less for the backward pass and compute it again: less memory, a third more time.
-        tiling: in evaluation mode, tile what is larger than a tile; null never does.
+        tiling: in evaluation mode, tile what is larger than a tile. With null only pictures of streams are tiled, above
+            4 megapixels, in tiles of at most 2048 pixels.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)

@@ -14,7 +14,10 @@ from aeic_lightning.models.decoder import stable_diffusion
 from aeic_lightning.models.decoder.blocks import VAEDecoder
 from aeic_lightning.models.decoder.config import DecoderConfig, PretrainedConfig, VAEConfig
 from aeic_lightning.models.decoder.denoiser import Denoiser
-from aeic_lightning.models.decoder.tiling import TilingConfig, blend_tiles, fits
+from aeic_lightning.models.decoder.tiling import TilingConfig, blend_evenly, blend_tiles, fits
+
+LARGE, OVERLAP = 256, 32
+"""Largest tiles, in latents, of pictures whose config has none, and how far they overlap: of 2048 and 256 pixels."""
 
 
 def vae_decoder(in_channels: int, config: VAEConfig) -> VAEDecoder:
@@ -174,8 +177,7 @@ class OneStepDecoder(nn.Module):
 
         In training mode x_hat is not clamped, since a pixel beyond the range would get no gradient to come back.
         """
-        if not self.has_base and not l_T.is_meta:
-            raise UserError("the decoder has no base weights yet; call load_base() before the first image")
+        self._check_base(l_T)
         if self.training:
             l_0, hidden = self.denoiser(l_T)
             return DecoderOutput(self.vae(l_0 + l_res), l_0, hidden)
@@ -185,6 +187,18 @@ class OneStepDecoder(nn.Module):
             return DecoderOutput(self.vae(l_0 + l_res).clamp(-1, 1), l_0, hidden)
         return self.decode_tiled(l_T, l_res, tiling)
 
+    def _check_base(self, l_T: Tensor) -> None:
+        if not self.has_base and not l_T.is_meta:
+            raise UserError("the decoder has no base weights yet; call load_base() before the first image")
+
+    def picture(self, l_T: Tensor, l_res: Tensor) -> Tensor:
+        """x_hat of evaluation mode. Above 4 megapixels it is made in tiles in any case: by default even ones."""
+        if self.config.tiling is not None or fits(l_T, LARGE):
+            return self(l_T, l_res).x_hat
+        self._check_base(l_T)
+        l_0 = blend_evenly(lambda x: self.denoiser(x).l_0, l_T, LARGE, OVERLAP, scale=1)
+        return blend_evenly(self.vae, l_0.add_(l_res), LARGE, OVERLAP, scale=8).clamp_(-1, 1)
+
     def decode_tiled(self, l_T: Tensor, l_res: Tensor, tiling: TilingConfig) -> DecoderOutput:
         """The pass in overlapping tiles, first of the denoiser, then of the VAE decoder; x_hat clamped, no hidden.
 
@@ -193,20 +207,14 @@ class OneStepDecoder(nn.Module):
         the latents and the picture is that of one tile.
         """
         l_0 = self.denoise(l_T, tiling)
-        return DecoderOutput(self.paint(l_0 + l_res, tiling).clamp(-1, 1), l_0, [])
+        return DecoderOutput(self.paint(l_0 + l_res, tiling).clamp_(-1, 1), l_0, [])
 
-    def denoise(self, l_T: Tensor, tiling: TilingConfig | None = None) -> Tensor:
-        """l_0 of l_T, in tiles of `tiling`, or else of `config.tiling`, or else whole."""
-        tiling = tiling or self.config.tiling
-        if tiling is None:
-            return self.denoiser(l_T).l_0
+    def denoise(self, l_T: Tensor, tiling: TilingConfig) -> Tensor:
+        """l_0 of l_T, in tiles."""
         return blend_tiles(lambda x: self.denoiser(x).l_0, l_T, tiling.unet_tile, tiling.unet_overlap, scale=1)
 
-    def paint(self, latents: Tensor, tiling: TilingConfig | None = None) -> Tensor:
-        """x_hat, not clamped, of l_0 + l_res, in tiles as `denoise`."""
-        tiling = tiling or self.config.tiling
-        if tiling is None:
-            return self.vae(latents)
+    def paint(self, latents: Tensor, tiling: TilingConfig) -> Tensor:
+        """x_hat, not clamped, of l_0 + l_res, in tiles."""
         return blend_tiles(self.vae, latents, tiling.vae_tile, tiling.vae_overlap, scale=8)
 
 

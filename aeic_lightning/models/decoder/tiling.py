@@ -53,11 +53,20 @@ def gaussian_window(height: int, width: int, device: torch.device | None = None)
     A tile's border, which lacks its surroundings, weighs about 1e-5 of what its neighbour's inside does.
     """
 
-    def profile(size: int) -> Tensor:
-        position = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size - 0.5
-        return torch.exp(-position.square() / (2 * 0.1**2))
+    return _profile(height, device)[:, None] * _profile(width, device)
 
-    return profile(height)[:, None] * profile(width)
+
+def _profile(size: int, device: torch.device | None) -> Tensor:
+    position = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size - 0.5
+    return torch.exp(-position.square() / (2 * 0.1**2))
+
+
+def _profiles(size: int, starts: list[int], tile: int, device: torch.device | None) -> Tensor:
+    """The sum of the profiles of tiles that start there, at each of `size` positions."""
+    total, one = torch.zeros(size, device=device), _profile(min(tile, size), device)
+    for start in starts:
+        total[start : start + len(one)] += one
+    return total
 
 
 def blend_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: int) -> Tensor:
@@ -74,16 +83,37 @@ def blend_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, over
     side = min(tile, height, width)
     if side >= 2 * overlap:
         tile = side
+    return _blend(function, x, (tile, tile), overlap, scale)
+
+
+def blend_evenly(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: int) -> Tensor:
+    """As `blend_tiles`, in rectangles that overlap no more than they must: as many as squares of `tile` would be."""
+    if fits(x, tile):
+        return function(x)
+    sides = [_even_side(size, tile, overlap) for size in x.shape[2:]]
+    return _blend(function, x, (sides[0], sides[1]), overlap, scale)
+
+
+def _even_side(size: int, tile: int, overlap: int) -> int:
+    count = len(tile_starts(size, tile, overlap))
+    return min(-(-(size + (count - 1) * overlap) // (count * GRID)) * GRID, tile)
+
+
+def _blend(function: Callable[[Tensor], Tensor], x: Tensor, tile: tuple[int, int], overlap: int, scale: int) -> Tensor:
+    (height, width), (tall, wide) = x.shape[2:], tile
+    tops, lefts = tile_starts(height, tall, overlap), tile_starts(width, wide, overlap)
     total = x.new_zeros(0)  # until the first tile tells how many channels there are
-    weight = x.new_zeros(height * scale, width * scale, dtype=torch.float32)
-    for top in tile_starts(height, tile, overlap):
-        for left in tile_starts(width, tile, overlap):
-            out = function(x[:, :, top : top + tile, left : left + tile]).float()
+    for top in tops:
+        for left in lefts:
+            out = function(x[:, :, top : top + tall, left : left + wide]).float()
             if not total.numel():
                 total = out.new_zeros(*out.shape[:2], height * scale, width * scale)
-            window = gaussian_window(*out.shape[2:], device=out.device)
             rows = slice(top * scale, top * scale + out.shape[2])
             columns = slice(left * scale, left * scale + out.shape[3])
-            total[:, :, rows, columns] += window * out
-            weight[rows, columns] += window
-    return total / weight
+            total[:, :, rows, columns] += gaussian_window(*out.shape[2:], device=out.device) * out
+    # The windows are of one size, so that their sum is a product as well: no second picture of weights.
+    rows, columns = (
+        _profiles(size * scale, [start * scale for start in starts], side * scale, total.device)
+        for size, starts, side in ((height, tops, tall), (width, lefts, wide))
+    )
+    return total.div_(rows[:, None]).div_(columns)

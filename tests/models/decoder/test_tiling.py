@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aeic_lightning.errors import UserError
-from aeic_lightning.models.decoder import OneStepDecoder, TilingConfig
+from aeic_lightning.models import aeic
+from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.decoder import OneStepDecoder, TilingConfig, one_step
 from aeic_lightning.models.decoder.blocks import Attention
-from aeic_lightning.models.decoder.tiling import blend_tiles, gaussian_window, tile_starts
+from aeic_lightning.models.decoder.tiling import blend_evenly, blend_tiles, gaussian_window, tile_starts
 
 TILES = TilingConfig(unet_tile=16, unet_overlap=8, vae_tile=16, vae_overlap=8)
 
@@ -169,6 +171,59 @@ def test_memory_is_that_of_a_tile(decoder):
     for hook in hooks:
         hook.remove()
     assert peaks[0] == peaks[1]
+
+
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_even_tiles_are_as_few_and_cover_little_twice(height, width):
+    seen = []
+    x = torch.randn(1, 2, height, width)
+    blended = blend_evenly(lambda tile: seen.append(tile.shape[2:]) or tile + 1, x, 32, 8, scale=1)
+    assert torch.allclose(blended, x + 1, atol=1e-5)
+    if height * width > 32**2:
+        assert len(seen) == len(tile_starts(height, 32, 8)) * len(tile_starts(width, 32, 8))
+        assert len(set(seen)) == 1
+        for size, side in zip((height, width), seen[0], strict=True):
+            count = len(tile_starts(size, 32, 8))
+            assert side <= 32
+            assert count * side - size <= (count - 1) * 8 + 8 * count  # what must overlap, and the grid of 8
+
+
+def test_large_pictures_are_tiled_without_a_setting(decoder, monkeypatch):
+    """Up to the area of a tile the picture is that of one pass; above, memory is that of a tile."""
+    monkeypatch.setattr(one_step, "LARGE", 32)
+    monkeypatch.setattr(one_step, "OVERLAP", 16)
+    decoder = without_statistics(decoder)
+    sizes = []
+    for part in (decoder.denoiser, decoder.vae):
+        part.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape[2:])))
+    with torch.no_grad():
+        small = torch.randn(1, 12, 32, 32), torch.randn(1, 8, 32, 32)
+        assert torch.equal(decoder.picture(*small), decoder(*small).x_hat)
+        sizes.clear()
+        large = torch.randn(1, 12, 64, 80), 0.1 * torch.randn(1, 8, 64, 80)
+        tiled = decoder.picture(*large)
+        assert max(height * width for height, width in sizes) <= 32**2
+        whole = decoder(*large).x_hat
+    assert tiled.shape == whole.shape
+    assert (tiled - whole).square().mean() < 1e-4 * whole.var()
+
+
+def test_latents_of_large_pictures_are_those_of_one_pass(codec_config, decoder_config, monkeypatch):
+    model = AEIC(codec_config, decoder_config).eval()
+    for p in model.codec.g_s.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, std=0.7 / p[0].numel() ** 0.5)
+    monkeypatch.setattr(aeic, "TILE", 0)
+    pictures, tiles = [], []
+    monkeypatch.setattr(model.decoder, "picture", lambda *latents: pictures.append(torch.cat(latents, dim=1)))
+    y_hat = torch.randn(1, model.codec.channels, 56, 40)
+    with torch.no_grad():
+        whole = torch.cat(model.codec.synthesise(y_hat), dim=1)
+        model.codec.g_s.register_forward_pre_hook(lambda m, args: tiles.append(tuple(args[0].shape[2:])))
+        model.reconstruct(y_hat)
+    assert len(tiles) > 1
+    assert max(height * width for height, width in tiles) <= 32**2
+    assert (pictures[0] - whole).square().mean() < 1e-6 * whole.var()
 
 
 @pytest.mark.parametrize("tiling", [{"unet_tile": 20}, {"unet_overlap": 96}, {"vae_overlap": -8}, {"vae_tile": 0}])
