@@ -115,8 +115,12 @@ class AEIC(CompressionModel):
             lambda y: torch.cat(codec.synthesise(y, levels), dim=1),
             y_hat, max(TILE // codec.stride, 2 * OVERLAP), OVERLAP, codec.stride // LATENT_STRIDE,
         )  # fmt: skip
-        latents = features.split([codec.config.l_T_channels, codec.config.l_res_channels], dim=1)
-        return self.decoder.picture(*latents)
+        l_T, l_res = features.split([codec.config.l_T_channels, codec.config.l_res_channels], dim=1)
+        if not self.decoder.is_large(l_T):
+            return self.decoder(l_T, l_res).x_hat
+        latents = self.decoder.denoise_evenly(l_T).add_(l_res)
+        del features, l_T, l_res  # half as large as the picture to come
+        return self.decoder.paint_evenly(latents)
 
     @property
     def taps(self) -> list[Tap]:

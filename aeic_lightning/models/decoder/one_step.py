@@ -191,13 +191,18 @@ class OneStepDecoder(nn.Module):
         if not self.has_base and not l_T.is_meta:
             raise UserError("the decoder has no base weights yet; call load_base() before the first image")
 
-    def picture(self, l_T: Tensor, l_res: Tensor) -> Tensor:
-        """x_hat of evaluation mode. Above 4 megapixels it is made in tiles in any case: by default even ones."""
-        if self.config.tiling is not None or fits(l_T, LARGE):
-            return self(l_T, l_res).x_hat
+    def is_large(self, l_T: Tensor) -> bool:
+        """Whether its picture is made in even tiles: above 4 megapixels, where the config has no others."""
+        return self.config.tiling is None and not fits(l_T, LARGE)
+
+    def denoise_evenly(self, l_T: Tensor) -> Tensor:
+        """l_0 of l_T in even tiles."""
         self._check_base(l_T)
-        l_0 = blend_evenly(lambda x: self.denoiser(x).l_0, l_T, LARGE, OVERLAP, scale=1)
-        return blend_evenly(self.vae, l_0.add_(l_res), LARGE, OVERLAP, scale=8).clamp_(-1, 1)
+        return blend_evenly(lambda x: self.denoiser(x).l_0, l_T, LARGE, OVERLAP, scale=1)
+
+    def paint_evenly(self, latents: Tensor) -> Tensor:
+        """x_hat of l_0 + l_res in even tiles, clamped."""
+        return blend_evenly(self.vae, latents, LARGE, OVERLAP, scale=8).clamp_(-1, 1)
 
     def decode_tiled(self, l_T: Tensor, l_res: Tensor, tiling: TilingConfig) -> DecoderOutput:
         """The pass in overlapping tiles, first of the denoiser, then of the VAE decoder; x_hat clamped, no hidden.
