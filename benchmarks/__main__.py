@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -34,6 +35,13 @@ from aeic_lightning.study.anchors import CODECS as OTHERS
 from aeic_lightning.study.anchors import check_codec
 from aeic_lightning.timing import Timed, compare, processor
 from aeic_lightning.torch_settings import fast_choice
+
+INTRODUCTION = """# Performance
+
+Written by `python -m benchmarks --repeats 3 -o docs/performance.md`, which replaces the tables of its own kind of
+processor. Ratios are medians over the turns of one run; below 1 is faster than the first column. Seconds are of the
+machine as it was, which may have been busy: the load says so, and then the ratio of processor time is the one to go by.
+"""
 
 PARTS = {"encode": "whole encode", "g_a": "g_a, h_a", "latents": "h_s, context, coder"}
 
@@ -63,14 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for height, width in sizes:
         print(f"\n{width}x{height}", flush=True)
         report["sizes"].append({"size": f"{width}x{height}"} | measure(model, height, width, threads, args.repeats))
+    report["load after"] = os.getloadavg()[0]
     if args.cuda:
         from benchmarks import cuda
 
         report["cuda"] = cuda.measure(sizes[-1], args.repeats, small=args.model == "tiny")
-    text = page(report)
+    text = section(report)
     print("\n" + text)
     if args.out:
-        write_whole(args.out, text)
+        write_whole(args.out, with_section(args.out.read_text() if args.out.exists() else INTRODUCTION, text))
     if args.figures:
         write_whole(args.figures, json.dumps(report, indent=1))
     return 0
@@ -159,21 +168,28 @@ def others(bitstream: Bitstream, x: torch.Tensor, repeats: int) -> dict[str, dic
     return {"encode": timed(writers, repeats), "decode": timed(readers, repeats)}
 
 
-def page(report: dict[str, Any]) -> str:
-    """The Markdown page."""
+def with_section(page: str, text: str) -> str:
+    """The page with this section, in the place of the one with its title if there is one; the others stay."""
+    first, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    title = text.splitlines()[0]
+    kept = {section.splitlines()[0]: section.strip() + "\n" for section in sections} | {title: text.strip() + "\n"}
+    return "\n".join([first.strip() + "\n", *kept.values()])
+
+
+def section(report: dict[str, Any]) -> str:
+    """What the page says of this kind of processor."""
     out = io.StringIO()
     about = report["processor"]
-    turns = report["turns"]
-    print(f"# Performance\n\nWritten by `python -m benchmarks --repeats {turns} -o docs/performance.md`. Ratios are "
-          f"medians over {turns} turns of one run; below 1 is faster than the first column. Seconds are of the "
-          "machine as it was, which may have been busy.\n", file=out)  # fmt: skip
+    print(f"## {about['name']}, {' '.join(about['instructions'])}\n", file=out)
     table(out, ["machine", ""], [
         ["processor", about["name"]], ["cores", about["cores"]], ["instructions", " ".join(about["instructions"])],
         ["PyTorch", f"{about['torch']}, {about['pytorch']}"],
         ["exact products", ", ".join(f"{bits}: {name}" for bits, name in report["exact products"].items())],
-        ["`--fast`", report["fast"]], ["load before", f"{report['load before']:.1f}"], ["date", date.today()],
+        ["`--fast`", report["fast"]],
+        ["load before and after", f"{report['load before']:.1f}, {report['load after']:.1f}"],
+        ["turns", report["turns"]], ["date", date.today()],
     ])  # fmt: skip
-    print(f"\n## Encoding against plain PyTorch modules\n\n{report['model']} with random weights. The plain form is "
+    print(f"\n### Encoding against plain PyTorch modules\n\n{report['model']} with random weights. The plain form is "
           "float32, eager and channels first, and has no entropy coder.\n", file=out)  # fmt: skip
     rows = []
     for size in report["sizes"]:
@@ -194,11 +210,11 @@ def page(report: dict[str, Any]) -> str:
     table(
         out, ["size", "threads", "GMAC/s", "GMAC, plain", "GMAC, exact", "at that speed, s", "share of the part"], rows
     )
-    print("\n## Threads\n", file=out)
+    print("\n### Threads\n", file=out)
     rows = [[size["size"], name, f"{t['seconds']:.3f}", f"{t['ratio']:.2f}"]
             for size in report["sizes"] for name, t in size["threads"].items()]  # fmt: skip
     table(out, ["size", "compress on", "s", "ratio"], rows)
-    print("\n## Beside other codecs\n\nOne thread; Pillow's codecs at their lowest quality and the settings of "
+    print("\n### Beside other codecs\n\nOne thread; Pillow's codecs at their lowest quality and the settings of "
           "`anchors`. Decoding is of latents: the picture decoder takes far longer.\n", file=out)  # fmt: skip
     rows = [
         [size["size"], half, name, f"{t['seconds']:.3f}", f"{t['ratio']:.2f}"]

@@ -31,17 +31,21 @@ FULL = {
         synthesis_widths=[1024, 768, 512], synthesis_depths=[2, 2, 2], l_T_channels=320, l_res_channels=256,
     ),
 }  # fmt: skip
+SMALL = Path(__file__).parents[1] / "experiments" / "small" / "teacher_stage2.yaml"
 STAGES = ("me_stage1", "me_stage2", "se_stage1", "se_stage2", "se_stage3")
 
 
 def measure(size: tuple[int, int], repeats: int, small: bool = False, device: str = "cuda") -> dict[str, Any]:
-    """Frames a second of both sizes, and the stages of training. `small` is for tests, and leaves out the stages."""
+    """Frames a second of both sizes, steps of a small size, the stages of training; `small`, for tests: the first."""
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else device, "size": f"{size[1]}x{size[0]}",
     }  # fmt: skip
     configs = {"tiny": replace(CODECS["tiny"])} if small else FULL
     report["frames"] = {name: frames(config, size, repeats, small, device) for name, config in configs.items()}
     if not small:
+        from benchmarks.steps import table as forms_of_steps
+
+        report["steps"] = forms_of_steps(SMALL, 256, device)
         report["stages"] = stages()
     return report
 
@@ -146,7 +150,7 @@ def write(out: io.StringIO, report: dict[str, Any]) -> None:
     """The tables."""
     from benchmarks.__main__ import table
 
-    print(f"\n## {report['device']}\n\nRandom weights, {report['size']}, one image at a time. Encoding is without the "
+    print(f"\n### {report['device']}\n\nRandom weights, {report['size']}, one image at a time. Encoding is without the "
           "entropy coder, which the paper's time (RTX 4090D, 1920x1080) includes.\n", file=out)  # fmt: skip
     rows = []
     for name, halves in report["frames"].items():
@@ -156,8 +160,12 @@ def write(out: io.StringIO, report: dict[str, Any]) -> None:
                 [name, half, form, f"{1 / t['seconds']:.1f}", f"{t['ratio']:.2f}", paper] for form, t in kinds.items()
             ]
     table(out, ["model", "", "form", "frames a second", "time, ratio", "paper, frames a second"], rows)
+    if report.get("steps"):
+        print(f"\n#### Steps of {SMALL.parent.name}/{SMALL.name}\n\nWithout loader and logs, crops of 256.\n", file=out)
+        rows = [[name, *(f"{value:.1f}" for value in found.values())] for name, found in report["steps"].items()]
+        table(out, ["form", "steps a second", "crops a second", "memory, GiB"], rows)
     if report.get("stages"):
-        print("\n### Training\n\nThe stages of experiments/paper at their own batch size, with EfficientNet-Lite0 in "
+        print("\n#### Training\n\nThe stages of experiments/paper at their own batch size, with EfficientNet-Lite0 in "
               "the place of VGG, CLIP and DINOv3.\n", file=out)  # fmt: skip
         rows = [[name, f"{r['steps_per_second']:.2f}", f"{r['peak_memory_gib']:.1f}"] if "failed" not in r
                 else [name, r["failed"], ""] for name, r in report["stages"].items()]  # fmt: skip

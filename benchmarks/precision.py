@@ -20,16 +20,15 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from aeic_lightning.config import load_config
 from aeic_lightning.images import from_uint8, read_image
-from aeic_lightning.losses.objective import Objective, objective_settings
+from aeic_lightning.losses.objective import Objective
 from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
 from aeic_lightning.models.layers import networks_in_bfloat16
-from aeic_lightning.study.complexity import experiment_configs
 from aeic_lightning.timing import compare
+from benchmarks.steps import ExperimentStep
 from datamodules.sample_photos import TRAIN, VAL
 
 FORMS = ("float32", "bf16-mixed", "bfloat16")
@@ -37,22 +36,13 @@ FORMS = ("float32", "bf16-mixed", "bfloat16")
 
 def step(config: Path, batch: int, crop: int, turns: int) -> None:
     """Time one step of an experiment in each form, with random weights on a smooth picture."""
-    given = load_config([str(config)], [])
-    torch.manual_seed(0)
-    model = AEIC(*experiment_configs(given, str(config))).train().to(memory_format=torch.channels_last)
-    objective = Objective({k: v for k, v in objective_settings(given["model"]["init_args"]).items() if v})
-    objective.bind(model)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    seeds = torch.rand(batch, 3, crop // 8, crop // 8)
-    x = torch.nn.functional.interpolate(seeds, size=(crop, crop), mode="bicubic").clamp(0, 1) * 2 - 1
+    one = ExperimentStep(config, batch, crop)
 
     def run(form: str) -> Callable[[], None]:
         def call() -> None:
-            ambient = torch.autocast("cpu", torch.bfloat16) if form == "bf16-mixed" else nullcontext()
-            with ambient, networks_in_bfloat16(form == "bfloat16"):
-                objective({"image": x}, model(x), None, 100, None).total.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            one.low = form == "bfloat16"
+            with torch.autocast("cpu", torch.bfloat16) if form == "bf16-mixed" else nullcontext():
+                one()
 
         return call
 

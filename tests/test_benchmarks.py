@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,9 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.results import Result
-from benchmarks import batch, effort, merged, precision, shipped, shipped_page
-from benchmarks.__main__ import main
-from benchmarks.cuda import Clock, measure, write
+from benchmarks import batch, effort, merged, precision, shipped, shipped_page, steps
+from benchmarks.__main__ import main, with_section
+from benchmarks.cuda import SMALL, Clock, measure, write
 from benchmarks.shipped_store import CROP, spread
 from tests.systems.sharded_run import CODEC, decoder
 
@@ -38,9 +40,16 @@ def test_the_page_and_the_figures(tmp_path):
         assert size["bound"]["1"]["gmac"] > 0.5 * size["bound"]["1"]["plain_gmac"]
         assert next(iter(size["others"]["encode"])) == "compress"
     page = out.read_text()
-    for heading in ("## Encoding against plain PyTorch modules", "## Threads", "## Beside other codecs"):
+    for heading in ("### Encoding against plain PyTorch modules", "### Threads", "### Beside other codecs"):
         assert heading in page
     assert "| 64x96 | 2 | whole encode |" in page
+
+
+def test_the_page_keeps_the_tables_of_other_processors():
+    page = with_section(with_section("# Performance\n\nWords.\n", "## A\n\n### Threads\n\n1\n"), "## B\n\n2\n")
+    assert page == "# Performance\n\nWords.\n\n## A\n\n### Threads\n\n1\n\n## B\n\n2\n"
+    again = with_section(page, "## A\n\n3\n")
+    assert again == "# Performance\n\nWords.\n\n## A\n\n3\n\n## B\n\n2\n"
 
 
 def test_what_a_gpu_measures_runs_on_the_processor():
@@ -51,9 +60,47 @@ def test_what_a_gpu_measures_runs_on_the_processor():
     assert set(halves) == {"encode", "decode"}
     assert halves["encode"]["float32"]["ratio"] == 1
     out = io.StringIO()
+    assert SMALL.parent.is_dir()
+    report["steps"] = {"graph, 32 crops": {"steps_per_second": 9.44, "crops_per_second": 302.1, "memory_gib": 5.7}}
     write(out, report | {"stages": {"se_stage2, one base": {"steps_per_second": 1.25, "peak_memory_gib": 20.0}}})
     assert "| tiny | decode | bfloat16 |" in out.getvalue()
+    assert "| graph, 32 crops | 9.4 | 302.1 | 5.7 |" in out.getvalue()
     assert "| se_stage2, one base | 1.25 | 20.0 |" in out.getvalue()
+
+
+def test_steps_of_an_experiment_in_each_form():
+    """Every form but the graph, which a processor has none of; a compiled block gives the loss of a plain one."""
+    tiny = Path("experiments/tiny/teacher_stage1.yaml")
+    forms = {"float32": {}, "bfloat16": {"bfloat16": True}, "compiled": {"backend": "eager"}}
+    losses = {name: float(steps.ExperimentStep(tiny, 2, 128, **form)()) for name, form in forms.items()}
+    assert losses["compiled"] == pytest.approx(losses["float32"], rel=1e-5)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bfloat16"] != losses["float32"]
+    found = steps.measure(tiny, 2, 128, "cpu", steps=1)
+    assert found["crops_per_second"] == 2 * found["steps_per_second"] > 0
+
+
+def test_the_table_has_every_form_and_a_processor_no_graph(capsys, monkeypatch):
+    asked, started = [], []
+    monkeypatch.setattr(steps, "measure", lambda *args, **form: asked.append((args[1:3], form)) or {"speed": 1.0})
+    monkeypatch.setattr(
+        steps, "side_by_side", lambda command, count: started.append((command, count)) or {"speed": 2.0}
+    )
+    found = steps.table(Path("a.yaml"), 128, "cpu", (2, 4))
+    assert not any(form["graph"] for _, form in asked)
+    assert ((4, 128), {"graph": False, "bfloat16": True}) in asked
+    assert found["graph, bfloat16, compiled, 2 crops"] == {"speed": 1.0}
+    assert [count for _, count in started] == list(steps.PROCESSES)
+    assert "graph, bfloat16, 2 crops, 2 processes" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["steps", *started[0][0][3:]])
+    steps.main()
+    assert json.loads(capsys.readouterr().out) == {"speed": 1.0}
+    assert asked[-1] == ((2, 128), {"graph": False, "bfloat16": True})
+
+
+def test_processes_side_by_side_are_added_up():
+    command = [sys.executable, "-S", "-c", "print('words'); print('{\"steps_per_second\": 1.5}')"]
+    assert steps.side_by_side(command, 2) == {"steps_per_second": 3.0}
 
 
 def test_a_clock_leaves_out_the_first_steps():
