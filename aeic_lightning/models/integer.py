@@ -208,43 +208,51 @@ def integer_gain(y: Tensor, log_gain: Tensor, level: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------- parts; `export --c` writes them as C
 
-STEM = 4  # pixels a side that the first layer of `MicroEncoder` takes at once
-
 
 class MicroEncoder(IntegerNetwork):
-    """g_a: 8-bit image (B, 3, H, W) in [-1, 1] -> y (B, channels, H/s, W/s), s = 2 ** (len(widths) + 1).
+    """g_a: 8-bit image (B, 3, H, W) in [-1, 1] -> y (B, channels, H/s, W/s), s = stem * 2 ** (len(widths) - 1).
 
-    A 1x1 convolution of 4x4 pixels, then at each further stage one of 2x2 positions; after each of them one residual
-    block.
+    A 1x1 convolution of `stem` x `stem` pixels, then at each further stage one of 2x2 positions; after each of them
+    residual blocks.
 
     Args:
-        widths: channels of each stage, the first at stride 4.
-        hidden: channels inside each stage's block; 0 for none.
-        kernels: of each block's depthwise convolution.
+        widths: channels of each stage, the first at stride `stem`.
+        hidden: channels inside each stage's blocks, 0 for no block; or one number that multiplies the stage's width.
+        kernels: of each stage's depthwise convolutions, or one for all.
         channels: M, of y.
         integer: False for the same network in floating point, the control of what integers cost.
+        stem: pixels a side that the first layer takes at once, a power of two.
+        depth: blocks of a stage.
     """
 
     def __init__(
         self,
         widths: Sequence[int] = (32, 64, 96, 160),
-        hidden: Sequence[int] = (32, 64, 192, 160),
-        kernels: Sequence[int] = (3, 3, 5, 5),
+        hidden: Sequence[int] | float = (32, 64, 192, 160),
+        kernels: Sequence[int] | int = (3, 3, 5, 5),
         channels: int = 256,
         integer: bool = True,
+        stem: int = 4,
+        depth: int = 1,
     ) -> None:
+        if stem < 2 or stem & (stem - 1) or depth < 0:
+            raise UserError(f"MicroEncoder: stem is 2, 4, 8, ... and depth 0 or more, not {stem} and {depth}")
+        if isinstance(hidden, int | float):
+            hidden = [round(hidden * width) for width in widths]
+        if isinstance(kernels, int):
+            kernels = [kernels] * len(widths)
         if not len(widths) == len(hidden) == len(kernels):
             raise UserError("MicroEncoder: widths, hidden and kernels differ in length; give one of each a stage")
         layers: list[nn.Module] = []
         before, inside = PIXEL, 3
         for stage, (width, wide, kernel) in enumerate(zip(widths, hidden, kernels, strict=True)):
-            factor = 2 if stage else STEM
+            factor = 2 if stage else stem
             layers.append(nn.PixelUnshuffle(factor))
             # Pixels have a variance of a quarter.
             gain = math.sqrt(2) if stage else 2 * math.sqrt(2)
             layers.append(IntegerConv(factor**2 * inside, width, before, POSITIVE, 1, integer, gain))
             if wide:
-                layers.append(IntegerBlock(width, wide, kernel, integer))
+                layers += [IntegerBlock(width, wide, kernel, integer) for _ in range(depth)]
             before, inside = POSITIVE, width
         layers.append(IntegerConv(inside, channels, POSITIVE, LATENT, 1, integer, 2.0))
         super().__init__(*layers)

@@ -8,24 +8,26 @@
 A candidate is a point of the grid, with all its seeds. Each branch is evaluated on the validation images as part of its
 run (`report.evaluate`), and a candidate's value is what its metric differs by from the reference's at equal bits. Where
 all candidates at a rung have ended, one of `factor` goes on; the others' later runs are left out. A candidate that
-failed, or whose rates are not the reference's, does not go on.
+failed, or whose rates are not the reference's, does not go on. With `factor: 1` all others do: how far the ranking at a
+low rung can be trusted is then seen on all candidates (`study.ranking`).
 
 Optuna's `SuccessiveHalvingPruner` decides ("A System for Massively Parallel Hyperparameter Tuning", Li et al. 2020).
 It judges a trial by those that reached the rung before; here each candidate is asked about when all others have been
 there, so that the answer depends neither on the order in which runs end nor on interruptions.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Container, Mapping
-from itertools import pairwise
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import finite_or_null
-from aeic_lightning.study.results import agree
+from aeic_lightning.study.results import Result, agree, read_results
 from aeic_lightning.study.sweep_evaluation import validation_set
 from aeic_lightning.study.sweep_file import Halving, Run, Sweep
 
@@ -62,7 +64,8 @@ class Rounds:
         """Decide each rung whose runs have all ended, done or failed; returns what to say of new decisions."""
         said = []
         for entry, rungs in self._ladders.items():
-            for rung, later in pairwise(sorted(rungs)):
+            ascending = sorted(rungs)
+            for rung, later in zip_longest(ascending, ascending[1:], fillvalue=0):  # 0 after the last one
                 place = entry, rung
                 if place in self.decided:
                     continue
@@ -70,9 +73,14 @@ class Rounds:
                 if not runs or not all(run.name in ended for run in runs):
                     break
                 halving = cast(Halving, runs[0].halving)
-                values = self._values(halving, [run for run in runs if not run.trunk])
+                found = self._measured(halving, [run for run in runs if not run.trunk])
+                if not later:
+                    self.decided[place] = {"metric": halving.metric, "candidates": found, "stay": None}
+                    self._write()
+                    break
+                values = {candidate: figures["value"] for candidate, figures in found.items()}
                 stay = staying(values, halving.factor)
-                self.decided[place] = {"values": values, "stay": stay}
+                self.decided[place] = {"metric": halving.metric, "candidates": found, "stay": stay}
                 self._undecided -= {run.name for run in rungs[later]}
                 for run in (run for above in rungs if above > rung for run in rungs[above]):
                     if run.candidate not in stay:
@@ -81,33 +89,20 @@ class Rounds:
                 self._write()
         return said
 
-    def _values(self, halving: Halving, branches: list[Run]) -> dict[str, float]:
-        """What each candidate's metric differs by from the reference's at equal bits; less is better."""
-        from aeic_lightning.metrics.table import find_metric
-        from aeic_lightning.study.bd_rate import bd_quality
-        from aeic_lightning.study.results import read_results
-
-        metric = find_metric(halving.metric)
-        if metric is None:
-            raise UserError(f"halving: there is no metric {halving.metric!r}")
-        found = {
-            candidate: [file for run in branches if run.candidate == candidate if (file := self._file(run)).is_file()]
-            for candidate in dict.fromkeys(run.candidate for run in branches)
+    def _measured(self, halving: Halving, branches: list[Run]) -> dict[str, dict[str, Any]]:
+        """What is known of each candidate: `value` by which it is ranked, `percent` of bits at equal quality, costs."""
+        reference = read_results(file for file in self._models() if file.is_file())  # not, where all have failed
+        own: dict[str, list[Result]] = {}
+        for run in branches:
+            results = own.setdefault(run.candidate, [])
+            results += read_results([self._file(run)]) if run.done else []
+        reference += [result for results in own.values() for result in results]
+        reference = [result for result in reference if agree(result.labels, halving.reference)]
+        failed = {run.candidate for run in branches if not run.done}
+        return {
+            candidate: compared(candidate, reference, [] if candidate in failed else results, halving.metric)
+            for candidate, results in own.items()
         }
-        results = {candidate: read_results(files) for candidate, files in found.items()}
-        others = read_results(self._models())
-        reference = [r for own in [*results.values(), others] for r in own if agree(r.labels, halving.reference)]
-        values = {}
-        for candidate, own in results.items():
-            values[candidate] = math.nan
-            if own and all(run.done for run in branches if run.candidate == candidate):
-                try:
-                    quality = bd_quality(reference, own, metric.name, min_overlap=OVERLAP, resamples=0)
-                except UserError as error:
-                    print(f"{candidate} cannot be ranked: {error}", flush=True)
-                else:
-                    values[candidate] = -quality.difference if metric.higher else quality.difference
-        return values
 
     def _file(self, run: Run) -> Path:
         return run.folder / "evaluated" / f"{validation_set(self.sweep)}.json"
@@ -124,8 +119,38 @@ class Rounds:
         write_whole(self.sweep.root / FILE, json.dumps(finite_or_null(record), indent=1) + "\n")
 
 
+def compared(name: str, reference: list[Result], own: list[Result], metric: str) -> dict[str, Any]:
+    """A candidate's results against the reference's.
+
+    Returns `value`, what the metric differs by at equal bits, less being better, NaN where it cannot be told;
+    `percent`, the bits at equal quality, None where the curves share too little; macs_per_pixel and parameters of the
+    sender.
+    """
+    from aeic_lightning.metrics.table import find_metric
+    from aeic_lightning.study.bd_rate import bd_quality, bd_rate
+
+    if (known := find_metric(metric)) is None:
+        raise UserError(f"halving: there is no metric {metric!r}")
+    figures: dict[str, Any] = {"value": math.nan, "percent": None, "macs_per_pixel": None, "parameters": None}
+    if not own:
+        return figures
+    if costs := own[0].costs:
+        figures["macs_per_pixel"] = costs["encoder_macs_per_pixel"]["encode"]
+        figures["parameters"] = costs["encoder_parameters"]["encode"]
+    try:
+        difference = bd_quality(reference, own, metric, min_overlap=OVERLAP, resamples=0).difference
+        figures["value"] = -difference if known.higher else difference
+    except UserError as error:
+        print(f"{name} cannot be ranked: {error}", flush=True)
+    with contextlib.suppress(UserError):  # which the table says
+        figures["percent"] = bd_rate(reference, own, metric, resamples=0).percent
+    return figures
+
+
 def staying(values: Mapping[str, float], factor: int) -> list[str]:
     """The candidates that Optuna's pruner promotes, of these values at one rung; less is better, NaN does not stay."""
+    if factor == 1:
+        return [candidate for candidate, value in values.items() if not math.isnan(value)]
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -209,6 +209,8 @@ def _loop(
                     trained += steps_of(settings[name], run.begins)
                     _warn_of_edits(sweep, settings, warned)
                     print(f"{name}: done{_eta(settings, left, trained, time.monotonic() - began)}", flush=True)
+    if not signals.received:
+        rounds.settle({run.name for run in sweep.runs})  # the last rung, of which nothing depends
 
 
 def _warn_of_edits(sweep: Sweep, settings: dict[str, Any], warned: set[str]) -> None:

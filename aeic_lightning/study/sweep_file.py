@@ -38,6 +38,9 @@ falls to zero over `decay` (default 0.25) times the rung's updates. A branch is 
 `halving: {factor: 4, metric: lpips_lite2, reference: {arm: teacher}}` beside `rungs` carries the best quarter of the
 points to the next rung, all seeds of a point together (`study.halving`).
 
+`search: {candidates: 12, seed: 0, budget: {macs_per_pixel: 1000}}` beside `grid` draws so many of its points, within a
+budget of the sender's cost, in the place of all of them (`study.search`).
+
 A run gets each value with the type that it has in the file: null, 7 and "007" arrive as null, 7 and "007". `"{axis}"`
 alone is the axis's value with its type; `{axis}` inside a longer text is the value as YAML writes it.
 
@@ -59,7 +62,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,8 +96,9 @@ CLAIM_KEYS = {"says", "test", "reference", "metric"}
 EVALUATE_KEYS = {"levels", "images", "max_size", "models", "labels", "backbones", "metrics"}
 ENTRY_KEYS = {
     *("name", "config", "needs", "set", "grid", "exceptions", "labels", "threads", "gpus"),
-    *("rungs", "decay", "halving"),
+    *("rungs", "decay", "halving", "search"),
 }
+SEARCH_KEYS = {"candidates", "seed", "budget", "weight_bits"}
 HALVING_KEYS = {"factor", "metric", "reference"}
 SWEEP_KEYS = {"root", "runs", "set", "cluster", "workers", "threads", "gpus", "executor", "compare", "report"}
 
@@ -219,12 +223,23 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
     gpus = _count(raw, "gpus", 1, file)
     folder = run_folder(raw.get("root", "runs"))
     runs: list[Run] = []
+    shared = flat(raw.get("set") or {})
     for entry in raw["runs"]:
         _only(entry, ENTRY_KEYS, f"{file}: a run", needed=("name", "config"))
         rungs, decay = _rungs(entry, file)
         halving = _halving(entry, file)
         ladders: list[list[list[Run]]] = []
-        for point, chosen in _points(entry, file):
+
+        def settled(point: dict[str, Any], chosen: dict, entry: dict = entry) -> tuple[Path, dict[str, Any]]:
+            name = as_text(_fill(entry["name"], point, file))
+            labels = point | {k: _fill(v, point, file) for k, v in (entry.get("labels") or {}).items()}
+            settings = {"vars.root": str(folder), "vars.name": name} | shared
+            settings |= {key: _fill(value, point, file) for key, value in flat(chosen).items()}
+            settings |= {LABELS + axis: as_label(value) for axis, value in labels.items()}
+            config = file.parent / as_text(_fill(entry["config"], point, file))
+            return config, _without_unused(settings, shared, config)
+
+        for point, chosen in _searched(entry, folder, settled, file) if "search" in entry else _points(entry, file):
             name = as_text(_fill(entry["name"], point, file))
             if "/" in name or name.startswith("."):
                 raise UserError(f"{file}: a run is called {name}; its name is a folder's, without slashes")
@@ -233,25 +248,19 @@ def read_sweep(file: Path, overrides: list[str]) -> Sweep:
             missing = [need for need in needs if need not in listed]
             if missing:
                 raise UserError(f"{file}: {name} needs {missing[0]}, which must be listed before it")
-            labels = point | {k: _fill(v, point, file) for k, v in (entry.get("labels") or {}).items()}
-            shared = flat(raw.get("set") or {})
-            settings = {"vars.root": str(folder), "vars.name": name} | shared
-            settings |= {key: _fill(value, point, file) for key, value in flat(chosen).items()}
-            settings |= {LABELS + axis: as_label(value) for axis, value in labels.items()}
-            config = file.parent / as_text(_fill(entry["config"], point, file))
-            settings = _without_unused(settings, shared, config)
+            config, settings = settled(point, chosen)
             counts = {key: _count(entry, key, own, file) for key, own in (("threads", threads), ("gpus", gpus))}
             run = Run(name, config, folder / name, needs, settings, counts["threads"], counts["gpus"])
             if halving:
                 words = ", ".join(f"{axis}={as_text(value)}" for axis, value in point.items() if axis != "seed")
-                run = replace(run, halving=halving, candidate=words or name)
+                run = replace(run, halving=halving, candidate=point.get("candidate", words) or name)
             ladders.append(_ladder(run, rungs, decay) if rungs else [[run]])
         # The same rung of all ladders first: a sweep that is cut short has compared all of them there.
         for run in itertools.chain(*itertools.chain(*zip(*ladders, strict=True))):
             if run.name in {other.name for other in runs}:
                 raise UserError(f"{file}: two runs are called {run.name}; name each axis of its grid in the name")
             runs.append(replace(run, after=_evaluation(run, file, overrides)) if halving and not run.trunk else run)
-    for key in flat(raw.get("set") or {}):
+    for key in shared:
         if key.startswith("vars.") and not any(key in run.settings for run in runs):
             raise UserError(f"{file}: set: {key} is set, but no run's experiment refers to it; correct its name")
     sweep = Sweep(
@@ -285,8 +294,8 @@ def _halving(entry: dict[str, Any], file: Path) -> Halving | None:
     factor, reference = entry["halving"]["factor"], entry["halving"]["reference"]
     if not entry.get("rungs"):
         raise UserError(f"{where} is from rung to rung; say rungs, or leave it out")
-    if type(factor) is not int or factor < 2:
-        raise UserError(f"{where}: factor is a whole number from 2 on, as 4 (one of four goes on), not {factor!r}")
+    if type(factor) is not int or factor < 1:
+        raise UserError(f"{where}: factor is a whole number, as 4 (one of four goes on; 1: all do), not {factor!r}")
     if not isinstance(reference, dict):
         raise UserError(f"{where}: reference is a mapping of labels, as {{arm: teacher}}, not {reference!r}")
     return Halving(entry["name"], factor, entry["halving"]["metric"], reference)
@@ -335,26 +344,77 @@ def _without_unused(settings: dict[str, Any], shared: dict[str, Any], config: Pa
 
 def _points(entry: dict[str, Any], file: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each point of an entry's grid, and the settings that hold there."""
+    grid = _grid(entry, file)
+    exceptions, used = _exceptions(entry, grid, file), set()
+    for point in itertools.product(*(list(values) for values in grid.values())):
+        named = dict(zip(grid, point, strict=True))
+        used |= {number for number, (when, _) in enumerate(exceptions) if _holds(when, named)}
+        yield named, _chosen(entry, named, exceptions)
+    for number, (when, _) in enumerate(exceptions):
+        if number not in used:
+            raise UserError(f"{file}: {entry['name']}: no run of the grid is as the exception's when, {when}")
+
+
+def _grid(entry: dict[str, Any], file: Path) -> dict[str, Any]:
     grid = entry.get("grid") or {}
     for axis, values in grid.items():
         if not isinstance(values, list | dict) or not values:
             raise UserError(f"{file}: grid axis {axis} is {values!r}; it is a list of values")
-    exceptions, used = _exceptions(entry, grid, file), set()
-    for point in itertools.product(*(list(values) for values in grid.values())):
-        named = dict(zip(grid, point, strict=True))
-        # Flat, so that a mapping in one place does not take away what another place sets beside it.
-        settings = flat(entry.get("set") or {})
-        for axis, value in named.items():
-            if isinstance(grid[axis], dict):
-                settings |= flat(grid[axis][value] or {})
-        for number, (when, chosen) in enumerate(exceptions):
-            if all(any(agree(named, {axis: value}) for value in values) for axis, values in when.items()):
-                settings |= chosen
-                used.add(number)
-        yield named, settings
-    for number, (when, _) in enumerate(exceptions):
-        if number not in used:
-            raise UserError(f"{file}: {entry['name']}: no run of the grid is as the exception's when, {when}")
+    return grid
+
+
+def _holds(when: dict[str, list], named: dict[str, Any]) -> bool:
+    return all(any(agree(named, {axis: value}) for value in values) for axis, values in when.items())
+
+
+def _chosen(entry: dict[str, Any], named: dict[str, Any], exceptions: list[tuple[dict, dict]]) -> dict[str, Any]:
+    """The settings of a point of the grid; flat, so that a mapping does not take away what is set beside it."""
+    grid, settings = entry.get("grid") or {}, flat(entry.get("set") or {})
+    for axis, value in named.items():
+        if isinstance(grid.get(axis), dict):
+            settings |= flat(grid[axis][value] or {})
+    for when, chosen in exceptions:
+        settings |= chosen if _holds(when, named) else {}
+    return settings
+
+
+def _searched(
+    entry: dict[str, Any], root: Path, settled: Callable[..., tuple[Path, dict[str, Any]]], file: Path
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The points that a search has drawn, each with all its seeds, and the settings that hold there."""
+    from aeic_lightning.study.search import BUDGET, Search, draw
+
+    where, wanted = f"{file}: {entry['name']}: search", entry["search"]
+    _only(wanted, SEARCH_KEYS, where, needed=("candidates",))
+    _only(wanted.get("budget") or {}, BUDGET, f"{where}: budget")
+    search = Search(**wanted | {"candidates": _count(wanted, "candidates", 1, file)})
+    grid = _grid(entry, file)
+    exceptions = _exceptions(entry, grid, file)
+
+    def config(point: dict[str, Any]) -> dict[str, Any]:
+        point = {"candidate": "c00", **point, **({"seed": next(iter(grid["seed"]))} if "seed" in grid else {})}
+        path, settings = settled(point, _chosen(entry, point, exceptions))
+        return load_config([path], [as_override(name, value) for name, value in settings.items()])
+
+    def cost(point: dict[str, Any]) -> dict[str, float]:
+        from aeic_lightning.study.run_description import encoder_costs
+
+        try:
+            costs = encoder_costs(config(point))
+        except UserError as error:
+            raise UserError(f"{where}: {point}: {error}") from error
+        if costs is None:
+            raise UserError(f"{where}: {entry['config']} has no encoder whose cost can be counted")
+        macs, parameters = costs["encoder_macs_per_pixel"], costs["encoder_parameters"]
+        return {"macs_per_pixel": macs["encode"], "parameters": parameters["encode"]}
+
+    axes = {axis: list(values) for axis, values in grid.items()}
+    first = {axis: values[0] for axis, values in axes.items() if axis != "seed"}
+    depends = [config(first)["model"], entry.get("set"), grid, entry.get("exceptions")]
+    for drawn in draw(axes, search, cost, root, depends):
+        for seed in axes.get("seed", [None]):
+            point = drawn if seed is None else drawn | {"seed": seed}
+            yield point, _chosen(entry, point, exceptions)
 
 
 def _exceptions(entry: dict[str, Any], grid: dict[str, Any], file: Path) -> list[tuple[dict[str, list], dict]]:

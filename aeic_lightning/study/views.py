@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from aeic_lightning.files import locate, write_whole
 from aeic_lightning.metrics.table import find_metric, read_metrics
 from aeic_lightning.output import align
 from aeic_lightning.provenance import command_line
+from aeic_lightning.study import halving, search
 from aeic_lightning.study.bd_rate import MIN_POINTS
 from aeic_lightning.study.bd_rate import markdown_table as rates_table
 from aeic_lightning.study.claims import (
@@ -30,6 +32,7 @@ from aeic_lightning.study.claims import (
     read_claims,
     unanswerable,
 )
+from aeic_lightning.study.ranking import agreements
 from aeic_lightning.study.results import (
     RATES,
     Result,
@@ -289,6 +292,15 @@ def image_set_words(wanted: dict[str, Any], paths: Sequence[Path]) -> dict[froze
     }
 
 
+def _report_candidates(root: Path, out: Path) -> None:
+    """Keep what was decided beside the results, and say how far the rankings at the rungs agree."""
+    for name in (halving.FILE, search.FILE):
+        if (root / name).is_file():
+            shutil.copyfile(root / name, out / name)
+    for entry, found in agreements(root / halving.FILE).items():
+        print(f"{entry}: {found.words}")
+
+
 def _report(sweep: Sweep) -> None:
     from aeic_lightning.study.report.page import write_report
 
@@ -320,8 +332,10 @@ def _report(sweep: Sweep) -> None:
         study.with_more(read_results(wanted.get("files") or [])), out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
         max_images=wanted.get("max_images", 6), resamples=RESAMPLES,
-        arms=wanted.get("arms"), images=image_set_words(wanted, paths),
+        arms=wanted.get("arms"), images=image_set_words(wanted, paths), root=sweep.root,
     )  # fmt: skip
+    if sweep.halves:
+        _report_candidates(sweep.root, out)
     print(f"written: {out}/results.json, results.csv, bd_rate.json, bd_rate.md, index.html ({said})")
 
 

@@ -89,8 +89,8 @@ class WeightAverage:
     def save(self, checkpoint: dict, prefix: str = "model.") -> None:
         """Make the averages the checkpoint's `state_dict`, which readers use, and keep the raw weights beside."""
         checkpoint[RAW] = self._raw or self._own_state()
-        names = self._state_names()
-        checkpoint["state_dict"] |= {prefix + names[name]: average for name, average in self.averages.items()}
+        # Of a resumed run there are averages from before modules were frozen.
+        checkpoint["state_dict"] |= {prefix + kept: self.averages[name] for name, kept in self._state_names().items()}
 
     def load(self, checkpoint: dict, prefix: str = "model.") -> None:
         """Take the averages from a checkpoint that training goes on from, whose `state_dict` gets the raw weights."""

@@ -39,6 +39,7 @@ def test_the_best_of_so_many_stay(values, factor):
 def test_what_has_no_value_does_not_stay():
     assert staying({"a": math.nan, "b": 0.5, "c": math.nan, "d": 0.4}, 2) == ["d"]
     assert staying({"a": math.nan}, 2) == []
+    assert staying({"a": 0.1, "b": math.nan, "c": 0.2}, 1) == ["a", "c"], "one of one goes on"
 
 
 # ---------------------------------------------------------------------- in a sweep
@@ -171,10 +172,14 @@ def test_only_who_stays_goes_to_the_next_rung(tmp_path, sweep_with, capfd):
     said = capfd.readouterr().out
     assert "rung 10: 2 of 5 stay: w=16; w=48" in said
     assert "rung 20: 1 of 2 stay: w=48" in said
-    (first, second) = json.loads((tmp_path / "runs" / FILE).read_text())
-    assert (first["rung"], first["stay"]) == (10, ["w=16", "w=48"])
-    assert first["values"] == pytest.approx({f"w={width}": worse[0] + 0.0005 for width, worse in WORSE.items()})
-    assert second["values"] == pytest.approx({"w=16": 0.0505, "w=48": 0.0205})
+    first, second, last = json.loads((tmp_path / "runs" / FILE).read_text())
+    assert (first["rung"], first["stay"], last["rung"], last["stay"]) == (10, ["w=16", "w=48"], 40, None)
+    values = [{name: own["value"] for name, own in rung["candidates"].items()} for rung in (first, second, last)]
+    assert values[0] == pytest.approx({f"w={width}": worse[0] + 0.0005 for width, worse in WORSE.items()})
+    assert values[1] == pytest.approx({"w=16": 0.0505, "w=48": 0.0205})
+    assert values[2] == pytest.approx({"w=48": 0.0105})
+    # LPIPS falls by 0.1 where the bits triple: 0.0105 are made up for by so many more.
+    assert last["candidates"]["w=48"]["percent"] == pytest.approx(100 * (3**0.105 - 1), rel=1e-3)
 
 
 @pytest.mark.parametrize("stops_after", [3, 20, 21, 25])
@@ -228,7 +233,7 @@ AGAINST = "metric: lpips, reference: {arm: teacher}"
 @pytest.mark.parametrize(
     ("halving", "report", "message"),
     [
-        (f"factor: 1, {AGAINST}", {}, "factor is a whole number from 2 on"),
+        (f"factor: 0, {AGAINST}", {}, "factor is a whole number, as 4"),
         ("factor: 2, metric: lpips", {}, "halving lacks reference"),
         ("factor: 2, metric: lpips, reference: {arm: me}", {}, "no run has the labels {'arm': 'me'}"),
         (f"factor: 2, {AGAINST}", {"levels": []}, "needs report.evaluate with levels"),

@@ -17,6 +17,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.study.claims import Answer
 from aeic_lightning.study.paper_points import published as paper_points
+from aeic_lightning.study.report.candidates import candidates
 from aeic_lightning.study.report.sections import Pictures, comparison, image_section, paper, taps
 from aeic_lightning.study.report.templates import templates
 from aeic_lightning.study.results import Result, sample
@@ -52,6 +53,7 @@ def write_report(
     command: str = "",
     arms: Mapping[str, str] | None = None,
     images: Mapping[frozenset[str], str] | None = None,
+    root: Path | None = None,
 ) -> str:
     """Write the page and return a line that says what is in it.
 
@@ -67,6 +69,7 @@ def write_report(
         command: that made the page, for its record.
         arms: what each arm is, in words, by its label.
         images: what each set of images is, in words, by the names of its images.
+        root: of the sweep, whose candidates the page shows where it has some.
 
     Raises UserError for what cannot be read, for a reference that nothing matches, and for pictures that do not fit.
     """
@@ -103,6 +106,7 @@ def write_report(
         "sections": sections,
         "claims": _claims(answered, sections),
         "first_plot": first,
+        "candidates": candidates(root, drawn) if root else [],
         "taps": taps(results, drawn),
         "paper": paper(published, drawn),
         "keys": keys,

@@ -85,7 +85,7 @@ def rate_curves(curves: Sequence[Curve], metric: Metric, looks: dict[str, Style]
                 hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
     title = RATE_TITLES[min(rates)] if len(rates) == 1 else "bpp of files, or estimated where the name says so"
-    made = _finished(figure, title, metric.full, log_x=True)
+    made = finished(figure, title, metric.full, log_x=True)
     made["layout"]["height"] = 270
     return _of_metric(made, metric)
 
@@ -145,7 +145,7 @@ def forest(rows: Sequence[tuple[str, BDRate]], looks: dict[str, Style]) -> Plot:
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=0, line={"color": GREY, "width": 1})
-    made = _finished(figure, "BD-rate (%); left of 0 is fewer bits than the reference", "")
+    made = finished(figure, "BD-rate (%); left of 0 is fewer bits than the reference", "")
     made["layout"]["height"] = 110 + 30 * len(rows)
     made["layout"]["yaxis"] |= {"type": "category", "automargin": True, "showgrid": False}
     return made
@@ -192,7 +192,7 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
             textposition="top right", textfont={"size": 11, "color": GREY},
         )  # fmt: skip
     words = {"g_a": "g_a, MACs per pixel", "encode": "all that the sender runs, MACs per pixel"}[part]
-    made = _finished(figure, words, title, log_x=True)
+    made = finished(figure, words, title, log_x=True)
     return with_legend(_of_metric(made, metric), rows=2)
 
 
@@ -211,7 +211,7 @@ def taps(lines: dict[str, tuple[list[int], list[float]]], side: str) -> Plot:
             line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i // len(COLOURS) % 6], "width": 1.6},
             hovertemplate=f"<b>{html.escape(name)}</b><br>step %{{x}}, loss %{{y:.4g}}<extra></extra>",
         )  # fmt: skip
-    return with_legend(_finished(figure, "generator step", f"distillation loss, {side} side", log_y=True))
+    return with_legend(finished(figure, "generator step", f"distillation loss, {side} side", log_y=True))
 
 
 def with_legend(plot: Plot, rows: int = 4) -> Plot:
@@ -222,7 +222,7 @@ def with_legend(plot: Plot, rows: int = 4) -> Plot:
     return plot
 
 
-def _finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: bool = False) -> Plot:
+def finished(figure: go.Figure, x: str, y: str, log_x: bool = False, log_y: bool = False) -> Plot:
     axis = {
         "gridcolor": GRID, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": GREY, "ticklen": 4,
         "title": {"font": {"size": 12}, "standoff": 8}, "automargin": True,
