@@ -11,9 +11,9 @@ from aeic_lightning.systems import OptimizationConfig, TeacherSystem
 from aeic_lightning.systems.averaging import RAW, WeightAverage
 
 
-def make(codec_config, decoder_config, ema=0.9, init_from=None) -> TeacherSystem:
+def make(codec_config, decoder_config, ema=0.9, init_from=None, freeze=()) -> TeacherSystem:
     seed_everything(0, verbose=False)
-    optimization = OptimizationConfig(learning_rates=[(0, 1e-2)], ema=ema)
+    optimization = OptimizationConfig(learning_rates=[(0, 1e-2)], ema=ema, freeze=list(freeze))
     return TeacherSystem(codec_config, decoder_config, {"rate": 0.8, "mse": 2.0}, optimization, init_from=init_from)
 
 
@@ -106,10 +106,11 @@ def test_readers_of_a_checkpoint_get_the_average(codec_config, decoder_config, l
         assert torch.equal(started.model.get_parameter(name), average)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(codec_config, decoder_config, loader, trainer, tmp_path):
-    whole = make(codec_config, decoder_config)
+@pytest.mark.parametrize("freeze", [(), ("decoder",)])
+def test_a_resumed_run_is_the_uninterrupted_one(codec_config, decoder_config, loader, trainer, tmp_path, freeze):
+    whole = make(codec_config, decoder_config, freeze=freeze)
     trainer(6).fit(whole, loader(1))
-    first = make(codec_config, decoder_config)
+    first = make(codec_config, decoder_config, freeze=freeze)
 
     class Half(Callback):
         def on_train_batch_end(self, trainer, *_):
@@ -119,11 +120,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(codec_config, decoder_config, lo
     fitted.fit(first, loader(1))
     fitted.save_checkpoint(tmp_path / "half.ckpt")
     assert RAW in torch.load(tmp_path / "half.ckpt", weights_only=True)
-    second = make(codec_config, decoder_config)
-    trainer(6).fit(second, loader(1), ckpt_path=tmp_path / "half.ckpt")
+    second = make(codec_config, decoder_config, freeze=freeze)
+    resumed = trainer(6)
+    resumed.fit(second, loader(1), ckpt_path=tmp_path / "half.ckpt")
+    resumed.save_checkpoint(tmp_path / "end.ckpt")
+    end = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
     ours, theirs = parameters(second), parameters(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert all(torch.equal(a, whole.average.averages[name]) for name, a in second.average.averages.items())
+    assert all(torch.equal(end[f"model.{name}"], a) for name, a in whole.average.averages.items())
     assert torch.equal(second.model.prior.quantiles, whole.model.prior.quantiles)
 
 
