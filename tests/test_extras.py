@@ -22,7 +22,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 ASKED_BEFORE = {
     "aeic_lightning/study/report/page.py": {"plotly"},
     "aeic_lightning/study/report/plots.py": {"plotly"},
-    "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime"},
+    "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime", "onnxscript"},
     "aeic_lightning/study/report/templates.py": {"jinja2"},
     "aeic_lightning/serve/app.py": {"fastapi"},
 }
