@@ -32,6 +32,7 @@ from aeic_lightning.study.sweep_evaluation import validation_set
 from aeic_lightning.study.sweep_file import Halving, Run, Sweep
 
 FILE = "halving.json"  # in the root of a sweep: what was decided, for readers
+NONE = "none has rates to compare with the reference's; begin at a higher rung"
 OVERLAP = 0.25  # of the rates of candidate and reference, least
 
 
@@ -85,7 +86,7 @@ class Rounds:
                 for run in (run for above in rungs if above > rung for run in rungs[above]):
                     if run.candidate not in stay:
                         self.out[run.name] = f"{run.candidate} did not stay at rung {rung}"
-                said.append(f"rung {rung}: {len(stay)} of {len(values)} stay: {'; '.join(stay) or 'none'}")
+                said.append(f"rung {rung}: {len(stay)} of {len(values)} stay: {'; '.join(stay) or NONE}")
                 self._write()
         return said
 

@@ -40,6 +40,8 @@ class Agreement:
     def words(self) -> str:
         """In a sentence."""
         of = f"{self.carried} of {self.started} candidates were carried to the end"
+        if self.low == self.high:
+            return f"No candidate was carried beyond {self.low:,} updates."
         if self.tau is None:
             return f"The rankings at {self.low:,} and {self.high:,} updates cannot be compared: {of}."
         sure = f" ({self.interval[0]:.2f} to {self.interval[1]:.2f})" if self.interval else ""

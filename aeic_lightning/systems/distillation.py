@@ -21,7 +21,8 @@ class DistillationSystem(CompressionSystem):
         teacher: checkpoint of the teacher.
         share_base: where the decoder has a pretrained base, hold it once, with an adapter each for teacher and
             student, instead of twice. The results are the same.
-        teacher_cache: folder in which the teacher's taps are kept, for crops that come again (`TapCache`).
+        teacher_cache: folder in which the teacher's taps are kept, for crops that come again, or a data set of them
+            (`TapCache`).
     """
 
     def __init__(

@@ -1,7 +1,9 @@
 """The teacher of a system, as a part of it: frozen, trained beside the student, or the student's moving average."""
 
+import contextlib
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +68,7 @@ class FrozenTeacher(Teacher):
     Args:
         path: its checkpoint.
         share_base: where student and teacher have a pretrained base, hold it once, with an adapter for each.
-        cache: folder in which its taps are kept, for crops that come again (`TapCache`).
+        cache: folder in which its taps are kept, for crops that come again, or a data set of them (`TapCache`).
     """
 
     def __init__(self, path: str, share_base: bool = True, cache: str | None = None) -> None:
@@ -85,7 +87,7 @@ class FrozenTeacher(Teacher):
         system.objective.bind(student, self.model)
         names = system.objective.teacher_taps
         check_read(names)
-        self.cache = TapCache(self.folder, self.path, set(names)) if self.folder else None
+        self.cache = TapCache(self.folder, self.path, set(names), self._data) if self.folder else None
         self.cached, self.replayable = self.cache is not None, self.cache is None
 
     @property
@@ -98,6 +100,16 @@ class FrozenTeacher(Teacher):
         taps, share = self.cache.taps(x, self.compute, level)
         self.system.log("train/distill/cached", share)
         return taps
+
+    def _data(self) -> dict[str, Any]:
+        """What the crops of a run come from, for the cache's manifest."""
+        data = None
+        with contextlib.suppress(RuntimeError):  # of a system without a trainer
+            data = self.system.trainer.datamodule
+        known = {name: getattr(data, name, None) for name in ("crop_size", "seed")}
+        images = getattr(data, "train_images", None)
+        known |= {"images": None if images is None else len(images)}
+        return {name: value for name, value in known.items() if value is not None}
 
     @torch.no_grad()
     def compute(self, x: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
@@ -232,6 +244,9 @@ def check_read(teacher_taps: Collection[str], otherwise: str = "StudentSystem") 
 # ---------------------------------------------------------------------- taps on disk
 
 
+MANIFEST, FORMAT = "manifest.json", "aeic_lightning taps 1"
+
+
 class TapCache:
     """Taps on disk, one file an image, found again by the image's pixels.
 
@@ -239,26 +254,60 @@ class TapCache:
     crops come back. Random crops do not: cut the images to the crop size beforehand, so that each has one crop and at
     most four flips. The values are those of the teacher's pass, in its precision.
 
+    Each teacher and choice of taps has a sub-folder of its own, with a `manifest.json`: the teacher's digest, the taps,
+    and what the crops came from. It is a data set: it may be copied to another machine, and where it is named itself,
+    taps are read from it and none are added.
+
     Args:
-        folder: where the files go; runs with the same teacher and taps may share it.
+        folder: where the files go, which runs may share; or such a data set.
         teacher: the teacher's checkpoint; another one never finds this one's taps.
         names: the taps to keep.
+        data: what the crops come from, for the manifest; asked when it is written.
+
+    Raises UserError for a data set of another teacher, or without one of the taps.
     """
 
-    def __init__(self, folder: str | Path, teacher: str | Path, names: set[str]) -> None:
+    def __init__(
+        self, folder: str | Path, teacher: str | Path, names: set[str], data: Callable[[], dict[str, Any]] = dict
+    ) -> None:
         path = locate(teacher)
         with (path / WEIGHTS if path.is_dir() else path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         taps = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()
-        self.folder = Path(folder) / f"{digest[:16]}-{taps[:8]}"
-        self.names = names
+        self.names, self.data = names, data
+        self.manifest: dict[str, Any] = {"format": FORMAT, "teacher": digest, "taps": sorted(names)}
+        self.is_data_set = (Path(folder) / MANIFEST).is_file()
+        self.folder = Path(folder) if self.is_data_set else Path(folder) / f"{digest[:16]}-{taps[:8]}"
+        if self.is_data_set:
+            self.manifest = self._read(teacher)
+
+    def _read(self, teacher: str | Path) -> dict[str, Any]:
+        """The manifest of the data set, if it fits."""
+        try:
+            theirs = json.loads((self.folder / MANIFEST).read_text())
+        except ValueError:
+            theirs = None
+        if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
+            raise UserError(f"teacher_cache: {self.folder / MANIFEST} is no manifest of taps; name another folder")
+        if theirs["teacher"] != self.manifest["teacher"]:
+            raise UserError(
+                f"teacher_cache: {self.folder} has the taps of another teacher (sha256 {theirs['teacher'][:12]}) than "
+                f"{teacher} ({self.manifest['teacher'][:12]}); give the run that teacher, or another folder"
+            )
+        if lacking := sorted(self.names - set(theirs["taps"])):
+            raise UserError(
+                f"teacher_cache: {self.folder} lacks the tap {lacking[0]}; it has {', '.join(theirs['taps'])}: leave "
+                "the others out of the objective, or give another folder"
+            )
+        return theirs
 
     def taps(
         self, x: Tensor, compute: Callable[[Tensor, Tensor | None], dict[str, Tensor]], level: Tensor | None = None
     ) -> tuple[dict[str, Tensor], float]:
         """The taps of images (B, 3, H, W) at rate levels (B,), and the share that was there already.
 
-        `compute` is called on the others, and what it gives is kept.
+        `compute` is called on the others, and what it gives is kept. Raises UserError for an image that a data set
+        does not have.
         """
         low = torch.is_autocast_enabled(x.device.type)
         precision = str(torch.get_autocast_dtype(x.device.type) if low else x.dtype).removeprefix("torch.")
@@ -268,10 +317,18 @@ class TapCache:
             self.folder / precision / f"{_digest(image)}{at}.safetensors" for image, at in zip(x, levels, strict=True)
         ]
         missing = [i for i, file in enumerate(files) if not file.is_file()]
+        if missing and self.is_data_set:
+            made = ", ".join(f"{name} {value}" for name, value in (self.manifest.get("data") or {}).items())
+            raise UserError(
+                f"teacher_cache: {self.folder} lacks a crop of this run, at its rate level, in {precision}; it was "
+                f"made with {made or 'other crops'}: give the run the same, or name a folder without {MANIFEST} to fill"
+            )
         if missing:
             computed = compute(x[missing], None if level is None else level[missing])
             for row, i in enumerate(missing):
                 write_whole(files[i], save({name: computed[name][row].cpu().contiguous() for name in self.names}))
+            if not (self.folder / MANIFEST).is_file():
+                write_whole(self.folder / MANIFEST, json.dumps(self.manifest | {"data": self.data()}, indent=1) + "\n")
         rows = [read_state_dict(file) for file in files]
         taps = {name: torch.stack([row[name] for row in rows]).to(x.device) for name in self.names}
         return taps, 1 - len(missing) / len(files)

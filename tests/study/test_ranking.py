@@ -37,3 +37,4 @@ def test_only_who_has_a_value_at_both_counts():
     assert "3 of 5 candidates were carried to the end, the best at each rung" in found.words
     assert agreement(rungs(low, {"a": 0.1})).tau is None
     assert "cannot be compared: 1 of 5" in agreement(rungs(low, {"a": 0.1})).words
+    assert agreement(rungs(low)).words == "No candidate was carried beyond 10 updates."

@@ -1,5 +1,8 @@
 """Teacher and students: the teacher must be there and stay as it is; each side's loss is what it says."""
 
+import hashlib
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -421,3 +424,45 @@ def test_cached_taps_are_those_of_one_teacher_one_choice_of_taps_and_one_precisi
     assert ask(names=("y", "z"))
     assert ask(low=True)
     assert not ask(), "the first one's are still there"
+
+
+def test_taps_travel_as_a_data_set_that_is_refused_where_it_does_not_fit(tmp_path):
+    (tmp_path / "teacher.ckpt").write_bytes(b"some weights")
+    (tmp_path / "other.ckpt").write_bytes(b"other weights")
+    x = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+
+    def compute(x, level):
+        return {"y": 2 * x, "z": 3 * x}
+
+    TapCache(tmp_path / "taps", tmp_path / "teacher.ckpt", {"y", "z"}, lambda: {"seed": 7}).taps(x, compute)
+    (made,) = (tmp_path / "taps").iterdir()
+    manifest = json.loads((made / "manifest.json").read_text())
+    digest = hashlib.sha256(b"some weights").hexdigest()
+    assert manifest == {"format": "aeic_lightning taps 1", "teacher": digest, "taps": ["y", "z"], "data": {"seed": 7}}
+    copy = shutil.copytree(made, tmp_path / "elsewhere" / "copy")
+    shutil.rmtree(tmp_path / "taps")
+
+    def ask(names, image=x, teacher="teacher.ckpt"):
+        cache = TapCache(copy, tmp_path / teacher, names)
+        return cache.taps(image, lambda x, level: pytest.fail("it asks the teacher"))
+
+    taps, share = ask({"z"}, x.flip(0))
+    assert share == 1
+    assert set(taps) == {"z"}, "one of its taps is enough"
+    assert torch.equal(taps["z"], 3 * x.flip(0))
+    for message, given in {
+        "copy has the taps of another teacher": {"names": {"y"}, "teacher": "other.ckpt"},
+        "copy lacks the tap phi; it has y, z": {"names": {"y", "phi"}},
+        "lacks a crop of this run, at its rate level, in float32; it was made with seed 7": {
+            "names": {"y"},
+            "image": x / 2,
+        },
+        "in float64": {"names": {"y"}, "image": x.double()},
+    }.items():
+        with pytest.raises(UserError) as error:
+            ask(**given)
+        assert message in str(error.value)
+    assert len(list(copy.rglob("*.safetensors"))) == 2, "nothing is added"
+    (copy / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="is no manifest of taps"):
+        ask({"y"})
