@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -265,9 +266,14 @@ def render(context: dict[str, Any]) -> str:
     environment = templates("aeic_lightning.study.report")
     folder = Path(__file__).parent
     parts = {name: (folder / file).read_text() for name, file in (("style", "style.css"), ("script", "page.js"))}
-    environment.filters |= {"breakable": breakable, "packed": packed}
+    environment.filters |= {"breakable": breakable, "finite": finite, "packed": packed}
     environment.globals |= {"dash_arrays": DASH_ARRAYS, "symbol_paths": SYMBOL_PATHS}
     return environment.get_template("page.html").render(context | parts | {"plotly": get_plotlyjs()})
+
+
+def finite(number: float | None, digits: int) -> str:
+    """A number for a table cell; a dash for what was not measured."""
+    return "–" if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
 
 
 def packed(given: Any) -> str:
