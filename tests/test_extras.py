@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Imported only by commands that have asked for the package before.
 ASKED_BEFORE = {
+    "aeic_lightning/study/report/candidates.py": {"plotly"},
     "aeic_lightning/study/report/page.py": {"plotly"},
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime", "onnxscript"},
