@@ -110,6 +110,8 @@ def _layer(line: str, reader: _Reader) -> Layer:
     elif kind == "MemoryData":
         shape = [options[key] for key in (2, 1, 0) if options.get(key)]
         weights = [reader.take(int(np.prod(shape))).view(1, *shape)]
+    elif kind == "PReLU":
+        weights = [reader.take(options[0])]
     elif kind not in KINDS:
         raise UserError(f"{reader.path.with_suffix('.param')}: {name} is a layer unknown here ({kind})")
     return Layer(kind, rest[: ends[0]], rest[ends[0] : ends[1]], options, weights)
@@ -127,6 +129,8 @@ def _run(layer: Layer, given: list[Tensor]) -> Tensor:
     options = layer.options
     if layer.kind == "MemoryData":
         return layer.weights[0]
+    if layer.kind == "PReLU":
+        return F.prelu(given[0], layer.weights[0])
     if layer.kind == "Convolution":
         bias = layer.weights[1] if len(layer.weights) > 1 else None
         result = F.conv2d(given[0], layer.weights[0], bias, padding=options.get(4, 0))

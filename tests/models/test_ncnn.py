@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.ncnn import NcnnNetwork
 
 PARAM = """7767517
-14 18
+15 19
 Input        in     0 1 data
 MemoryData   mean   0 1 mean 0=1 1=1 2=3
 BinaryOp     sub    2 1 data mean centred 0=1
@@ -23,9 +24,12 @@ Sigmoid      gate   1 1 a1 c
 Eltwise      sum    2 1 b a2 d 0=1 -23301=2,2.000000e-01,1.000000e+00
 Concat       join   3 1 c d a3 e
 Convolution  second 1 1 e f 0=12 1=1 5=1 6=432
-Interp       twice  1 1 f g 0=1 1=2.000000e+00 2=2.000000e+00
+PReLU        slope  1 1 f p 0=12
+Interp       twice  1 1 p g 0=1 1=2.000000e+00 2=2.000000e+00
 PixelShuffle up     1 1 g output 0=2
 """
+
+SLOPES = np.linspace(-0.5, 1.5, 12, dtype="<f4")
 
 
 def stored(folder, first, second, mean, *, tag=0x01306B47):
@@ -34,7 +38,7 @@ def stored(folder, first, second, mean, *, tag=0x01306B47):
     single = second.weight.detach().numpy().astype("<f4").tobytes()
     biases = [layer.bias.detach().numpy().astype("<f4").tobytes() for layer in (first, second)]
     words = mean.astype("<f4").tobytes() + struct.pack("<I", tag) + half + b"\0" * (-len(half) % 4) + biases[0]
-    (folder / "net.bin").write_bytes(words + struct.pack("<I", 0) + single + biases[1])
+    (folder / "net.bin").write_bytes(words + struct.pack("<I", 0) + single + biases[1] + SLOPES.tobytes())
     (folder / "net.param").write_text(PARAM)
     return folder / "net.param"
 
@@ -52,7 +56,7 @@ def test_it_is_the_network_of_the_same_layers(parts, tmp_path):
     x = torch.rand(1, 3, 5, 7)
     a = nn.LeakyReLU(0.2)(first((x - torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)) * 2.5))
     joined = torch.cat([torch.sigmoid(a), 0.2 * nn.SiLU()(a) + a, a], dim=1)
-    expected = nn.PixelShuffle(2)(nn.Upsample(scale_factor=2)(second(joined)))
+    expected = nn.PixelShuffle(2)(nn.Upsample(scale_factor=2)(F.prelu(second(joined), torch.tensor(SLOPES))))
     found = NcnnNetwork(stored(tmp_path, *parts))(x)
     assert found.shape == (1, 3, 20, 28)
     assert torch.allclose(found, expected, atol=1e-6)
