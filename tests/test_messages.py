@@ -18,7 +18,7 @@ from tests.systems.test_compression import make
         ("{out: o}", "report lacks against; it needs out, against"),
         ("{out: o, against: [], claim: []}", "report has no 'claim'; did you mean claims"),
         ("{out: o, against: [{within: [a]}]}", "an entry of against lacks reference; it needs reference"),
-        ("[out]", r"report is a mapping of against, claims, .*; got \['out'\]"),
+        ("[out]", r"report is a mapping of against, arms, claims, .*; got \['out'\]"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, report, message):

@@ -98,9 +98,9 @@ def test_bench_times_every_part_of_a_model_of_many_rates(model, bitstream):
 def test_send_py_turns_a_level_into_the_position_of_compress(level, tmp_path):
     """0.3 of 0 to 3 is 25.5 of 255; 1.5, the middle one, 127.5: both are between two positions."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    sender = SimpleNamespace(levels=4, encode=lambda pixels, dial=None: dial)
+    sender = SimpleNamespace(levels=4, encode=lambda pixels, dial=None: [dial])
     args = SimpleNamespace(bpp=None, bytes=None, level=level)
-    assert send._send(sender, tmp_path / "a.png", args) == dial_position(level, 4)
+    assert send._send(sender, tmp_path / "a.png", args)[1] == [dial_position(level, 4)]
 
 
 def test_send_py_checks_golden_streams_at_the_middle_position(tmp_path):

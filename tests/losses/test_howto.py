@@ -28,7 +28,7 @@ def test_a_term_and_a_tap_are_one_file_and_one_line_each(codec_config, decoder_c
     checkpoint = {"state_dict": {f"model.{k}": t for k, t in teacher.model.state_dict().items()}}
     torch.save(checkpoint | {"model_config": teacher.model.config}, tmp_path / "teacher.ckpt")
     layers = [{"model": {"init_args": {"objective": objective}}}, *map(yaml.safe_load, lines)]
-    settings = OmegaConf.to_container(merge([OmegaConf.create(layer) for layer in layers]))
+    settings = OmegaConf.to_container(merge(layers))
     objective = settings["model"]["init_args"]["objective"]
     with importable(tmp_path):
         system = DistillationSystem(

@@ -30,13 +30,16 @@ SWEEP_RUN = {
     "labels": {"arm": "enc"},
     "threads": 7,
     "gpus": 2,
+    "rungs": [10, 40],
 }
+LADDER = {"decay": 0.5, "halving": {"factor": 2, "metric": "lpips_lite2", "reference": {"x": 1}}}
+"""Of an entry with rungs. `search` has its own test, which draws from a model's costs: tests/study/test_search.py."""
 
 
 def test_every_setting_of_a_sweep_and_of_its_runs(tmp_path):
     """Those of `report` and `compare` are kept as they are and unknown ones refused; their tests are in tests/study."""
     assert set(SWEEP) == sweep_file.SWEEP_KEYS
-    assert set(SWEEP_RUN) == sweep_file.ENTRY_KEYS
+    assert {*SWEEP_RUN, *LADDER, "search"} == sweep_file.ENTRY_KEYS
     for name in "ab":
         (tmp_path / f"{name}.yaml").write_text("x: 1\ny: 2\n")
 
@@ -50,3 +53,9 @@ def test_every_setting_of_a_sweep_and_of_its_runs(tmp_path):
         assert read(BASE | {name: value}) != base, name
     for name, value in SWEEP_RUN.items():
         assert read(BASE | {"runs": [BASE["runs"][0], RUN | {name: value}]}) != base, name
+    report = SWEEP["report"] | {"evaluate": {"levels": [0.0], "images": {"validation": None}}}
+    ladder = RUN | {"rungs": SWEEP_RUN["rungs"]}
+    without = read(BASE | {"report": report, "runs": [BASE["runs"][0], ladder]})
+    for name, value in LADDER.items():
+        runs = [BASE["runs"][0], ladder | {name: value}]
+        assert read(BASE | {"report": report, "runs": runs}) != without, name

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aeic_lightning.cli import main
 from aeic_lightning.config import as_override, load_config
+from aeic_lightning.config.experiment_files import locate
 from aeic_lightning.errors import UserError
 from aeic_lightning.own_classes import source_digests
 from aeic_lightning.run_folder import FIT
@@ -37,7 +38,7 @@ def test_the_tiny_study_is_a_teacher_then_students_that_need_it():
     names = [run.name for run in sweep.runs]
     assert names[:2] == ["teacher_stage1", "teacher_stage2"]
     assert all(names.index(need) < i for i, run in enumerate(sweep.runs) for need in run.needs)
-    assert all(run.config.is_file() for run in sweep.runs)
+    assert all(locate(run.config) for run in sweep.runs)
     assert all(run.folder == Path("/elsewhere") / run.name for run in sweep.runs)
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,13 @@ def decode(repeats: int, model, bitstream, x) -> dict:
     with torch.inference_mode():
         l_T, l_res = g_s(sent.y_hat)
     # Time does not depend on the values: l_res stands for l_0 + l_res.
+    tiling = decoder.config.tiling
+    denoise = partial(decoder.denoise, tiling=tiling) if tiling else decoder.denoise_evenly
+    paint = partial(decoder.paint, tiling=tiling) if tiling else decoder.paint_evenly
     parts = [
         ("g_s", g_s, g_s, sent.y_hat),
-        ("denoiser", lambda x: decoder.denoiser(x).l_0, decoder.denoise, l_T),
-        ("VAE decoder", decoder.vae, decoder.paint, l_res),
+        ("denoiser", lambda x: decoder.denoiser(x).l_0, denoise, l_T),
+        ("VAE decoder", decoder.vae, paint, l_res),
     ]
     for name, whole, in_tiles, x in parts:
         results[name] = show(repeats, f"  {name}", {
