@@ -313,8 +313,8 @@ def _curve(name: str, members: list[Result], labels: dict[str, Label]) -> Curve:
 
 
 def label_text(key: str, item: Label) -> str:
-    """One label in words: `depth 1`, but the bare value where the value says it all."""
-    return str(item) if key in ("role", "arm", "codec", "dataset", "encoder") else f"{key} {item}"
+    """One label in words: `depth 1`, `arm none`, but the bare value where the value says it all."""
+    return str(item) if key in ("role", "codec", "dataset", "encoder") else f"{key} {item}"
 
 
 def _names(labels: list[dict[str, Label]], parts: list[list[Result]]) -> list[str]:

@@ -102,7 +102,7 @@ def test_tables_claims_bd_rates_and_page_know_it_from_the_file_alone(tmp_path, m
     assert "colour_drift" in common_metrics(results)
     curves = {c.name: c for c in group(results)}
     psnr, drift = Study().rates(
-        curves["teacher · depth 2"], [curves["depth 1 · none"]], ["psnr", "colour_drift"], resamples=0
+        curves["teacher · depth 2"], [curves["depth 1 · arm none"]], ["psnr", "colour_drift"], resamples=0
     )
     assert drift.percent == pytest.approx(psnr.percent)
     assert drift.notes == [], "falling with the rate is getting better"

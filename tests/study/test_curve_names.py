@@ -31,7 +31,7 @@ def test_curves_have_the_shortest_names_that_tell_them_apart():
         {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 1},
         {"role": "distillation", "depth": 1, "arm": "enc", "beta1": 0.5, "stage": 2},
         {"role": "student", "depth": 1, "arm": "none", "stage": 2},
-    ) == ["depth 1 · none", "depth 1 · enc · stage 1", "depth 1 · enc · stage 2"]
+    ) == ["depth 1 · arm none", "depth 1 · arm enc · stage 1", "depth 1 · arm enc · stage 2"]
     assert names({"role": "student"}, {"role": "student"}) == ["run0", "run1"]
 
 

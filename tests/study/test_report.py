@@ -177,20 +177,20 @@ def test_the_slider_moves_and_pictures_can_be_chosen(desktop):
 
 def test_legend_scale_and_hover(desktop):
     page, problems = desktop
-    button = page.locator(".legend button", has_text="depth 1 · enc").first
+    button = page.locator(".legend button", has_text="depth 1 · arm enc").first
     button.click()
     hidden = """name => document.getElementById("set0-psnr").data
         .filter(trace => trace.legendgroup === name && trace.visible === false).length"""
-    assert page.evaluate(hidden, "depth 1 · enc") == 2, "the mean and the single seeds"
+    assert page.evaluate(hidden, "depth 1 · arm enc") == 2, "the mean and the single seeds"
     assert page.evaluate(hidden, "teacher · depth 2") == 0
     button.click()
-    assert page.evaluate(hidden, "depth 1 · enc") == 0
+    assert page.evaluate(hidden, "depth 1 · arm enc") == 0
     kind = "document.getElementById('set0-psnr')._fullLayout.xaxis.type"
     assert page.evaluate(kind) == "log"
     page.locator(".log-rate").first.uncheck()
     assert page.evaluate(kind) == "linear"
 
-    index = "document.getElementById('set0-psnr').data.findIndex(t => t.name === 'depth 1 · enc')"
+    index = "document.getElementById('set0-psnr').data.findIndex(t => t.name === 'depth 1 · arm enc')"
     page.evaluate(f"Plotly.Fx.hover('set0-psnr', [{{curveNumber: {index}, pointNumber: 2}}])")
     said = page.locator("#set0-psnr .hoverlayer").text_content()
     assert HOSTILE[:20] in said, "the run, in letters"
@@ -242,7 +242,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_the_table_has_the_bd_rates(report, study):
     by_name = {c.name: c for c in group(study)}
-    reference, test = by_name["teacher · depth 2"], by_name["depth 1 · none"]
+    reference, test = by_name["teacher · depth 2"], by_name["depth 1 · arm none"]
     expected = bd_rate(reference.results, test.results, "psnr", resamples=20)
     assert expected.percent == pytest.approx(30, abs=3), "by construction"
     (row, *_) = [row for row in cells(report.read_text()) if row and row[0] == test.name and row[1].endswith("%")]
@@ -256,8 +256,9 @@ def test_a_matrix_has_curves_by_metrics(report, study):
     rows = cells(report.read_text())
     head = next(i for i, row in enumerate(rows) if row[:2] == ["curve", "PSNR (dB)"])
     by_name = {c.name: c for c in group(study)}
-    expected = bd_rate(by_name["teacher · depth 2"].results, by_name["depth 1 · none"].results, "psnr", resamples=20)
-    (row,) = [row for row in rows[head + 1 : head + 6] if row[0] == "depth 1 · none"]
+    reference, test = by_name["teacher · depth 2"], by_name["depth 1 · arm none"]
+    expected = bd_rate(reference.results, test.results, "psnr", resamples=20)
+    (row,) = [row for row in rows[head + 1 : head + 6] if row[0] == test.name]
     assert row[1] == "{:+.1f} %{:+.1f} to {:+.1f}".format(expected.percent, *expected.interval)
     assert len(row) == len(rows[head])
 
@@ -267,13 +268,13 @@ def test_pictures_of_several_seeds_are_of_the_first(desktop):
     options = page.locator("#set0 .compare .right option").all_inner_texts()
     assert options[0] == "original"
     assert [option for option in options if "seed 1" in option] == []
-    assert len([option for option in options if option.startswith("depth 1 · none")]) == len(LAMBDAS)
+    assert len([option for option in options if option.startswith("depth 1 · arm none")]) == len(LAMBDAS)
 
 
 def test_arms_and_sets_of_images_are_explained(desktop):
     page, _ = desktop
     terms, said = (page.locator(f".about {tag}").all_inner_texts() for tag in ("dt", "dd"))
-    assert terms == ["none", "enc", "set A"], "no arm that has no result"
+    assert terms == ["arm none", "arm enc", "set A"], "no arm that has no result"
     assert said[0] == "no distillation"
     assert said[1].startswith("plus L_enc <"), "words, not markup"
     assert said[2] == "pictures that were made up"
@@ -293,8 +294,8 @@ def test_the_slider_begins_with_what_the_first_claim_compares(report, open_page,
     page, _ = open_page(report)
     page.evaluate("for (const part of document.querySelectorAll('details.part')) part.open = true")
     left, right = (page.locator(f"#set0 .compare .{side}").input_value() for side in ("left", "right"))
-    assert left.startswith("depth 1 · none, ")
-    assert right.startswith("depth 1 · enc, ")
+    assert left.startswith("depth 1 · arm none, ")
+    assert right.startswith("depth 1 · arm enc, ")
     image = page.locator("#set0 .compare .image").input_value()
 
     def rates(arm):
@@ -388,12 +389,17 @@ def test_points_are_means_over_seeds(report, study):
     page = report.read_text()
     lines = {trace["name"]: trace for trace in figures(report)["set0-psnr"]["data"] if "lines" in trace["mode"]}
     pair = [r for r in study if r.labels.get("arm") == "none" and r.labels["depth"] == 1 and r.labels["lambda"] == 4.0]
-    line = lines["depth 1 · none"]
+    line = lines["depth 1 · arm none"]
     assert line["x"][0] == pytest.approx(sum(r.value("bpp") for r in pair) / 2)
     assert line["y"][0] == pytest.approx(sum(r.value("psnr") for r in pair) / 2)
     assert line["x"] == sorted(line["x"])
     assert "2 images, 2 seeds" in page
     assert "45 patches" in page
+
+
+def test_plots_over_the_encoders_cost_name_arms_as_arms(report):
+    plots = figures(report)["set0-cost-g_a"]["variants"].values()
+    assert {line["name"] for plot in plots for line in plot["data"]} == {"teacher", "arm none", "arm enc"}
 
 
 def test_runs_of_a_classifier_make_a_curve(report):

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from aeic_lightning.metrics.table import Metric
 from aeic_lightning.study.bd_rate import BDRate
 from aeic_lightning.study.results import Result, sample
-from aeic_lightning.study.study import Curve
+from aeic_lightning.study.study import Curve, label_text
 
 # The first six are Okabe and Ito's, which readers with any colour vision tell apart; black is kept for references.
 COLOURS = (
@@ -175,7 +175,8 @@ def cost(part: str, title: str, points: Sequence[Point], looks: dict[str, Style]
     arms: dict[str, list[Point]] = {}
     for point in points:
         labels = point.curve.labels
-        arms.setdefault(str(labels.get("arm", labels.get("role", point.curve.name))), []).append(point)
+        key = next((k for k in ("arm", "role") if k in labels), None)
+        arms.setdefault(label_text(key, labels[key]) if key else point.curve.name, []).append(point)
     for name, members in arms.items():
         placed = sorted(members, key=lambda point: macs(point.curve, part) or 0)
         own = [looks[point.curve.name] for point in placed]
