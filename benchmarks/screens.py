@@ -3,6 +3,8 @@
     docs/screens/{site,gallery,serve,results}-{1280,390}.webp
     docs/screens/{codec,board}-{1280,390}.webp     with --codec DIR (of `export --web`) and --board FILE
 
+Names after the command are the pictures to make: `python -m benchmarks.screens codec board --codec ...`.
+
 It needs Chromium (`make browser`) and the extra `dev`.
 """
 
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.screens", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the pictures to make (default: all)")
     parser.add_argument("--site", type=Path, default=ROOT / "build/site", metavar="DIR", help="what `make docs` made")
     parser.add_argument("--codec", type=Path, metavar="DIR", help="what `export --web` made")
     parser.add_argument("--board", type=Path, metavar="FILE", help="a page of `board`")
@@ -46,13 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.board:
         pages["board"] = args.board.resolve().as_uri()
     with contextlib.ExitStack() as stack:
-        pages["serve"] = stack.enter_context(_serving())
+        if not args.names or "serve" in args.names:
+            pages["serve"] = stack.enter_context(_serving())
         if args.codec:
             pages["codec"] = stack.enter_context(_hosting(args.codec))
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, url in pages.items():
+        if unknown := set(args.names) - set(pages):
+            parser.error(f"no page {', '.join(sorted(unknown))}; there are {', '.join(pages)}")
+        for name in args.names or pages:
+            url = pages[name]
             for width in SIZES:
                 picture = screen(browser, name, url, width)
                 write_whole(ROOT / f"docs/screens/{name}-{width}.webp", picture)
