@@ -1,9 +1,9 @@
 """Training steps of an experiment by how they are run: `python -m benchmarks.steps CONFIG... [--device cuda]`.
 
 The forms are: operation by operation, or one CUDA graph (`optimization.cuda_graph`); networks in bfloat16
-(`optimization.bfloat16`); blocks compiled by `torch.compile`; crops a step; processes side by side on one GPU. A minute
-of it tells how an hour is to be trained. Weights are random, images smooth and already on the device: loaders, logs and
-checkpoints are left out, and so is a teacher. Each line is printed when it is known, and all as JSON last.
+(`optimization.bfloat16`); compiled blocks (`optimization.compile`); crops a step; processes side by side on one GPU. A
+minute of it tells how an hour is to be trained. Weights are random, images smooth and already on the device: loaders,
+logs and checkpoints are left out, and so is a teacher. Each line is printed when it is known, and all as JSON last.
 """
 
 import argparse
@@ -20,15 +20,12 @@ from torch import Tensor, nn
 from aeic_lightning.config import load_config
 from aeic_lightning.losses.objective import Objective, ObjectiveOutput, objective_settings
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.decoder.blocks import Resnet, TransformerLayer
-from aeic_lightning.models.layers import ContextLayer, StarBlock, networks_in_bfloat16
+from aeic_lightning.models.layers import networks_in_bfloat16
 from aeic_lightning.study.complexity import experiment_configs
+from aeic_lightning.systems.compiled import CompiledBlocks
 from aeic_lightning.systems.graphed import EAGER_STEPS, GraphedPass
 from aeic_lightning.timing import peak_memory
 from benchmarks.cuda import Clock
-
-BLOCKS = (StarBlock, ContextLayer, Resnet, TransformerLayer)
-"""What is compiled: the chains of small operations are inside these."""
 
 FORMS: dict[str, dict[str, Any]] = {
     "operation by operation": {"graph": False},
@@ -65,10 +62,7 @@ class ExperimentStep(nn.Module):
         self.objective.bind(self.model)
         self.train().to(device).to(memory_format=torch.channels_last)
         self.low = bfloat16
-        if backend:
-            for block in self.model.modules():
-                if isinstance(block, BLOCKS):
-                    block.compile(backend=backend)
+        self.compiled = CompiledBlocks(backend or False, self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
         seeds = torch.rand(batch, 3, crop // 8, crop // 8)
         x = nn.functional.interpolate(seeds, size=(crop, crop), mode="bicubic").clamp(0, 1) * 2 - 1
@@ -84,7 +78,7 @@ class ExperimentStep(nn.Module):
 
     def passes(self, batch: dict[str, Any], weights: Tensor, level: Tensor | None = None) -> ObjectiveOutput:
         """Forward and backward."""
-        with networks_in_bfloat16(self.low):
+        with networks_in_bfloat16(self.low), self.compiled.active():
             loss = self.objective(batch, self.model(batch["image"], level), None, None, weights)
             loss.total.backward()
         return loss

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import MAX_PIXELS, image_size, read_image
 from datamodules.crops import CropDataset, CropLoader, Cropping, CropSampler, ImageLoader, ImageSource, WholeImages
+from datamodules.packed import PackedCrops
 from datamodules.worker_signals import check_that_workers_can_start, leave_signals_to_the_main_process
 
 Z_STRIDE = 128
@@ -91,6 +92,9 @@ class ImageDataModule(LightningDataModule):
             with a warning for each file and the sum at the end. Validation and test images always raise.
         max_pixels: images with more pixels are refused.
         cache: keep decoded training images in memory (in every worker).
+        on_device: read all training images at the start and keep them as bytes on the device that trains, three a
+            pixel, where crops are cut, zoomed and flipped, a batch in one call; workers are of no use then. The crops
+            are the same, with `max_zoom_out` up to one of 255 levels.
         num_workers: processes that decode and crop; 0 does it in the training process.
         worker_timeout: seconds in which a batch must come from a worker; without one the run ends and says so. More for
             images that take longer to fetch.
@@ -116,6 +120,7 @@ class ImageDataModule(LightningDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
         cache: bool = False,
+        on_device: bool = False,
         num_workers: int = 0,
         worker_timeout: int = 60,
         pin_memory: bool = False,
@@ -151,6 +156,7 @@ class ImageDataModule(LightningDataModule):
         self.on_error: Literal["raise", "skip"] = on_error
         self.max_pixels = max_pixels
         self.cache = cache
+        self.on_device = on_device
         self.num_workers = num_workers
         self.worker_timeout = worker_timeout
         self.pin_memory = pin_memory
@@ -203,7 +209,14 @@ class ImageDataModule(LightningDataModule):
 
     def _dataset(self, images: ImageSource) -> CropDataset:
         """Where training samples come from."""
+        if self.on_device:
+            return PackedCrops(images=images, **self._cropping())
         return CropDataset(images, cache=self.cache, **self._cropping())
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if isinstance(self._crops, PackedCrops) and "window" in batch:
+            batch["image"] = self._crops.cut_all(batch.pop("window"))
+        return batch
 
     def _whole(self, images: WholeImages, batch_size: int = 1) -> DataLoader:
         """The loader of validation and test images."""

@@ -155,34 +155,52 @@ class Cropping(Dataset):
 
     def cut(self, image: np.ndarray, sample: int) -> torch.Tensor:
         """Sample number `sample` out of an image (H, W, 3) uint8: float32 (3, crop, crop) in [-1, 1]."""
-        rng = numbered_rng(self.seed, 1, sample)
-        # A stream of its own, so that switching these on does not move crops and flips.
-        extra = numbered_rng(self.seed, 2, sample)
-        zoom, channels = self.max_zoom_out ** extra.random(), extra.permutation(3)
+        rng, zoom, channels = self._begin(sample)
         image = self._random_crop(image, rng, zoom)
         if self.shuffle_channels:
             image = image[..., channels]
-        # Both are drawn always, so that switching one flip on does not move the other.
-        horizontal, vertical = rng.random(2) < 0.5
-        if self.horizontal_flip and horizontal:
+        horizontal, vertical = self._flips(rng)
+        if horizontal:
             image = image[:, ::-1]
-        if self.vertical_flip and vertical:
+        if vertical:
             image = image[::-1]
         return to_tensor(image)
 
+    def _begin(self, sample: int) -> tuple[np.random.Generator, float, np.ndarray]:
+        """What places and flips of a sample are drawn from, its zoom, and the order of its channels."""
+        # A stream of its own, so that switching these on does not move crops and flips.
+        extra = numbered_rng(self.seed, 2, sample)
+        zoom, channels = self.max_zoom_out ** extra.random(), extra.permutation(3)
+        return numbered_rng(self.seed, 1, sample), zoom, channels
+
+    def _flips(self, rng: np.random.Generator) -> tuple[bool, bool]:
+        """Whether to mirror left to right, and top to bottom."""
+        # Both are drawn always, so that switching one flip on does not move the other.
+        horizontal, vertical = rng.random(2) < 0.5
+        return bool(self.horizontal_flip and horizontal), bool(self.vertical_flip and vertical)
+
     def _random_crop(self, image: np.ndarray, rng: np.random.Generator, zoom: float) -> np.ndarray:
-        size = self.crop_size
-        height, width = image.shape[:2]
-        if min(height, width) < size:
-            factor = size / min(height, width)
-            height, width = (max(size, math.ceil(side * factor - 1e-6)) for side in (height, width))
-            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-        side = min(round(size * zoom), height, width)
-        top, left = rng.integers(0, [height - side + 1, width - side + 1])
+        size, image = self.crop_size, self._enlarged(image)
+        top, left, side = self._window(image.shape[0], image.shape[1], rng, zoom)
         window = image[top : top + side, left : left + side]
         if side == size:
             return window
         return np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.LANCZOS))
+
+    def _enlarged(self, image: np.ndarray) -> np.ndarray:
+        """The image, or a larger one in which a crop fits."""
+        size, sides = self.crop_size, image.shape[:2]
+        if min(sides) >= size:
+            return image
+        factor = size / min(sides)
+        height, width = (max(size, math.ceil(side * factor - 1e-6)) for side in sides)
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+    def _window(self, height: int, width: int, rng: np.random.Generator, zoom: float) -> tuple[int, int, int]:
+        """Top, left and side of what a crop shows of an image of this size."""
+        side = min(round(self.crop_size * zoom), height, width)
+        top, left = rng.integers(0, [height - side + 1, width - side + 1])
+        return top, left, side
 
 
 class CropDataset(Cropping):

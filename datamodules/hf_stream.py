@@ -38,7 +38,7 @@ class HuggingFaceStream(HuggingFaceImages):
         val_count: validation images: the first ones of `val_split`.
         shuffle_buffer: rows, still encoded, from which the next one is drawn; 1 keeps the order within a file.
         **kwargs: the arguments of `HuggingFaceImages` and of `ImageDataModule`. `samples_per_epoch` is needed: a stream
-            has no length. `crops_by_area`, `cache` and `small_images: drop` need all images at once.
+            has no length. `crops_by_area`, `cache`, `on_device` and `small_images: drop` need all images at once.
 
     Raises:
         UserError: as `HuggingFaceImages`, and for arguments that a stream does not have.
@@ -49,7 +49,7 @@ class HuggingFaceStream(HuggingFaceImages):
         if self.samples_per_epoch is None:
             raise UserError("a stream has no length: set data.samples_per_epoch, such as 10000")
         for name, asked in (
-            ("crops_by_area", self.crops_by_area), ("cache", self.cache),
+            ("crops_by_area", self.crops_by_area), ("cache", self.cache), ("on_device", self.on_device),
             ("small_images: drop", self.small_images == "drop"),
         ):  # fmt: skip
             if asked:

@@ -76,6 +76,8 @@ class LabelledData(ImageDataModule):
                 "data.max_zoom_out, crops_by_area, val_max_size and small_images do nothing for images with classes; "
                 "crop_scale and resize take their place"
             )
+        if self.on_device:
+            raise UserError("data.on_device does nothing for images with classes; leave it out")
         self.crop_size = crop_size
         self.crop_scale = crop_scale
         self.augment = augment

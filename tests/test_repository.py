@@ -35,6 +35,10 @@ PRIVATE = {
     "_cdata": "torch",
     "_modules": "torch",
     "_foreach_lerp_": "torch",
+    "_foreach_norm": "torch",
+    "_dynamo": "torch",
+    "_call_impl": "torch",
+    "_compiled_call_impl": "torch",
     "_get_file_writer": "torch",
     "_file_name": "tensorboard",
 }

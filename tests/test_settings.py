@@ -253,6 +253,7 @@ OPTIMIZATION = {
     "ema": Change(0.5),
     "freeze": Change(["codec.g_s"]),
     "level": Change(1.0, {"rate_levels": [2.0, 0.5]}),
+    "compile": Change("nothing", refused="optimization: compile is true, false or one of"),
     "cuda_graph": Change(True, refused="optimization.cuda_graph needs a GPU"),
     "bfloat16": Change(True),
     "shard_base": Change(True, refused="optimization.shard_base spreads the frozen base"),
@@ -501,6 +502,7 @@ DATA = {
     "on_error": Change("skip", {"train_dir": "broken"}),
     "max_pixels": Change(100, refused="100 "),
     "cache": Change(True),
+    "on_device": Change(True),
     "num_workers": Change(1),
     "worker_timeout": Change(70, {"num_workers": 1}),
     "pin_memory": Change(True),
@@ -538,7 +540,7 @@ def test_every_setting_of_the_data(photos, monkeypatch):
         read = data.train_images.read
         monkeypatch.setattr(data.train_images, "read", lambda index: reads.append(index) or read(index))
         try:
-            crops = [[(batch["name"], batch["image"]) for batch in loader] for _ in range(3)]
+            crops = [[(batch["name"], batch.get("image", batch.get("window"))) for batch in loader] for _ in range(3)]
         except UserError as error:
             if "max_pixels" in given or "100 " in str(error):
                 raise

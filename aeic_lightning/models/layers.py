@@ -338,7 +338,7 @@ class GainUnits(nn.Module):
     def draw(self, batch: int) -> Tensor:
         """A level for each crop of a training batch, (B,), as evenly spread over the levels as the batch allows."""
         first = torch.randint(self.levels, ())
-        return ((torch.arange(batch) + first) % self.levels).float().to(self.log_gain.device)
+        return ((torch.arange(batch) + first) % self.levels).float().to(self.log_gain.device, non_blocking=True)
 
     def rate_weight(self, level: Tensor) -> Tensor:
         """What multiplies lambda for crops of these levels, (B,)."""

@@ -29,9 +29,9 @@ _LEFT_OUT = {
               "write_streams"},
     "codec": set(),
     "decoder": {"pretrained.unet", "pretrained.vae", "gradient_checkpointing", "tiling"},
-    "optimization": {"accumulate", "cuda_graph", "shard_base"},
+    "optimization": {"accumulate", "compile", "cuda_graph", "shard_base"},
     "data": {"train_dir", "val_dir", "test_dir", "batch_size", "num_workers", "worker_timeout", "pin_memory", "cache",
-             "seed"},
+             "on_device", "seed"},
 }  # fmt: skip
 _ABSENT = "-"
 

@@ -19,6 +19,7 @@ from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.layers import networks_in_bfloat16
 from aeic_lightning.systems import optimization as settings
 from aeic_lightning.systems.averaging import RAW, WeightAverage
+from aeic_lightning.systems.compiled import CompiledBlocks
 from aeic_lightning.systems.evaluated import EvaluatedSystem, check_write_streams
 from aeic_lightning.systems.graphed import GraphedPass, check_graph
 from aeic_lightning.systems.optimization import (
@@ -131,7 +132,7 @@ class CompressionSystem(EvaluatedSystem):
         `Objective.forward`'s.
         """
         x = batch["image"]
-        with networks_in_bfloat16(self.in_bfloat16):
+        with networks_in_bfloat16(self.in_bfloat16), self.compiled.active():
             output = self(x, self.optimization.level if level is None else level)
             taught = self.teacher_taps(x, getattr(output, "level", None))
             loss = self.objective(batch, output, taught, step, weights)
@@ -145,7 +146,9 @@ class CompressionSystem(EvaluatedSystem):
         players = {"generator": list(self.generator_parameters())}
         if rest:
             players["discriminator"] = list(self.discriminator_parameters())
-        if not self.guard.allows(players):
+        if self.guard.late:
+            self.guard.queue(players["generator"], generator.optimizer)
+        elif not self.guard.allows(players):
             for player in (generator, *rest):
                 player.zero_grad()
             self.second_player.skipped()
@@ -173,6 +176,11 @@ class CompressionSystem(EvaluatedSystem):
             return self.optimization.bfloat16
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
         return torch.cuda.is_bf16_supported() if on_gpu else bfloat16_is_quicker()
+
+    @cached_property
+    def compiled(self) -> CompiledBlocks:
+        """What training steps compute by compiled code: `optimization.compile`."""
+        return CompiledBlocks.of(self)
 
     @cached_property
     def graphed_pass(self) -> GraphedPass:
@@ -302,6 +310,9 @@ class CompressionSystem(EvaluatedSystem):
         if self.optimization.ema:
             self.start_average()
 
+    def on_train_start(self) -> None:
+        self.guard.late = self.guard.may_be_late()
+
     def start_average(self) -> WeightAverage:
         """Begin to average the weights, unless a checkpoint has brought an average."""
         if self.average is None:
@@ -374,7 +385,12 @@ class CompressionSystem(EvaluatedSystem):
     def log_at_step(self, prefix: str, terms: dict[str, Tensor]) -> None:
         """Log scalars under `prefix/` over generator steps."""
         values = {f"{prefix}/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(values | {"step": float(self.global_step)})
+        self._log(values | {"step": float(self.global_step)})
+
+    def _log(self, values: dict[str, Tensor | float]) -> None:
+        """Log scalars. Numbers are made on the device: Lightning would copy each there, and wait for it."""
+        scalars = {k: v if isinstance(v, Tensor) else torch.full((), v, device=self.device) for k, v in values.items()}
+        self.log_dict(scalars)
 
     def _log_players(self, players: dict[str, Any]) -> None:
         """Learning rate, and norm of the gradient before it is clipped, of each player by the prefix of its tags.
@@ -384,9 +400,10 @@ class CompressionSystem(EvaluatedSystem):
         values = {f"train/{prefix}learning_rate": player.param_groups[0]["lr"] for prefix, player in players.items()}
         norms = zip(players, ("generator", "discriminator"), strict=False)
         values |= {f"train/{prefix}gradient_norm": self.guard.norms[name] for prefix, name in norms}
-        self.log_dict(values)
+        self._log(values)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.guard.settle()  # no checkpoint after a step that had to be left out
         checkpoint["skipped_updates"] = self.guard.skipped
         if self.earlier_rate_updates is not None:
             own = self.guard.updates if self.objective.weight("rate") else 0

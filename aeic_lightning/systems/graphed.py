@@ -50,7 +50,8 @@ class GraphedPass:
         """Of a system's `both_passes`."""
 
         def inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
-            weights = torch.tensor(system.objective.weights_at(system.global_step)).to(system.device)
+            weights = torch.tensor(system.objective.weights_at(system.global_step))
+            weights = weights.to(system.device, non_blocking=True)  # else the CPU waits for all before
             level = system.model.draw_levels(len(batch["image"]), system.optimization.level)
             return {"weights": weights} | ({} if level is None else {"level": level})
 

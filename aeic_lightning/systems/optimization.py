@@ -6,7 +6,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class Optimization:
     ema: float = 0.0
     freeze: Sequence[str] = ()
     level: float | None = None
+    compile: bool | str = False
     cuda_graph: bool = False
     bfloat16: bool | Literal["auto"] = False
     shard_base: bool = False
@@ -87,6 +89,9 @@ class OptimizationConfig(Optimization):
         level: of a codec with `rate_levels`, the one level to train at: a model of one rate in the form of many, to
             compare with one that trains at all of them. Without it each crop of a batch has a level of its own.
             Validation is at the middle level in either case.
+        compile: build the blocks of the networks by `torch.compile` for training steps: fewer and longer kernels, equal
+            up to the order of sums. The first steps take minutes, and need a C compiler. Evaluations and checkpoints
+            are those without. `true`, or the name of another backend than `inductor`.
         cuda_graph: on a GPU, record the forward and the backward pass once and launch them as one from then on (CUDA
             graphs). The same arithmetic; what it saves is the time between thousands of small kernels, which is most
             of a step of the small sizes. The memory of a step stays taken.
@@ -111,6 +116,7 @@ class OptimizationConfig(Optimization):
     ema: float = 0.0
     freeze: list[str] = field(default_factory=list)  # pyright: ignore[reportIncompatibleVariableOverride] (for YAML)
     level: float | None = None
+    compile: bool | str = False
     cuda_graph: bool = False
     bfloat16: bool | Literal["auto"] = False
     shard_base: bool = False
@@ -136,6 +142,10 @@ class OptimizationConfig(Optimization):
             raise UserError(
                 f"optimization: ema is the share that an average keeps, 0 or more and below 1, not {self.ema}"
             )
+        if isinstance(self.compile, str) and self.compile not in (known := torch.compiler.list_backends(())):
+            raise UserError(f"optimization: compile is true, false or one of {', '.join(known)}, not {self.compile!r}")
+        if self.compile and self.shard_base:
+            raise UserError("optimization: compile does not know the shares of shard_base; leave one of them out")
         if self.accumulate < 1:
             raise UserError(f"optimization: accumulate must be at least 1, not {self.accumulate}")
 
@@ -298,6 +308,17 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
 
 
+class Queued(NamedTuple):
+    """What a guard has still to read of an update: the values of the terms of each batch, then gradients' norms."""
+
+    where: str
+    files: list[str]
+    terms: list[list[str]]
+    gradients: list[str]
+    values: Tensor
+    copied: Any  # the event after which they are there; None on a processor
+
+
 class Guard:
     """Stops a run at a loss or a gradient that is not finite, and says when a rate or an adversary has collapsed.
 
@@ -309,7 +330,12 @@ class Guard:
             and counts it in `skipped`, but stops after 20 in a row. In a run of several processes all do the same.
         chance: the discriminator's loss where it tells nothing apart; 0 without one.
         least: the smallest loss that it can have (above 0 with smoothed labels).
+
+    A GPU would wait for each decision. Where it `may_be_late`, `queue` takes the place of `allows`.
     """
+
+    late = False
+    """Whether what `see` is given is read one step late."""
 
     def __init__(
         self, system: LightningModule, on_nonfinite: OnNonfinite = "stop", chance: float = 0.0, least: float = 0.0
@@ -323,6 +349,8 @@ class Guard:
         self._in_a_row = 0
         self._files: list[str] = []  # of the batches that the next update learns from
         self._bad: dict[str, float] = {}  # their terms that are not finite
+        self._unread: list[tuple[list[str], Tensor]] = []  # their terms, where they are read late
+        self._queued: Queued | None = None
         self._rates: deque[float] = deque(maxlen=WINDOW)
         self._adversary: deque[float] = deque(maxlen=WINDOW)
         self._said: set[str] = set()
@@ -335,16 +363,23 @@ class Guard:
         return cls(system, system.optimization.on_nonfinite, **chances)
 
     def conclude(self) -> None:
-        """Say at the end of a run how many updates were skipped."""
+        """Say at the end of a run how many updates were skipped. Raises RunError where the last one had to be."""
+        self.settle()
         if self.skipped and self.system.trainer.is_global_zero:
             print(f"{self.skipped} updates were skipped: not finite", file=sys.stderr, flush=True)
 
     def see(self, terms: dict[str, Tensor], files: Sequence[str]) -> None:
         """The scalars of one batch, and the names of its images."""
         # One copy to the CPU for all: each would make the GPU wait.
-        values = torch.stack([value.detach().float().to(self.system.device) for value in terms.values()]).tolist()
-        named = dict(zip(terms, values, strict=True))
+        values = torch.stack([value.detach().float().to(self.system.device) for value in terms.values()])
         self._files += files
+        if self.late:
+            self._unread.append((list(terms), values))
+        else:
+            self._take(list(terms), values.tolist())
+
+    def _take(self, names: Iterable[str], values: Iterable[float]) -> None:
+        named = dict(zip(names, values, strict=True))
         self._bad |= {name: value for name, value in named.items() if not math.isfinite(value)}
         self._watch_collapse(named)
 
@@ -367,12 +402,13 @@ class Guard:
                 self._in_a_row = 0
                 self.updates += 1
             return True
-        reason = f"{self._describe(bad, players)} on the batch of {', '.join(files)}"
+        not_finite = {
+            player: [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+            for player, named in players.items()
+        }
+        reason = self._describe(bad, not_finite, files)
         if self.on_nonfinite == "stop":
-            raise RunError(
-                f"{self._where}: {reason}. Nothing was updated, and the last checkpoint is from before: go on from it "
-                "with lower learning rates, or without these images, or with optimization.on_nonfinite=skip"
-            )
+            raise self._stopped(self._where, reason)
         self.skipped += 1
         self._in_a_row += 1
         self._say(f"skipped an update ({self.skipped} so far): {reason}")
@@ -383,16 +419,66 @@ class Guard:
             )
         return False
 
-    def _describe(self, bad: dict[str, float], players: Mapping[str, Sequence[tuple[str, nn.Parameter]]]) -> str:
+    def may_be_late(self) -> bool:
+        """Whether updates may be queued before their numbers are read: one optimizer that can leave one out by itself,
+        on a GPU, in one process, of a run that stops where a number is not finite."""
+        trainer, optimizers = self.system.trainer, self.system.trainer.optimizers
+        alone = trainer.world_size == 1 and len(optimizers) == 1
+        fused = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
+        return trainer.strategy.root_device.type == "cuda" and alone and fused and self.on_nonfinite == "stop"
+
+    def queue(self, generator: Iterable[tuple[str, nn.Parameter]], optimizer: Any) -> None:
+        """`allows` for an update whose numbers are read later: a fused optimizer leaves it out by itself, by what it is
+        given here. Nothing is waited for but the numbers of the update before, which are read now (`settle`).
+        """
+        self.settle()
+        gradients = {name: p.grad for name, p in generator if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        self.norms["generator"] = torch.linalg.vector_norm(norms)
+        values = torch.cat([*(values for _, values in self._unread), norms, self.norms["generator"][None]])
+        copy, copied = values.to("cpu", non_blocking=True), torch.cuda.Event() if values.is_cuda else None
+        if copied:
+            copied.record()
+        terms = [names for names, _ in self._unread]
+        self._queued = Queued(self._where, self._files, terms, list(gradients), copy, copied)
+        self._files, self._unread = [], []
+        self.updates += 1
+        optimizer.found_inf = (~values.isfinite().all()).float()  # as GradScaler gives it
+
+    def settle(self) -> None:
+        """Read the numbers of the last update that was queued. Raises RunError if it had to be left out."""
+        queued, self._queued = self._queued, None
+        if queued is None:
+            return
+        if queued.copied:
+            queued.copied.synchronize()
+        values = iter(queued.values.tolist())
+        for names in queued.terms:
+            self._take(names, list(islice(values, len(names))))
+        norms, bad, self._bad = list(values), self._bad, {}
+        if bad or not all(map(math.isfinite, norms)):
+            found = [name for name, norm in zip(queued.gradients, norms, strict=False) if not math.isfinite(norm)]
+            raise self._stopped(queued.where, self._describe(bad, {"generator": found or ["all"]}, queued.files))
+
+    @staticmethod
+    def _stopped(where: str, reason: str) -> RunError:
+        return RunError(
+            f"{where}: {reason}. Nothing was updated, and the last checkpoint is from before: go on from it with lower "
+            "learning rates, or without these images, or with optimization.on_nonfinite=skip"
+        )
+
+    @staticmethod
+    def _describe(bad: dict[str, float], not_finite: dict[str, list[str]], files: Sequence[str]) -> str:
+        """What is not finite, terms or else the gradients of the first player that has some, and on which files."""
         terms = {name: value for name, value in bad.items() if name != "loss"} or bad
+        found = "a loss or a gradient is not finite in another process"
         if terms:
-            return "the loss is not finite: " + ", ".join(f"{name} is {value}" for name, value in terms.items())
-        for player, named in players.items():
-            names = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
-            if names:
-                others = f" and of {len(names) - 1} more" if len(names) > 1 else ""
-                return f"the {player}'s gradient of {names[0]}{others} is not finite (the losses are)"
-        return "a loss or a gradient is not finite in another process"
+            found = "the loss is not finite: " + ", ".join(f"{name} is {value}" for name, value in terms.items())
+        elif player := next((player for player, names in not_finite.items() if names), None):
+            first, *others = not_finite[player]
+            more = f" and of {len(others)} more" if others else ""
+            found = f"the {player}'s gradient of {first}{more} is not finite (the losses are)"
+        return f"{found} on the batch of {', '.join(files)}"
 
     def _watch_collapse(self, values: dict[str, float]) -> None:
         if "bpp_estimate" in values:

@@ -246,6 +246,7 @@ def test_folder_errors(folder):
         ({"crop_scale": [0.5, 1.5]}, "crop_scale"),
         ({"eval_batch_size": 0}, "eval_batch_size"),
         ({"crops_by_area": True}, "do nothing for images with classes"),
+        ({"on_device": True}, "does nothing for images with classes"),
     ],
 )
 def test_arguments_that_cannot_work(arguments, message):

@@ -138,6 +138,7 @@ def test_what_a_stream_cannot_do_is_said(files):
     for settings, message in (
         ({"samples_per_epoch": None}, "a stream has no length"),
         ({"cache": True}, "data.cache needs all images at once"),
+        ({"on_device": True}, "data.on_device needs all images at once"),
         ({"crops_by_area": True}, "data.crops_by_area needs"),
         ({"small_images": "drop"}, "data.small_images: drop needs"),
         ({"shuffle_buffer": 0}, "both are at least 1"),

@@ -2,11 +2,14 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from aeic_lightning.errors import RunError
 from aeic_lightning.losses import Term
@@ -58,6 +61,99 @@ def test_what_is_not_finite_stops_the_run_before_the_update(
         trainer(5).fit(one, loader(4))
     assert all(value.isfinite().all() for value in one.state_dict().values())
     assert one.global_step == 2
+
+
+class Late(Callback):
+    """As on a GPU: the guard reads one step late. Keeps the weights after each step."""
+
+    def __init__(self, late: bool = True):
+        self.late, self.after = late, []
+
+    def on_train_batch_start(self, trainer, module, *args):
+        module.guard.late = self.late
+
+    def on_train_batch_end(self, trainer, module, *args):
+        self.after.append(weights(module))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("loss", r"^step 2: the loss is not finite: extra is inf on the batch of image2\. Nothing was updated"),
+        ("gradient", r"^step 2: the generator's gradient of model\.\S+ and of \d+ more is not finite \(the"),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_read_late_was_not_updated_either(codec_config, decoder_config, loader, trainer, kind, message, last):
+    """The run ends at the next step, or where step 2 was its last; the step in question changed nothing."""
+    one, late = system(codec_config, decoder_config, {2: kind}), Late()
+    with pytest.raises(RunError, match=message):
+        trainer(3 if last else 5, callbacks=[late]).fit(one, loader(4))
+    assert len(late.after) == 3
+    torch.testing.assert_close(late.after[2], late.after[1], rtol=0, atol=0)
+    torch.testing.assert_close(weights(one), late.after[1], rtol=0, atol=0)
+    assert any(not torch.equal(value, late.after[1][name]) for name, value in late.after[0].items())
+
+
+def test_no_checkpoint_follows_a_step_that_was_left_out(codec_config, decoder_config, loader, trainer, tmp_path):
+    class Saves(Late):
+        def on_train_batch_end(self, trainer, module, *args):
+            trainer.save_checkpoint(tmp_path / f"{module.global_step}.ckpt")
+
+    with pytest.raises(RunError, match="step 2: the loss is not finite"):
+        trainer(5, callbacks=[Saves()]).fit(system(codec_config, decoder_config, {2: "loss"}), loader(4))
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["1.ckpt", "2.ckpt"]
+
+
+def test_a_run_that_is_watched_late_is_the_same(codec_config, decoder_config, loader, trainer):
+    runs = []
+    for late in (False, True):
+        torch.manual_seed(0)
+        one = system(codec_config, decoder_config, {}, accumulate=2)
+        fitted = trainer(2, callbacks=[Late(late)])
+        fitted.fit(one, loader(4))
+        runs.append((weights(one), fitted.callback_metrics, one.guard.updates))
+    torch.testing.assert_close(runs[1], runs[0], rtol=1e-6, atol=0)
+
+
+def test_a_late_guard_waits_for_nothing(guard, monkeypatch):
+    """On tensors that have no numbers: to ask for one fails."""
+    one, optimizer, called = guard(), SimpleNamespace(), []
+    event = SimpleNamespace(record=lambda: called.append("record"), synchronize=lambda: called.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    one.system, one.late = SimpleNamespace(device=torch.device("cuda"), global_step=0), True
+    with FakeTensorMode(), torch.no_grad():
+        weight = nn.Parameter(torch.empty(3, device="cuda"))
+        weight.grad = torch.empty(3, device="cuda")
+        one.see({"loss": torch.empty((), device="cuda")}, ["a"])
+        one.queue([("weight", weight)], optimizer)
+        assert optimizer.found_inf.is_cuda
+        assert called == ["record"]
+        with pytest.raises(DataDependentOutputException):
+            one.settle()
+        assert called == ["record", "synchronize"]
+        one.late = False
+        with pytest.raises(DataDependentOutputException):
+            one.see({"loss": torch.empty((), device="cuda")}, ["a"])
+
+
+def test_a_guard_is_late_where_an_update_can_be_left_out_on_a_gpu(guard):
+    weight = [nn.Parameter(torch.zeros(1))]
+    fused, plain = torch.optim.AdamW(weight, fused=True), torch.optim.AdamW(weight)
+
+    def may_be(device="cuda", world_size=1, optimizers=(fused,), on_nonfinite="stop"):
+        one = guard(on_nonfinite=on_nonfinite)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        trainer = SimpleNamespace(world_size=world_size, optimizers=optimizers, strategy=strategy)
+        one.system = SimpleNamespace(trainer=trainer)
+        return one.may_be_late()
+
+    assert may_be()
+    assert not may_be("cpu")
+    assert not may_be(world_size=2)
+    assert not may_be(optimizers=(plain,))
+    assert not may_be(optimizers=(fused, fused))
+    assert not may_be(on_nonfinite="skip")
 
 
 def test_accumulated_batches_are_all_named(codec_config, decoder_config, loader, trainer):

@@ -358,7 +358,7 @@ class LatentCodec(nn.Module):
         level = torch.as_tensor(highest / 2 if level is None else level, dtype=torch.float32)
         if not ((level >= 0) & (level <= highest)).all():
             raise UserError(f"level {level.tolist()} is outside of 0 to {highest}, the levels of this model")
-        return level.to(self.gains.log_gain.device).expand(batch)
+        return level.to(self.gains.log_gain.device, non_blocking=True).expand(batch)
 
     def scale_y(self, y: Tensor, level: Tensor | None) -> Tensor:
         """y of g_a in steps of the quantiser: times the gains of `level` (B,)."""
