@@ -108,7 +108,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 def from_uint8(image: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [-1, 1]; `to_uint8` gives back the same levels."""
-    return image.float().div_(127.5).sub_(1)  # a plain division would give the default type
+    return image.to(torch.float32, copy=True).div_(127.5).sub_(1)  # a plain division gives the default type
 
 
 def save_png(path: str | Path, image: Tensor) -> None:

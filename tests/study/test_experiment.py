@@ -109,8 +109,8 @@ def test_runs_of_other_settings_are_not_pooled_and_the_setting_is_named():
     runs = [result("a", CONFIG, 0), result("b", changed(key, 2.0), 1)]
     curves = group(runs)
     assert [(c.name, c.seeds) for c in curves] == [
-        ("enc · objective.mine.temperature 1.0", 1),
-        ("enc · objective.mine.temperature 2.0", 1),
+        ("arm enc · objective.mine.temperature 1.0", 1),
+        ("arm enc · objective.mine.temperature 2.0", 1),
     ]
     assert [c.name for c in group(runs, by=["arm"])] == [c.name for c in curves], "labels do not pool them either"
 
@@ -119,7 +119,7 @@ def test_seeds_of_one_experiment_are_one_curve():
     runs = [result(f"{seed}{rate}", changed("model.init_args.objective.rate.weight", rate), seed, rate)
             for seed in (0, 1) for rate in (1.0, 2.0)]  # fmt: skip
     (curve,) = group(runs)
-    assert (curve.name, curve.seeds, len(curve.settings)) == ("enc", 2, 2)
+    assert (curve.name, curve.seeds, len(curve.settings)) == ("arm enc", 2, 2)
     (curve,) = group([*runs, result("old", None, 2)])
     assert curve.seeds == 3, "of results of before nothing is known"
 
@@ -128,8 +128,8 @@ def test_experiments_with_the_same_seeds_are_curves_of_their_own():
     other = changed("model.init_args.optimization.freeze", ["codec"])
     runs = [result(f"{i}{seed}", config, seed) for i, config in enumerate((CONFIG, other)) for seed in (0, 1)]
     assert [(c.name, c.seeds) for c in group(runs)] == [
-        ("enc · optimization.freeze []", 2),
-        ("enc · optimization.freeze ['codec']", 2),
+        ("arm enc · optimization.freeze []", 2),
+        ("arm enc · optimization.freeze ['codec']", 2),
     ]
 
 
