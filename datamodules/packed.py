@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aeic_lightning.images import from_uint8
 from datamodules.crops import CropDataset
 
 
@@ -54,7 +55,7 @@ class PackedCrops(CropDataset):
             weights = reduction(side, self.crop_size, most)[:, None]
             image = (image @ weights.mT).round_().clamp_(0, 255)  # bytes between the two passes, as in Pillow
             image = (weights @ image).round_().clamp_(0, 255)
-        return image.contiguous() / 127.5 - 1
+        return from_uint8(image.contiguous())
 
 
 def reduction(side: Tensor, size: int, most: int) -> Tensor:

@@ -34,7 +34,7 @@ def check_upscaler(name: str) -> None:
     if name not in UPSCALERS:
         raise UserError(f"no upscaler {name!r}; there are {', '.join(UPSCALERS)}")
     if name != LANCZOS:
-        _folder(name)
+        package_folder(name)
 
 
 def shrink(image: Image.Image, scale: int) -> Image.Image:
@@ -65,11 +65,11 @@ def _apply(network: NcnnNetwork, image: Image.Image) -> Image.Image:
 
 @cache
 def _network(name: str, factor: int) -> NcnnNetwork:
-    return NcnnNetwork(_folder(name) / NETWORKS[name][2][factor])
+    return NcnnNetwork(package_folder(name) / NETWORKS[name][2][factor])
 
 
-def _folder(name: str) -> Path:
-    """Of the package, which is not imported: it would load Vulkan."""
+def package_folder(name: str) -> Path:
+    """Of an upscaler's package, which is not imported: it would load Vulkan. Raises UserError where it is missing."""
     module, package, _ = NETWORKS[name]
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
