@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import skimage.data
 import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -28,6 +29,7 @@ from aeic_lightning.files import shipped_models, write_whole
 from aeic_lightning.serve.app import make_app
 
 ROOT = Path(__file__).parents[1]
+PHOTO = Path(skimage.data.__file__).with_name("coffee.png")
 SIZES = {1280: (1280, 900, False), 390: (390, 844, True)}
 
 
@@ -74,7 +76,7 @@ def screen(browser: Browser, name: str, url: str, width: int) -> bytes:
     page = context.new_page()
     page.set_default_timeout(600_000)
     page.goto(url)
-    {"serve": _code_a_sample, "results": _to_the_slider, "codec": _ready}.get(name, lambda _: None)(page)
+    {"serve": _code_a_sample, "results": _to_the_slider, "codec": _code_a_photograph}.get(name, lambda _: None)(page)
     time.sleep(1)
     buffer = io.BytesIO()
     Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(buffer, "WEBP", quality=60, method=6)
@@ -92,8 +94,11 @@ def _to_the_slider(page: Page) -> None:
     page.evaluate("document.querySelector('.compare').scrollIntoView()")
 
 
-def _ready(page: Page) -> None:
+def _code_a_photograph(page: Page) -> None:
     page.wait_for_selector("html[data-ready=true]")
+    page.set_input_files("#photo", PHOTO)
+    page.click("#go:enabled")
+    page.get_by_text("decoded in").wait_for()
 
 
 @contextlib.contextmanager

@@ -56,7 +56,8 @@ function show({ width, height, data }) {
   canvas.width = width;
   canvas.height = height;
   canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
-  at("stage").hidden = false;
+  at("compare").hidden = false;
+  at("compare").classList.toggle("coded", !!(source && file));
 }
 
 function psnr(a, b) {
@@ -83,8 +84,8 @@ async function decoded(data, before = "") {
   say("painting the picture ...");
   const painted = await call("picture", { latents: latents.result });
   const { width, height, data: shown } = painted.result;
-  show(painted.result);
   file = data;
+  show(painted.result);
   const bpp = (8 * data.length) / (width * height);
   const quality = source ? `, PSNR ${psnr(source.data, shown).toFixed(2)} dB` : "";
   const times = `${before}decoded in ${(latents.seconds + painted.seconds).toFixed(1)} s`;
