@@ -111,13 +111,9 @@ class Codec(
         model = (model.for_decoding() if receiver else model).to(device)
         return cls(model, fast, known.get("card"), known.get("objective"), float32)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and other processes: all but the exact form, which `__setstate__` makes anew."""
-        return {name: value for name, value in vars(self).items() if name != "bitstream"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.bitstream = Bitstream(self.model, self.fast)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and other processes, which make the exact form anew."""
+        return type(self), (self.model, self.fast, self.card, self.objective, self.float32)
 
     @property
     def fingerprint(self) -> str:
@@ -167,7 +163,7 @@ class Codec(
         require("effort", "lightning", "torchmetrics")
         from aeic_lightning.bitstream.refine import Refinement  # the losses take a while to import
 
-        return Refinement(self.bitstream, self.model, self.objective, effort)
+        return Refinement(self.bitstream, self.objective, effort)
 
     def decompress(self, data: bytes, realism: float | None = None) -> Image.Image:
         """The picture of a stream (bytes, bytearray or memoryview), RGB.

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aeic_lightning.bitstream import products
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.cli.commands.bench import describe, encode, parse_size, picture, plain_latents
+from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.images import to_uint8
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(model: AEIC, height: int, width: int, threads: list[int], repeats: int) -> dict[str, Any]:
     """Everything about one size on the processor."""
-    bitstream, x = Bitstream(model), picture(height, width)
+    bitstream, x = Codec(model).bitstream, picture(height, width)
     before = torch.get_num_threads()
     result: dict[str, Any] = {"plain": {}, "bound": {}}
     try:

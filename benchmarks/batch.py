@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli.commands.bench import picture
+from aeic_lightning.codec import Codec
 from benchmarks.__main__ import timed
 
 
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    bitstream = Bitstream(load_model(args.model))
+    bitstream = Codec.from_pretrained(args.model).bitstream
     print("| pixels | part | one a pass, ms an image | images a pass | ms an image | ratio | of processor time |")
     print("|---|---|---|---|---|---|---|")
     for side in map(int, args.sizes.split(",")):

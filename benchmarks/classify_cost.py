@@ -22,7 +22,7 @@ from statistics import median
 import timm
 import torch
 
-from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.bitstream.stream import reconstruct
 from aeic_lightning.checkpoints.checkpoint import from_dict, load_model
 from aeic_lightning.checkpoints.released import import_released
 from aeic_lightning.classification import (
@@ -32,6 +32,7 @@ from aeic_lightning.classification import (
     TransformerConfig,
 )
 from aeic_lightning.classification.checkpoint import load_classifier
+from aeic_lightning.codec import Codec
 from aeic_lightning.images import from_uint8
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import PretrainedConfig
@@ -61,7 +62,7 @@ def write(system: str, folder: Path) -> int:
     height, width = SYSTEMS[system]
     waves = torch.linspace(-9, 9, height)[:, None] + torch.linspace(-16, 16, width)[None]
     x = torch.stack([waves.sin(), waves.cos(), (waves / 9).sin()])[None]
-    return (folder / "image.aeic").write_bytes(Bitstream(load_model(path)).encode(x))
+    return (folder / "image.aeic").write_bytes(Codec.from_pretrained(path).bitstream.encode(x))
 
 
 def work(task: str, folder: Path, repeats: int) -> dict[str, float]:
@@ -72,10 +73,10 @@ def work(task: str, folder: Path, repeats: int) -> dict[str, float]:
 
         @torch.inference_mode()
         def once() -> None:
-            classifier.logits(classifier.bitstream.decode(file.read_bytes()))
+            classifier.logits(classifier.codec.bitstream.decode(file.read_bytes()))
     else:
         model, net = load_model(folder / "model.ckpt"), timm.create_model("deit_small_patch16_224").eval()
-        bitstream = Bitstream(model)
+        bitstream = Codec(model).bitstream
 
         @torch.inference_mode()
         def once() -> None:

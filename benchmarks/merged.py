@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.bitstream.stream import reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli.commands.bench import parse_size, picture
+from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder import OneStepDecoder
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (isinstance(apart, AEIC) and isinstance(apart.decoder, OneStepDecoder) and apart.decoder.denoiser.adapter):
         print(f"error: {args.checkpoint} has no adapters", file=sys.stderr)
         return 2
-    bitstream = Bitstream(apart)
+    bitstream = Codec(apart).bitstream
     print("| size | adapters apart, s | merged, s | ratio | of processor time | largest difference, of 255 |")
     print("|---|---|---|---|---|---|")
     for height, width in map(parse_size, args.sizes.split(",")):

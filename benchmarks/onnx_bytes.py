@@ -15,9 +15,10 @@ import torch
 
 from aeic_lightning.bitstream.export import export
 from aeic_lightning.bitstream.send import Sender
-from aeic_lightning.bitstream.stream import Bitstream, dial_position
+from aeic_lightning.bitstream.stream import dial_position
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli.commands.verify import random_images
+from aeic_lightning.codec import Codec
 from aeic_lightning.images import from_uint8, read_image
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.random_model import CODECS, random_model
@@ -32,10 +33,10 @@ def main() -> int:
     args = parser.parse_args()
     model = load_model(args.checkpoint) if args.checkpoint else random_model(CODECS[args.size])
     assert isinstance(model, AEIC)
-    bitstream = Bitstream(model)
+    bitstream = Codec(model).bitstream
     equal = 0
     with tempfile.TemporaryDirectory() as folder:
-        export(model, Path(folder, "export"))
+        export(bitstream, Path(folder, "export"))
         sender = Sender(Path(folder, "export", "send"))
         for path in random_images(args.count, args.largest, Path(folder)):
             pixels = read_image(path)

@@ -145,14 +145,13 @@ def small(monkeypatch: Any) -> None:
 
 def no_processes(monkeypatch: Any) -> None:
     """Let `verify` and `bench` work in this process, under its settings: their processes have tests of their own."""
-    from aeic_lightning.bitstream import worker
     from aeic_lightning.cli.commands import bench, verify
 
     def work(checkpoint: str, setting: str, encode: list, decode: list) -> dict:
         settings = {"threads": 1, "onednn": True, "channels_last": False, "kernel": None, "fast": False}
-        return worker.run(settings | {"checkpoint": checkpoint, "encode": encode, "decode": decode})
+        return verify.answer(settings | {"checkpoint": checkpoint, "encode": encode, "decode": decode})
 
-    monkeypatch.setattr(worker, "assume_bfloat16", lambda quicker: None)
+    monkeypatch.setattr(verify, "assume_bfloat16", lambda quicker: None)
     monkeypatch.setattr(verify, "work", work)
     monkeypatch.setattr(bench, "peak_of", lambda *arguments: 0.5)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # a second thread of small sizes waits, busily

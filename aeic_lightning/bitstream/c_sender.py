@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -183,10 +184,9 @@ def _tables(name: str, tables: Sequence[Table]) -> str:
     return "".join(arrays) + f"static const table {name}[] = {{\n" + ",\n".join(entries) + "};\n"
 
 
-def export_c(model: AEIC, folder: Path) -> None:
-    """Write the sender of a model into a folder that exists. Raises UserError where it is not in integers."""
-    bitstream = Bitstream(model.cpu().eval())
-    source = model_source(bitstream, model.codec)
+def export_c(bitstream: Bitstream, folder: Path) -> None:
+    """Write the sender of an AEIC into a folder that exists. Raises UserError where it is not in integers."""
+    source = model_source(bitstream, cast(AEIC, bitstream.model).codec)
     templates = package_folder("aeic_lightning.bitstream") / "c"
     for path in sorted(path for path in templates.iterdir() if path.is_file()):
         text = path.read_text().replace("@MODEL@\n", source)

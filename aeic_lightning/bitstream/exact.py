@@ -32,6 +32,7 @@ from aeic_lightning.bitstream.products import BYTE, LIMIT, Weights, by_rows, in_
 from aeic_lightning.bitstream.wire import MEAN_STEPS
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec.context import (
+    AT_ONCE,
     ContextModel,
     GridContext,
     NoContext,
@@ -518,11 +519,11 @@ class Context(ExactContext):
 
 
 class PhiContext(ExactContext):
-    """`NoContext`."""
+    """One step. `split` takes means and scales from phi, as `NoContext.params` does."""
 
-    def __init__(self, context: NoContext) -> None:
-        super().__init__(context.pattern)
-        self.split = context.params
+    def __init__(self, split: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> None:
+        super().__init__(AT_ONCE)
+        self.split = split
 
     def params(self, base: Tensor, step: int) -> tuple[Tensor, Tensor]:
         mean, scale = self.split(base, step)
@@ -542,7 +543,7 @@ def exact_context(context: ContextModel) -> ExactContext:
 
 
 exact_context.register(GridContext, Context)
-exact_context.register(NoContext, PhiContext)
+exact_context.register(NoContext, lambda context: PhiContext(context.params))
 
 
 def on_mean_grid(mean: Tensor) -> Tensor:

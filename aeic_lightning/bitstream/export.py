@@ -145,17 +145,15 @@ class Paint(nn.Module):
 
 
 def export(
-    model: AEIC, folder: Path, realism: float | None = None, say: Callable[[str], None] = lambda step: None
+    bitstream: Bitstream, folder: Path, realism: float | None = None, say: Callable[[str], None] = lambda step: None
 ) -> None:
-    """Write both halves and the golden vectors into `folder`, then check them with onnxruntime.
+    """Write both halves of an AEIC and the golden vectors into `folder`, then check them with onnxruntime.
 
     The pictures of the receive half are those of `model.at_realism(realism)`. `say` hears what is done next.
 
     Raises UserError if the exported halves do not give back the golden vectors.
     """
-    model = model.cpu().eval()
-    bitstream = Bitstream(model)
-    model = model.at_realism(realism)
+    model = cast(AEIC, bitstream.model).at_realism(realism)
     codec = model.codec
     channels, stride = codec.channels, codec.stride
     sending, receiving = folder / "send", folder / "receive"

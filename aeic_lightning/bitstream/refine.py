@@ -21,7 +21,6 @@ from aeic_lightning.bitstream.stream import Bitstream, Encoded, dial_position
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import SHIPPED, Objective, objective_settings, read_objective
 from aeic_lightning.models.aeic import AEIC
-from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.decoder import OneStepDecoder
 from aeic_lightning.torch_settings import own_settings
 
@@ -39,8 +38,7 @@ class Refinement:
     The same image gives the same bytes on one machine with one number of threads.
 
     Args:
-        bitstream: of `model`.
-        model: an AEIC whole with its receiver.
+        bitstream: of an AEIC whole with its receiver.
         objective: what the model was trained on, as in YAML. Of its terms, those of single pictures are the distortion;
             the adversary and distillation have no part in it.
         effort: gradient steps, 1 or more.
@@ -48,11 +46,10 @@ class Refinement:
     Raises UserError for a model that makes no picture, or whose objective is not known or weighs no bits.
     """
 
-    def __init__(
-        self, bitstream: Bitstream, model: CompressionModel, objective: Mapping[str, Any] | None, effort: int
-    ) -> None:
+    def __init__(self, bitstream: Bitstream, objective: Mapping[str, Any] | None, effort: int) -> None:
         if effort < 1:
             raise UserError(f"effort is {effort}; it is a number of gradient steps, 0 or more")
+        model = bitstream.model
         if not (isinstance(model, AEIC) and isinstance(model.decoder, OneStepDecoder)):
             raise UserError("effort is for models whose receiver makes a picture; leave it out")
         self.bitstream, self.model, self.effort = bitstream, model, effort

@@ -59,8 +59,8 @@ class Sender:
 
     @torch.inference_mode()
     def analyse(self, x: Tensor) -> Tensor:
-        """y of g_a, the same at every rate level. Raises UserError for values that are not finite."""
-        x = self.codec.pad(x)
+        """y of g_a, on the codec's device, the same at every rate level. Raises UserError where it is not finite."""
+        x = self.codec.pad(x.to(self.codec.prior.quantiles.device))
         small = x[0, 0].numel() <= BAND_PIXELS
         y = self._analyse(x) if small or self.halo is None else self._in_bands(x, self.halo)
         if not y.isfinite().all():

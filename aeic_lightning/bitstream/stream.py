@@ -402,6 +402,7 @@ class Bitstream(LatentCoder):
         for name, tensor in model.state_dict().items():
             if not tensor.isfinite().all():
                 raise UserError(f"{name} is not finite: the model has diverged; use an earlier checkpoint")
+        self.model = model
         hyper_synthesis, context, shared, self.sender = coding(model, fast)
         digest = fingerprint([hyper_synthesis, context, model], shared)
         super().__init__(hyper_synthesis, context, shared, digest, model.rate_levels)

@@ -1,12 +1,13 @@
 """Reading checkpoints that can classify: the compress-and-classify model, and an AEIC codec with a head."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from aeic_lightning.bitstream.stream import Bitstream, Decoded, reconstruct
+from aeic_lightning.bitstream.stream import Decoded, reconstruct
 from aeic_lightning.checkpoints.checkpoint import (
     CLASSIFICATION,
     from_dict,
@@ -19,35 +20,34 @@ from aeic_lightning.checkpoints.checkpoint import (
 )
 from aeic_lightning.classification.model import KEY, ClassificationConfig, ClassificationModel, PictureClassifier
 from aeic_lightning.classification.transformer import LatentTransformer, TransformerConfig
+from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig
 
 
+@dataclass(frozen=True)
 class Classifier:
     """Names the classes of what streams hold.
 
     Args:
-        model: what writes and reads the streams.
+        codec: what writes and reads the streams.
         head: gives the logits (B, classes).
         reads: what the head takes: "y_hat" (B, M, h, w), or "x_hat", decoded pictures (B, 3, H, W) in [-1, 1].
         class_names: by number.
     """
 
-    def __init__(self, model: CompressionModel, head: nn.Module, reads: str, class_names: list[str]) -> None:
-        self.model = model.eval()
-        self.head = head.eval()
-        self.reads = reads
-        self.class_names = class_names
-        self.bitstream = Bitstream(model)
+    codec: Codec
+    head: nn.Module
+    reads: str
+    class_names: list[str]
 
     @torch.inference_mode()
     def logits(self, decoded: Decoded) -> Tensor:
         """Logits (classes,) of a stream's latents; a picture is made only for a head that reads pictures."""
         if self.reads == "y_hat":
             return self.head(decoded.y_hat)[0]
-        return self.head(from_uint8(reconstruct(self.model, decoded))[None])[0]
+        return self.head(from_uint8(reconstruct(self.codec.model, decoded))[None])[0]
 
 
 def load_classifier(path: str | Path, receiver: bool = False) -> Classifier:
@@ -69,7 +69,7 @@ def load_classifier(path: str | Path, receiver: bool = False) -> Classifier:
         raise UserError(f"{path} has no classifier; train one with a system of aeic_lightning.classification")
     # A released model of other classes than ImageNet's comes without names.
     names = config.get("class_names") or [str(i) for i in range(classes)]
-    return Classifier(model, head, reads, names)
+    return Classifier(Codec(model), head.eval(), reads, names)
 
 
 def build_model(model_config: dict[str, Any]) -> ClassificationModel:

@@ -61,12 +61,8 @@ class MeanScaleCodec(nn.Module):
         self.conditional = GaussianConditional(skip_threshold=None)
 
     def hyper_decode(self, z_hat: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """z_hat (B, N, ceil(h/2), ceil(w/2)) -> mean and raw scale (before any floor), each (B, M, h, w).
-
-        h_s gives scales first, then means: AEIC's context model has them the other way round.
-        """
-        scale, mean = self.h_s(z_hat)[..., :height, :width].chunk(2, dim=1)
-        return mean, scale
+        """z_hat (B, N, ceil(h/2), ceil(w/2)) -> mean and raw scale (before any floor), each (B, M, h, w)."""
+        return means_and_scales(self.h_s(z_hat)[..., :height, :width])
 
     def forward(self, x: Tensor, quantise: bool = True, noisy: bool = False) -> CodedLatents:
         """Normalised images (B, 3, H, W), sides multiples of 16 -> latents and bits.
@@ -95,6 +91,12 @@ class MeanScaleCodec(nn.Module):
             bits_z = bits(self.prior.likelihood(z_hat))
             bits_y = bits(self.conditional.likelihood(residual, torch.zeros_like(mean), scale))
         return CodedLatents(y, residual + mean, bits_y + bits_z)
+
+
+def means_and_scales(phi: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
+    """What h_s gives (B, 2M, h, w) -> mean and raw scale; it has scales first, AEIC's context models means."""
+    scale, mean = phi.chunk(2, dim=1)
+    return mean, scale
 
 
 def encoder(widths: Sequence[int]) -> nn.Sequential:

@@ -78,8 +78,8 @@ def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any
     rows = []
     for batch in data.test_dataloader():
         for x, name, label in zip(batch["image"], batch["name"], batch["label"].tolist(), strict=True):
-            file = classifier.bitstream.encode(x[None])
-            decoded = classifier.bitstream.decode(file)
+            file = classifier.codec.bitstream.encode(x[None])
+            decoded = classifier.codec.bitstream.decode(file)
             order = classifier.logits(decoded).argsort(descending=True).tolist()
             height, width = x.shape[1:]
             row = {
@@ -89,7 +89,7 @@ def _images_from_files(path: Path, config: dict[str, Any]) -> list[dict[str, Any
                 "crc32": zlib.crc32(to_uint8(x).numpy().tobytes()),
                 "bytes": len(file),
                 "bpp": bits_per_pixel(8 * len(file), height, width),
-                "psnr": psnr(reconstruct(classifier.model, decoded)[None], to_uint8(x)[None]).item(),
+                "psnr": psnr(reconstruct(classifier.codec.model, decoded)[None], to_uint8(x)[None]).item(),
                 "top1": float(order[0] == label),
             }
             if len(order) > 5:

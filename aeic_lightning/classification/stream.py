@@ -4,25 +4,15 @@ The hyperprior's h_s runs in the exact arithmetic of `aeic_lightning.bitstream.e
 latents on every machine.
 """
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from aeic_lightning.bitstream.exact import HyperSynthesis, on_mean_grid
+from aeic_lightning.bitstream.exact import HyperSynthesis, PhiContext
 from aeic_lightning.bitstream.sender import laid_out
 from aeic_lightning.bitstream.stream import Coding, Tables, coding
+from aeic_lightning.classification.codec import means_and_scales
 from aeic_lightning.classification.model import ClassificationModel
 from aeic_lightning.errors import UserError
-
-
-class OneStep(nn.Module):
-    """What `QuadtreeContext` is to AEIC: all of y in a single step, from h_s's scales and means alone."""
-
-    def forward(self, parameters: Tensor, code: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        scale, mean = parameters.chunk(2, dim=1)
-        mean = on_mean_grid(mean)
-        return code(mean, scale, torch.ones_like(mean, dtype=torch.bool))
 
 
 @coding.register
@@ -31,7 +21,7 @@ def _coding(model: ClassificationModel, fast: bool) -> Coding:
         raise UserError("a compress-and-classify model has no fast form; leave out --fast")
     codec = model.codec
     shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior)
-    return Coding(HyperSynthesis(codec.h_s), OneStep(), shared, _Sender(model))
+    return Coding(HyperSynthesis(codec.h_s), PhiContext(means_and_scales), shared, _Sender(model))
 
 
 class _Sender:
@@ -42,7 +32,8 @@ class _Sender:
 
     @torch.inference_mode()
     def analyse(self, x: Tensor) -> Tensor:
-        return self.model.codec.g_a(laid_out(self.model.prepare(x), torch.contiguous_format))
+        x = self.model.prepare(x.to(self.model.prior.quantiles.device))
+        return self.model.codec.g_a(laid_out(x, torch.contiguous_format))
 
     @torch.inference_mode()
     def at_level(self, y: Tensor, level: float | None = None) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from aeic_lightning.bitstream.stream import Bitstream, reconstruct
+from aeic_lightning.bitstream.stream import reconstruct
 from aeic_lightning.checkpoints.checkpoint import load_model, read_checkpoint
+from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, image_names, locate
 from aeic_lightning.images import from_uint8, save_png
@@ -50,8 +51,8 @@ class Checkpoint:
         self.sizes = checkpoint["model_config"]
         self.receiver = load_model(path).for_decoding().to(self.device)
         # A model of its own, since the coder must stay on the CPU.
-        self.sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
-        self.bitstream = Bitstream(self.sender)
+        sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
+        self.bitstream = Codec(sender).bitstream
         self.bitstream.watch = self._count
         self._bits = 0.0  # likelihood estimate of what the file that is written holds of y
         self._warm = False
@@ -88,7 +89,7 @@ class Checkpoint:
             latents = self.bitstream.decode(file.data)
             x_hat = reconstruct(self.receiver, latents)
             decoded = time.perf_counter()
-            bits_estimate = self._bits + float(bits(self.sender.prior.likelihood(file.z_hat)))
+            bits_estimate = self._bits + float(bits(self.bitstream.model.prior.likelihood(file.z_hat)))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         if latents.level is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aeic_lightning.bitstream.stream import Bitstream
+from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.layers import full_precision
@@ -64,7 +65,7 @@ class EvaluatedSystem(lightning.LightningModule):
         """The writer of this validation's files, with the weights as they are at its first call."""
         if self._bitstream is None:
             with torch.random.fork_rng(devices=[]):  # building layers draws, though their weights are then replaced
-                self._bitstream = Bitstream(cast(CompressionModel, self.model))
+                self._bitstream = Codec(cast(CompressionModel, self.model)).bitstream
         return self._bitstream
 
     def _due(self) -> int:

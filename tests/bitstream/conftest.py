@@ -58,7 +58,7 @@ def tiled(model_of_levels) -> AEIC:
 @pytest.fixture(scope="session")
 def exported(tiled, made_once) -> Path:
     """Both halves of `tiled`."""
-    return made_once("export", lambda folder: export(tiled, folder))  # checks the golden vectors itself
+    return made_once("export", lambda folder: export(Bitstream(tiled), folder))  # checks the golden vectors itself
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def bitstream(model) -> Bitstream:
 
 def build(model: AEIC, folder: Path, flags: str = SANITIZE) -> Path:
     folder.mkdir()
-    export_c(model, folder)
+    export_c(Bitstream(model), folder)
     subprocess.run(["make", "-C", folder, f"CFLAGS={flags}"], check=True, capture_output=True)
     return folder
 
@@ -255,11 +255,11 @@ def test_jpeg(folder, bitstream, tmp_path):
 def test_what_has_no_form_in_c_is_refused(model, model_of_levels, tmp_path):
     for other in (model_of_levels, random_model(micro(integer=False))):
         with pytest.raises(UserError, match="which has no form in C"):
-            export_c(other, tmp_path)
+            export_c(Bitstream(other), tmp_path)
     grid = replace(micro(), context={"class_path": f"{PARTS}codec.context.CheckerboardContext",
                                      "init_args": {"width": 16, "depth": 1}})  # fmt: skip
     with pytest.raises(UserError, match="CheckerboardContext"):
-        export_c(random_model(grid), tmp_path)
+        export_c(Bitstream(random_model(grid)), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

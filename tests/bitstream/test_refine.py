@@ -1,5 +1,7 @@
 """`effort`: latents refined at the sender for the receiver's picture, in streams as any other."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_a_negative_effort_and_a_classifier_are_refused(codec):
     with pytest.raises(UserError, match="effort is -1"):
         codec.compress(Image.new("RGB", (64, 64)), effort=-1)
     with pytest.raises(UserError, match="makes a picture"):
-        Refinement(codec.bitstream, torch.nn.Module.__new__(ClassificationModel), OBJECTIVE, 1)
+        Refinement(SimpleNamespace(model=torch.nn.Module.__new__(ClassificationModel)), OBJECTIVE, 1)
 
 
 def test_the_command_gives_the_bytes_of_the_object(tmp_path, capsys):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from aeic_lightning import Codec
 from aeic_lightning.bitstream.exact import exact_mode
+from aeic_lightning.bitstream.sender import Sender
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.codec import as_tensor
@@ -186,3 +187,14 @@ def test_a_receiver_needs_no_class_of_the_senders_encoder(tmp_path, monkeypatch)
         UserError, match=r"decodes here but does not compress.*elsewhere.TheirEncoder cannot be imported"
     ):
         receiver.compress(PIXELS)
+
+
+def test_an_image_goes_to_where_the_networks_are(checkpoint, monkeypatch):
+    """As `Codec.from_pretrained(..., device="cuda").compress` needs it. The device is one without values."""
+    codec = load_model(checkpoint).codec
+    sender = Sender(codec.to("meta"))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda values: True)  # whether they are finite
+    y, z = sender(as_tensor(PIXELS))
+    assert y.is_meta
+    assert z.is_meta
+    assert y.shape == (1, codec.channels, 64 // codec.stride, 128 // codec.stride)

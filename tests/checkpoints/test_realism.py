@@ -99,7 +99,7 @@ def test_the_graph_of_a_receiver_is_of_the_realism_that_was_ordered(folder, monk
     monkeypatch.setattr(export, "_export", spied)
     codec = Codec.from_pretrained(folder / "both", float32=True)
     with pytest.raises(Enough):
-        export.export(codec.model, tmp_path, 0.5)
+        export.export(codec.bitstream, tmp_path, 0.5)
     latents = codec.bitstream.decode(codec.compress(NOISE))
     with torch.no_grad():
         x_hat = seen["Synthesis"](latents.y_hat, torch.tensor([latents.level]))[0, :, :60, :70]

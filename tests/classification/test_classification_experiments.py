@@ -75,7 +75,7 @@ def test_the_table_is_of_files(runs, tmp_path, capsys):
     for name in ("step2_q1", "head_frozen"):
         classifier = load_classifier(root / name / "checkpoints" / "last.ckpt")
         for x, image in zip(batch["image"], found[name].images, strict=True):
-            file = classifier.bitstream.encode(x[None])
+            file = classifier.codec.bitstream.encode(x[None])
             assert image["bytes"] == len(file)
             assert image["bpp"] == 8 * len(file) / 64**2
         # The run folder says the same of its files.
@@ -102,7 +102,7 @@ def test_a_smaller_transformer_learns_from_the_first_steps(runs):
     assert events.Scalars("train/logits")[-1].value > 0
     for name, width in (("step1_logits", 48), ("step1", 96)):
         classifier = load_classifier(root / name / "checkpoints" / "last.ckpt")
-        assert classifier.model.sizes.transformer.width == width
+        assert classifier.codec.model.sizes.transformer.width == width
 
 
 def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
@@ -117,13 +117,13 @@ def test_classify_reads_what_the_system_wrote(runs, tmp_path, capsys):
         folder.mkdir()
         expected = []
         for i, x in enumerate(batch["image"][:2]):
-            file = classifier.bitstream.encode(x[None])
+            file = classifier.codec.bitstream.encode(x[None])
             (folder / f"{i}.aeic").write_bytes(file)
-            decoded = classifier.bitstream.decode(file)
+            decoded = classifier.codec.bitstream.decode(file)
             with torch.no_grad():
                 features = decoded.y_hat
                 if classifier.reads == "x_hat":
-                    features = from_uint8(reconstruct(classifier.model, decoded)[None])
+                    features = from_uint8(reconstruct(classifier.codec.model, decoded)[None])
                 expected.append(classifier.head(features)[0].softmax(0))
         capsys.readouterr()
         assert main(["classify", str(folder), "--checkpoint", str(checkpoint), "--top", "3", "--json"]) == 0
@@ -163,8 +163,8 @@ def test_the_frozen_codecs_files_are_read_by_both_of_its_heads(runs, tmp_path):
     root, _ = runs
     one, other = (load_classifier(root / name / "checkpoints/last.ckpt") for name in ("head_frozen", "head_pictures"))
     x = torch.rand(1, 3, 64, 64) * 2 - 1
-    file = one.bitstream.encode(x)
-    assert torch.equal(other.bitstream.decode(file).y_hat, one.bitstream.decode(file).y_hat)
+    file = one.codec.bitstream.encode(x)
+    assert torch.equal(other.codec.bitstream.decode(file).y_hat, one.codec.bitstream.decode(file).y_hat)
 
 
 @pytest.mark.parametrize("name", ["step2_q3", "codec"])

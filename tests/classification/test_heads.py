@@ -61,7 +61,7 @@ def test_a_head_leaves_the_frozen_codec_as_it_was(reads, head_system, codec, tra
     classifier = load_classifier(path)
     with torch.no_grad():
         # In the system's layout: another one's last digits may round a pixel the other way.
-        x, model = batch["image"], classifier.model.to(memory_format=torch.channels_last)
+        x, model = batch["image"], classifier.codec.model.to(memory_format=torch.channels_last)
         features = model.codec(x).y_hat if reads == "y_hat" else from_uint8(to_uint8(model(x).x_hat))
         torch.testing.assert_close(system.eval().evaluate_batch(batch)["logits"], classifier.head(features))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aeic_lightning.bitstream import worker
 from aeic_lightning.bitstream.exact import Convolution, HyperSynthesis, exact_mode, from_tokens, to_tokens
 from aeic_lightning.bitstream.stream import Bitstream
 from aeic_lightning.classification import ClassificationModel
 from aeic_lightning.cli import main
+from aeic_lightning.cli.commands import verify
 from aeic_lightning.errors import UserError
 
 
@@ -72,6 +72,16 @@ def test_a_stream_decodes_to_the_senders_latents(model, height, width):
     assert len(encoded.data) * 8 <= encoded.bits + 8 * 20
 
 
+@pytest.mark.parametrize("channels", [2, 6])
+def test_channels_that_four_does_not_divide(sizes, channels):
+    """The steps of a context model are told by quarters of the channels."""
+    sizes.encoder_widths[-1] = channels
+    model = ClassificationModel(sizes).eval()
+    encoded = Bitstream(model).encode_fully(picture(64, 48))
+    assert encoded.coded == channels * 4 * 3  # nothing is skipped
+    assert torch.equal(Bitstream(model).decode(encoded.data).y_hat, encoded.y_hat)
+
+
 def test_the_file_takes_what_the_estimate_says(model):
     x = picture(128, 128)
     with torch.no_grad():
@@ -110,7 +120,7 @@ def test_verify_reads_the_files_but_has_no_fast_sender(tmp_path, capsys):
     checkpoint, stream = str(GOLDEN / "classification.ckpt"), str(tmp_path / "photo.aeic")
     request = {"checkpoint": checkpoint, "threads": 1, "onednn": True, "channels_last": True, "kernel": None}
     request |= {"fast": False, "encode": [[str(GOLDEN / "original.png"), stream]], "decode": [stream]}
-    answer = worker.run(request)
+    answer = verify.answer(request)
     assert answer["decode"] == answer["encode"]
     words = ["verify", str(GOLDEN / "original.png"), "--checkpoint", checkpoint, "--settings", "fast sender"]
     assert main(words) == 2

@@ -84,7 +84,7 @@ def test_step_2_goes_on_from_step_1_and_its_checkpoint_classifies(trainer, digit
     batch = next(iter(digits.val_dataloader()))
     second.solve_quantiles()  # as for every reader of a checkpoint
     expected = second.eval().evaluate_batch(batch)["logits"]
-    torch.testing.assert_close(classifier.head(classifier.model(batch["image"]).latents.y_hat), expected)
+    torch.testing.assert_close(classifier.head(classifier.codec.model(batch["image"]).latents.y_hat), expected)
 
 
 def test_step_1_leaves_the_entropy_model_alone_and_step_2_solves_its_quantiles(trainer, digits, tmp_path, monkeypatch):

@@ -48,5 +48,5 @@ def test_the_same_photo_gives_the_same_latents(system):
 
 def test_the_classes_of_a_stream_are_those_that_it_had():
     classifier = load_classifier(DATA / "classification.ckpt")
-    logits = classifier.logits(classifier.bitstream.decode((DATA / "classification.aeic").read_bytes()))
+    logits = classifier.logits(classifier.codec.bitstream.decode((DATA / "classification.aeic").read_bytes()))
     assert logits.tolist() == pytest.approx(RECORD["classification"]["logits"], abs=1e-5)

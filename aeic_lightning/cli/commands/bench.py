@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return {}
 
     from aeic_lightning.bitstream import products
-    from aeic_lightning.bitstream.stream import Bitstream
+    from aeic_lightning.codec import Codec
     from aeic_lightning.models.aeic import AEIC
     from aeic_lightning.timing import processor
     from aeic_lightning.torch_settings import fast_choice
@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = build(args, decoder=not args.encode_only)
     if not isinstance(model, AEIC) and args.encode_only:
         raise UserError(f"--encode-only: {args.checkpoint} is no AEIC, and is timed as a whole; leave it out")
-    bitstream = Bitstream(model)
+    bitstream = Codec(model).bitstream
     about = {
         "model": args.checkpoint or "random weights, AEIC-SE", "threads": args.threads, "repeats": args.repeats,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -268,13 +268,14 @@ def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> float:
     """Encode or decode one image; this process's peak memory since then or before, GiB."""
     import torch
 
-    from aeic_lightning.bitstream.stream import Bitstream, Decoded, reconstruct
+    from aeic_lightning.bitstream.stream import Decoded, reconstruct
+    from aeic_lightning.codec import Codec
     from aeic_lightning.models.aeic import AEIC
 
     model = build(args, decoder=half == "decode")
     assert isinstance(model, AEIC), "of other models the memory is not measured"
     if half == "encode":
-        Bitstream(model).encode(picture(*size))
+        Codec(model).bitstream.encode(picture(*size))
     else:
         (h, w), (zh, zw) = model.codec.latent_sizes(*size)
         z_hat, y_hat = (

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     for path in paths:
         try:
             data = path.read_bytes()
-            logits = classifier.logits(classifier.bitstream.decode(data))
+            logits = classifier.logits(classifier.codec.bitstream.decode(data))
         except (UserError, OSError) as error:
             failed += 1
             files.append({"file": str(path), "error": str(error)})

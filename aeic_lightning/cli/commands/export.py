@@ -101,12 +101,14 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
     require("export", "onnx", "onnxruntime", "onnxscript")
     from aeic_lightning.bitstream.export import export
     from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.codec import Codec
     from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
 
     model = load_aeic(args.checkpoint).for_decoding()
+    bitstream = Codec(model).bitstream
 
     def write(folder: Path) -> None:
-        export(model, folder, args.realism, _say)
+        export(bitstream, folder, args.realism, _say)
         copy_sources(own_sources(model.config), folder / SOURCES)
 
     return write
@@ -115,9 +117,10 @@ def _onnx(args: argparse.Namespace) -> Callable[[Path], None]:
 def _c(args: argparse.Namespace) -> Callable[[Path], None]:
     from aeic_lightning.bitstream.c_sender import export_c
     from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.codec import Codec
 
-    model = load_aeic(args.checkpoint)
-    return lambda folder: export_c(model, folder)
+    bitstream = Codec(load_aeic(args.checkpoint)).bitstream
+    return lambda folder: export_c(bitstream, folder)
 
 
 def _web(args: argparse.Namespace) -> Callable[[Path], None]:
@@ -126,15 +129,16 @@ def _web(args: argparse.Namespace) -> Callable[[Path], None]:
 
     from aeic_lightning.bitstream.export import export
     from aeic_lightning.checkpoints.checkpoint import load_aeic
+    from aeic_lightning.codec import Codec
     from aeic_lightning.web.site import check_runtime, fetch_runtime, write_site
 
     runtime = args.runtime or fetch_runtime()
     check_runtime(runtime)  # before the export, which takes long
-    model = load_aeic(args.checkpoint).for_decoding()
+    bitstream = Codec(load_aeic(args.checkpoint).for_decoding()).bitstream
 
     def write(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as halves:
-            export(model, Path(halves), say=_say)
+            export(bitstream, Path(halves), say=_say)
             for name, size in write_site(Path(halves), folder, runtime).items():
                 print(f"{name}  {size / 1e6:.1f} MB packed")
 

@@ -1,11 +1,19 @@
-"""`verify`: do streams decode to the sender's latents under other settings and in other processes?"""
+"""`verify`: do streams decode to the sender's latents under other settings and in other processes?
+
+Each process is this module, which reads a JSON object from standard input: {"checkpoint", "threads", "onednn",
+"channels_last", "kernel", "fast", "encode": [[image, stream], ...], "decode": [stream, ...]}, and prints
+{"encode": {stream: SHA-256 of the latents}, "decode": {stream: SHA-256 of the latents, or "error: ..."}}.
+"""
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 from aeic_lightning.cli import refuse_extra
 from aeic_lightning.errors import UserError
 from aeic_lightning.output import add_json_argument
+from aeic_lightning.torch_settings import assume_bfloat16
 
 # Setting -> (what the worker sets, environment). The first is the reference.
 SETTINGS = {
@@ -107,10 +115,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 def work(checkpoint: str, setting: str, encode: list, decode: list) -> dict:
     """Run one worker process under a setting."""
-    import json
     import os
     import subprocess
-    import sys
 
     changes, environment = SETTINGS[setting]
     request = {
@@ -118,7 +124,7 @@ def work(checkpoint: str, setting: str, encode: list, decode: list) -> dict:
         "fast": False, **changes, "encode": encode, "decode": decode,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "aeic_lightning.bitstream.worker"],
+        [sys.executable, "-m", "aeic_lightning.cli.commands.verify"],
         input=json.dumps(request), capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
     if done.returncode:
@@ -144,3 +150,43 @@ def random_images(count: int, largest: int, folder: Path) -> list[Path]:
         paths.append(folder / f"random{number}-{width}x{height}.png")
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1])
     return paths
+
+
+def answer(request: dict) -> dict:
+    """Encode and decode files under the settings of a request; see the module."""
+    import hashlib
+
+    import torch
+
+    from aeic_lightning.bitstream import products
+    from aeic_lightning.bitstream.stream import Decoded, Encoded
+    from aeic_lightning.checkpoints.checkpoint import load_model
+    from aeic_lightning.codec import Codec
+    from aeic_lightning.images import from_uint8, read_image
+
+    def digest(latents: Encoded | Decoded) -> str:
+        return hashlib.sha256(b"".join(part.astype("<i4").tobytes() for part in latents.integers())).hexdigest()
+
+    torch.set_num_threads(request["threads"])
+    torch.backends.mkldnn.enabled = request["onednn"]
+    products.force(request["kernel"])
+    assume_bfloat16(True)  # "fast" is to differ, however slow
+    model = load_model(request["checkpoint"], receiver=False)  # latents are compared, and no picture is made
+    if request["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
+    bitstream = Codec(model, fast=request["fast"]).bitstream
+    encoded, decoded = {}, {}
+    for image, stream in request["encode"]:
+        result = bitstream.encode_fully(from_uint8(torch.from_numpy(read_image(image)).permute(2, 0, 1)[None]))
+        Path(stream).write_bytes(result.data)
+        encoded[stream] = digest(result)
+    for stream in request["decode"]:
+        try:
+            decoded[stream] = digest(bitstream.decode(Path(stream).read_bytes()))
+        except UserError as error:
+            decoded[stream] = f"error: {error}"
+    return {"encode": encoded, "decode": decoded, "fingerprint": bitstream.fingerprint.hex()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(json.load(sys.stdin))))

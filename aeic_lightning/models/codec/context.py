@@ -208,7 +208,7 @@ def grid_mask(
 ) -> Tensor:
     """Bool (1, C, H, W): the latents that a step codes. The masks of a pattern partition the tensor."""
     mask = torch.zeros(1, channels, height, width, dtype=torch.bool, device=device)
-    for quarter, positions in zip(mask.chunk(4, dim=1), quarters, strict=True):
+    for quarter, positions in zip(mask.tensor_split(4, dim=1), quarters, strict=True):
         for row, column in positions:
             quarter[..., row::2, column::2] = True
     return mask
