@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aeic_lightning.config.experiment_files import variants
+from aeic_lightning.config import variants
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

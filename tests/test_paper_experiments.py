@@ -25,8 +25,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.cli import COMMANDS, main
-from aeic_lightning.config import as_override, load_config
-from aeic_lightning.config.experiment_files import locate
+from aeic_lightning.config import as_override, load_config, locate
 from aeic_lightning.losses.objective import read_objective
 from aeic_lightning.models.backbone_files import CLIP_REPOSITORY, DINOV3_REPOSITORY, HUB_FILES
 from aeic_lightning.study.sweep_file import Sweep, read_sweep

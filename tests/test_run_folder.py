@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from aeic_lightning.cli import main
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.provenance import git_state, user_repository
 from aeic_lightning.run_folder import only_fit, run_folder, settle_run_folder

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import flat
 from aeic_lightning.errors import RunError, UserError
 from aeic_lightning.losses import objective as objectives
 from aeic_lightning.losses.objective import Objective

@@ -9,9 +9,16 @@ An experiment file may hold, besides LightningCLI's own sections (`model`, `data
 
 A file that is not in the working folder, or beside the one that includes it, is looked for among the experiments that
 the project brings along.
+A later file changes an earlier one: mappings are merged key by key; everything else, lists included, is replaced. Two
+cases beside:
+
+- a mapping with another `class_path` keeps those `init_args` of the earlier one that the new class takes as well;
+- a mapping with numbers for keys changes elements of a list, as `--trainer.callbacks.1.init_args.every_n_steps=5` does.
+
 Overrides are merged before anything is resolved, so that they reach every value that refers to them.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,12 +27,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aeic_lightning.config.experiment_files import find_experiment, locate, read, variants, variants_beside
-from aeic_lightning.config.layers import merge
 from aeic_lightning.errors import UserError, did_you_mean
+from aeic_lightning.own_classes import HOME, arguments_of, class_or_none
+
+MISSING = "???"  # OmegaConf's mark of a value that a later file must give
+PARTS = "model.init_args."
+ASIDE = "init_args of another class"  # while merging: what the class does not take, in case that a later one does
 
 
 def load_config(
@@ -33,7 +43,7 @@ def load_config(
 ) -> dict[str, Any]:
     """Merge files, then `key.sub=value` overrides, resolve, and return plain values without `vars`.
 
-    `sizes_alone` is for who reads sizes and nothing else (`layers.merge`).
+    `sizes_alone` is for who reads sizes and nothing else (`merge`).
 
     Raises UserError for a missing file, bad YAML, an interpolation that leads nowhere, or a `vars` entry that nothing
     refers to (a misspelt one would have no effect).
@@ -176,6 +186,152 @@ def _with_included(
     included = [find_experiment(name, file.parent) for name in settings.get("include") or []]
     layers = [layer for path in included for layer in _read(path, parents, seen)]
     return [*layers, (source, {key: value for key, value in settings.items() if key not in ("include", "variants")})]
+
+
+# ---------------------------------------------------------------------- files and variants
+
+
+def find_experiment(file: str | Path, folder: str | Path = "") -> Path:
+    """An experiment as named, relative to `folder`, or else the one of that name among this project's own.
+
+    `tiny/teacher_stage1.yaml` and `experiments/tiny/teacher_stage1.yaml` are the same then.
+    """
+    named = Path(file).expanduser()
+    path = Path(folder, named)
+    if named.is_absolute() or locate(path):
+        return path
+    return next((own for own in (HOME / named, HOME / "experiments" / named) if locate(own)), path)
+
+
+def locate(path: Path) -> tuple[Path, str] | None:
+    """The file that holds an experiment, and the name of its variant in there, "" if it is the file itself; None where
+    there is no such experiment. Raises UserError for a file that cannot be read."""
+    if path.is_file():
+        return path, ""
+    return next((found for found in _around(path) if found[1] in variants(found[0])), None)
+
+
+def variants_beside(path: Path) -> str:
+    """For the message that there is no such experiment: those of the file whose variant it would be."""
+    for file, name in _around(path):
+        if known := variants(file):
+            return f"; {file} has the variants {', '.join(known)}{did_you_mean(name, known)}"
+    return ""
+
+
+def variants(file: Path) -> dict[str, dict]:
+    """Name -> settings of the variants in a file. Raises UserError as `read` does."""
+    found = read(file).get("variants") or {}
+    if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
+        raise UserError(f"{file}: variants is a mapping from names to settings, not {found!r}")
+    return found
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The content of a file, not to be changed. Raises UserError where it is no YAML mapping."""
+    try:
+        own = _parsed(file.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if not isinstance(own, dict):
+        raise UserError(f"{file} holds no settings; an experiment file is a YAML mapping")
+    return own
+
+
+@lru_cache(maxsize=512)  # a sweep reads the same files for each of its runs
+def _parsed(text: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+
+
+def _around(path: Path) -> Iterator[tuple[Path, str]]:
+    """Files whose variant this path may name, and that variant's name."""
+    words = path.stem.split("_")
+    for end in range(len(words) - 1, 0, -1):
+        file = path.with_name("_".join(words[:end]) + path.suffix)
+        if file.is_file():
+            yield file, "_".join(words[end:])
+    file = path.parent.with_suffix(path.suffix) if path.parent.name else path
+    if file.is_file():
+        yield file, path.stem
+
+
+# ---------------------------------------------------------------------- merging
+
+
+def flat(value: Any, prefix: str = "", lists: bool = False) -> dict[str, Any]:
+    """Nested settings as `model.init_args.codec` -> value. A list, and an empty mapping, is one value.
+
+    With `lists`, a list that holds mappings is taken apart too: `trainer.callbacks.0.class_path`.
+    """
+    if isinstance(value, dict) and (value or not prefix):
+        items = list(value.items())
+    elif lists and isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = list(enumerate(value))
+    else:
+        return {prefix: value}
+    return {k: v for key, item in items for k, v in flat(item, f"{prefix}.{key}".lstrip("."), lists).items()}
+
+
+def merge(layers: Sequence[dict], sizes_alone: bool = False) -> DictConfig:
+    """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks.
+
+    With `sizes_alone` the system's parts are right, and no class of Lightning is imported: a system keeps arguments
+    that it does not take.
+    """
+    merged: Any = {}
+    for layer in layers:
+        merged = _merge(merged, layer, "", PARTS if sizes_alone else "")
+    return OmegaConf.create(_without_aside(merged))
+
+
+def _without_aside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_aside(inner) for name, inner in value.items() if name != ASIDE}
+    return [_without_aside(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _merge(old: Any, new: Any, key: str, within: str) -> Any:
+    # `within`: where the classes are whose arguments count.
+    if new == MISSING and old is not None:
+        return old
+    if isinstance(old, list) and isinstance(new, dict) and new and all(str(name).isdigit() for name in new):
+        return _with_elements(old, new, key, within)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    other = "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]
+    if other and key.startswith(within):
+        old = _with_arguments_of(new["class_path"], old)
+    return old | {
+        name: _merge(old[name], value, f"{key}.{name}".lstrip("."), within) if name in old else value
+        for name, value in new.items()
+    }
+
+
+def _with_elements(old: list, new: dict, key: str, within: str) -> list:
+    changed = list(old)
+    for name, value in new.items():
+        if int(name) >= len(old):
+            raise UserError(f"{key}.{name} is set, but {key} is a list of {len(old)}, numbered from 0")
+        changed[int(name)] = _merge(old[int(name)], value, f"{key}.{name}", within)
+    return changed
+
+
+def _with_arguments_of(class_path: str, old: dict) -> dict:
+    """The mapping with those of its arguments that the class takes; the others are set aside."""
+    kind, arguments = class_or_none(class_path), old.get("init_args") or {}
+    if kind is None or not isinstance(arguments, dict):
+        return old
+    known = arguments_of(kind)
+    arguments = old.get(ASIDE, {}) | arguments
+    return old | {
+        "init_args": {name: value for name, value in arguments.items() if name in known},
+        ASIDE: {name: value for name, value in arguments.items() if name not in known},
+    }
+
+
+# ---------------------------------------------------------------------- overrides
 
 
 def parse_overrides(words: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from aeic_lightning import __version__
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import flat
 from aeic_lightning.files import write_whole
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources, source_digests
 from aeic_lightning.provenance import command_line, folder_digest, git_state, package_versions, user_repository

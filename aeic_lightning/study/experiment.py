@@ -8,7 +8,7 @@ import re
 from pathlib import PurePath
 from typing import Any
 
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import flat
 
 Settings = dict[str, str]
 """Setting -> its value as text; a setting that has no value is left out."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from aeic_lightning.config import load_config
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import flat, load_config
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.objective import SHIPPED, Entry, objective_settings, read_objective
 from aeic_lightning.metrics.table import find_metric

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import Any, cast
 
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import flat
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole

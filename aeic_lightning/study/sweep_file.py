@@ -67,9 +67,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aeic_lightning.config import as_override, load_config, used_vars
-from aeic_lightning.config.experiment_files import find_experiment, locate
-from aeic_lightning.config.layers import flat
+from aeic_lightning.config import as_override, find_experiment, flat, load_config, locate, used_vars
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import require_images, require_model
 from aeic_lightning.metrics.table import read_metrics

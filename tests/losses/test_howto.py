@@ -8,7 +8,7 @@ import yaml
 from importable import importable
 from omegaconf import OmegaConf
 
-from aeic_lightning.config.layers import merge
+from aeic_lightning.config import merge
 from aeic_lightning.losses.objective import SHIPPED
 from aeic_lightning.systems import DistillationSystem, OptimizationConfig, TeacherSystem
 

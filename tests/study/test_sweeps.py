@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aeic_lightning.cli import main
-from aeic_lightning.config import as_override, load_config
-from aeic_lightning.config.experiment_files import locate
+from aeic_lightning.config import as_override, load_config, locate
 from aeic_lightning.errors import UserError
 from aeic_lightning.own_classes import source_digests
 from aeic_lightning.run_folder import FIT

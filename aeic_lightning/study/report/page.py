@@ -70,7 +70,7 @@ def write_report(
         command: that made the page, for its record.
         arms: what each arm is, in words, by its label.
         images: what each set of images is, in words, by the names of its images.
-        root: of the sweep, whose candidates the page shows where it has some.
+        root: of a sweep that has left candidates out, which the page shows.
 
     Raises UserError for what cannot be read, for a reference that nothing matches, and for pictures that do not fit.
     """
