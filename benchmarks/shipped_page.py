@@ -213,7 +213,10 @@ def crops(
         draw.text((place * (CROP + 4) + 4, 5), title, "black", font)
     for line, m in enumerate(chosen):
         top = head + line * (CROP + foot)
-        cells = [(m.crop(), m.name)]
+        name = m.name
+        while draw.textlength(name, font) > CROP:
+            name = name[:-1]
+        cells = [(m.crop(), name)]
         cells += [(m.crop(rate, codec), f"{m.row(rate, codec)['bytes']:,} bytes") for codec, _ in found]
         for place, (crop, words) in enumerate(cells):
             sheet.paste(Image.fromarray(crop), (place * (CROP + 4), top))

@@ -3,7 +3,7 @@
 docs/gallery.md, docs/gallery/*.webp    four photographs of scikit-image beside JPEG, WebP and AVIF at equal bytes
 docs/gallery/first.webp                 the picture of the first screen
 docs/gallery/card.jpg                   the card of links to the site
-README.md                               the table between its marks, of results/kodak
+README.md, results/kodak/README.md      the table between its marks, of results/kodak
 """
 
 import argparse
@@ -44,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", action="store_true", help="the table of README.md alone")
+    parser.add_argument("--table", action="store_true", help="the table alone")
     parser.add_argument("--bpp", type=float, default=AIM, help=f"of the table (default: {AIM})")
     args = parser.parse_args(arguments)
     if not args.table:
         gallery(ROOT / "docs")
-    readme = ROOT / "README.md"
-    write_whole(readme, with_table(readme.read_text(), read_results([ROOT / "results/kodak/results.json"]), args.bpp))
+    results = read_results([ROOT / "results/kodak/results.json"])
+    for page in (ROOT / "README.md", ROOT / "results/kodak/README.md"):
+        write_whole(page, with_table(page.read_text(), results, args.bpp))
     return 0
 
 
@@ -93,7 +94,8 @@ Fine detail is invented by the decoder. On your own photographs: [try it on your
 .pair {{ position: relative; line-height: 0; max-width: 640px; }}
 .pair img {{ width: 100%; display: block; }}
 .pair img + img {{ position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at, 50%)); }}
-.pair + input {{ width: 100%; max-width: 640px; min-height: 44px; }}
+.pair::after {{ content: ""; position: absolute; inset: 0 auto 0 var(--at, 50%); border-left: 2px solid #fff; }}
+.slid input {{ width: 100%; max-width: 640px; min-height: 44px; }}
 </style>
 
 """
@@ -103,17 +105,17 @@ def section(name: str, shape: tuple[int, ...], files: Sequence[str], entries: Se
     """A photograph: the original and the model's picture under a slider, and a table of all with links."""
     model = entries[0]
     rows = [
-        f"| [{e['name']}{' *' if e['over'] else ''}](gallery/{name}-{file}.webp) | {e['bytes']} | {e['bpp']:.4f} | "
+        f"| [{e['name']}{' *' if e['over'] else ''}](gallery/{name}-{file}.webp) | {e['bytes']:,} | {e['bpp']:.4f} | "
         f"{e['psnr']:.2f} | {e['lpips']:.3f} |"
         for file, e in zip(files[1:], entries, strict=True)
     ]
     pair = (
-        f'<div class="pair"><img src="gallery/{name}-original.webp" alt="{name}, original">'
-        f'<img src="gallery/{name}-{files[1]}.webp" alt="{name}, {model["bytes"]} bytes"></div>'
+        f'<div class="slid"><div class="pair"><img src="gallery/{name}-original.webp" alt="{name}, the original">'
+        f'<img src="gallery/{name}-{files[1]}.webp" alt="{name}, decoded from {model["bytes"]:,} bytes"></div>'
         '<input type="range" aria-label="border between the original and the decoded picture" '
-        "oninput=\"this.previousElementSibling.style.setProperty('--at', this.value + '%')\">"
+        "oninput=\"this.previousElementSibling.style.setProperty('--at', this.value + '%')\"></div>"
     )
-    title = f"## {name.capitalize()}: {model['bytes']} bytes"
+    title = f"## {name.capitalize()}: {model['bytes']:,} bytes"
     head = "| picture | bytes | bpp | PSNR (dB) | LPIPS, Lite2 |\n|---|---|---|---|---|"
     said = f"{shape[1]} x {shape[0]} pixels. Left: [original](gallery/{name}-original.webp); right: `{model['name']}`."
     return "\n".join([title, "", pair, "", said, "", head, *rows, ""])
@@ -122,13 +124,13 @@ def section(name: str, shape: tuple[int, ...], files: Sequence[str], entries: Se
 def side_by_side(original: Image.Image, coded: Sequence[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
     """The original and pictures with their bytes below: two rows of two."""
     cells = [("original", original), *((f"{e['name']}, {e['bytes']:,} bytes", p) for e, p in coded)]
-    width, height, bar, gap = *original.size, 30, 6
+    width, height, bar, gap = *original.size, 54, 6
     sheet = Image.new("RGB", (2 * width + gap, 2 * (height + bar)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(40)  # 12 pixels on a phone
     for place, (text, picture) in enumerate(cells):
         x, y = (place % 2) * (width + gap), (place // 2) * (height + bar)
         sheet.paste(picture, (x, y))
-        pen.text((x + 2, y + height + 2), text, fill="black", font=font)
+        pen.text((x + 2, y + height), text, fill="black", font=font)
     return sheet
 
 

@@ -15,8 +15,8 @@ from aeic_lightning.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = re.compile(r"results/[\w/]+/README\.md")
-SHOWN = {"crops.png": "![Crops beside other codecs](crops.png)", "index.html": "[The interactive page](index.html)"}
-"""Files beside a page of results, and how the site shows them below its title."""
+REPORT = "index.html"
+"""The page of a sweep beside a page of results; the site links it below the title."""
 OWN_PICTURES = re.compile(r"\]\(([\w-]+\.(?:png|webp|svg))\)")
 """Pictures beside a page."""
 PICTURES = re.compile(r"\]\(\.\./(results/[\w/.-]+)\)")
@@ -38,7 +38,7 @@ def on_files(files, config):
         # Beside its folder: there `README.md` would be index.html, which a report may be.
         where = {"dest_uri": f"{Path(path).parent}.html"}
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls, **where))
-        for name in [*SHOWN, *OWN_PICTURES.findall((ROOT / path).read_text())]:
+        for name in [REPORT, *OWN_PICTURES.findall((ROOT / path).read_text())]:
             shown = f"{Path(path).parent}/{name}"
             if (ROOT / shown).is_file() and files.get_file_from_path(shown) is None:
                 files.append(File(shown, str(ROOT), config.site_dir, config.use_directory_urls))
@@ -56,10 +56,10 @@ def on_page_markdown(markdown, page, config, files):
         markdown = markdown.replace(f"{written}aeic_lightning", URLS[kind].rstrip("/"))
     if RESULTS.fullmatch(page.file.src_uri):
         folder = Path(page.file.src_uri).parent
-        shown = [text for name, text in SHOWN.items() if files.get_file_from_path(f"{folder}/{name}")]
         markdown = markdown.replace("](../../docs/", "](../../")
-        title, _, rest = markdown.partition("\n")
-        markdown = "\n\n".join([title, *shown, rest])
+        if files.get_file_from_path(f"{folder}/{REPORT}"):
+            title, _, rest = markdown.partition("\n")
+            markdown = f"{title}\n\n[Interactive page: curves, claims, pictures]({REPORT})\n\n{rest}"
     if "<!-- commands -->" in markdown:
         os.environ["COLUMNS"] = "100"
         markdown = markdown.replace("<!-- commands -->", "\n".join(map(_help, COMMANDS)))

@@ -1,11 +1,17 @@
 """What `benchmarks.show` says of the shipped codec: figures of results files, larger files marked."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from aeic_lightning.study.results import Result
-from benchmarks.show import section, table, with_table
+from benchmarks.show import HEAD, section, table, with_table
+
+ROOT = Path(__file__).parents[1]
 
 
 def result(name: str, kind: str, sizes: list[int], target: float | str, psnr: float, codec: str = "") -> Result:
@@ -54,3 +60,42 @@ def test_a_photograph_of_the_gallery_marks_a_codec_without_so_small_a_file():
     assert "| [student](gallery/cat-student.webp) | 10 | 0.0100 | 20.00 | 0.500 |" in text
     assert "| [JPEG at 1/4 size *](gallery/cat-jpeg.webp) | 12 |" in text
     assert "16 x 8 pixels" in text
+
+
+@pytest.fixture(scope="module")
+def small_site(tmp_path_factory) -> Path:
+    """A page of the gallery, built with the plugins and the scripts of the real site."""
+    folder = tmp_path_factory.mktemp("small_site")
+    (folder / "docs").mkdir()
+    entry = {"name": "student", "bytes": 10, "bpp": 0.01, "psnr": 20.0, "lpips": 0.5, "over": False}
+    text = section("cat", (8, 16, 3), ["original", "student"], [entry])
+    for name in ("cat-original", "cat-student"):
+        (folder / "docs/gallery").mkdir(exist_ok=True)
+        (folder / f"docs/gallery/{name}.webp").touch()
+    (folder / "docs/index.md").write_text(HEAD.format(model="student", aim=0.03, scales="full") + text)
+    (folder / "docs/howto_try.md").write_text("# Another page\n\nA word: zymurgy.\n")
+    real = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)
+    (folder / "docs/iframe-worker.js").write_text((ROOT / "docs/iframe-worker.js").read_text())
+    settings = {name: real[name] for name in ("markdown_extensions", "extra")}
+    settings |= {"site_name": "small", "theme": {"name": "material", "font": False}, "plugins": ["search", "offline"]}
+    (folder / "mkdocs.yml").write_text(yaml.safe_dump(settings))
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--quiet"], cwd=folder, check=True, capture_output=True)
+    return folder / "site"
+
+
+def test_the_gallerys_slider_moves_the_border(chromium, small_site):
+    page = chromium.new_page()
+    page.goto((small_site / "index.html").as_uri())
+    page.locator("input[type=range]").fill("20")
+    assert "20%" in page.locator(".pair img").last.evaluate("image => getComputedStyle(image).clipPath")
+    page.close()
+
+
+def test_the_search_works_from_the_disk(chromium, small_site):
+    page = chromium.new_page()
+    page.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
+    page.goto((small_site / "index.html").as_uri())
+    page.fill(".md-search__input", "zymurgy")
+    page.wait_for_selector(".md-search-result__item", state="attached", timeout=30_000)
+    assert "Another page" in page.text_content(".md-search-result__list")
+    page.close()
