@@ -28,6 +28,15 @@ torch.set_num_threads(1)
 SERVER = pytest.StashKey[Server]()
 
 
+WAITING = {"test_pages.py", "test_experiments.py", "test_paper_experiments.py"}
+"""Files whose tests use what earlier ones of the same file made."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those first, so that one worker gets them all: two would wait for each other, a minute and more."""
+    items.sort(key=lambda item: item.path.name not in WAITING)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Before the first test starts a thread, or sets what a new process would not have."""
     gc.freeze()  # what was imported stays: each full collection would look through it

@@ -1,6 +1,10 @@
 """Names of the shipped experiments: files, and variants within them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from aeic_lightning.config import variants
 
@@ -21,3 +25,9 @@ def all_experiments() -> list[str]:
     """`tiny/teacher_stage1` and so on, without sweeps."""
     folders = {path.name if path.is_dir() else path.stem for path in EXPERIMENTS.iterdir()} - {"sweeps"}
     return sorted(f"{folder}/{name}" for folder in folders for name in names(folder))
+
+
+def all_but_few_slow(names: Sequence[str], *few: str) -> list[Any]:
+    """Names as parameters of a test, marked `slow` but for `few`, which `make test` runs for all of them."""
+    assert set(few) <= set(names)
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -12,7 +12,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.decoder import DecoderConfig
 from aeic_lightning.models.random_model import save
-from tests.experiment_names import names
+from tests.experiment_names import all_but_few_slow, names
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "distillation"
@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", TAPS)
+@pytest.mark.parametrize("name", all_but_few_slow(list(TAPS), "relational", "online"))
 def test_two_steps(root, name, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["fit", "--config", str(FILES / f"{name}.yaml"), f"--vars.root={root}", "--vars.steps=2",

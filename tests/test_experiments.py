@@ -13,12 +13,13 @@ from PIL import Image
 from aeic_lightning import Codec
 from aeic_lightning.checkpoints.checkpoint import add_realistic, load_model
 from aeic_lightning.cli import main
-from aeic_lightning.config import _layers
+from aeic_lightning.config import _layers, load_config
+from aeic_lightning.losses.objective import objective_settings, read_objective
 from aeic_lightning.study.results import read_result
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import RECORD, Sweep, read_sweep
 from datamodules import sample_photos
-from tests.experiment_names import all_experiments, names
+from tests.experiment_names import all_but_few_slow, all_experiments, names
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "student_enc_dec",
@@ -45,21 +46,23 @@ def fit(config: str, root: Path, *settings: str) -> None:
 
 @pytest.fixture
 def trained(made_once, monkeypatch):
-    """trained(order, name, *settings): the run's folder, after those that stand before it: it may start from them."""
+    """trained(name, *settings): the run's folder, after those beside it that it starts from or learns from."""
     monkeypatch.chdir(ROOT)
 
-    def get(order: list[str], name: str, *settings: str) -> Path:
-        for config in order[: order.index(name) + 1]:
-            folder = made_once(f"experiments/{config}", lambda folder, c=config: fit(c, folder.parent, *settings))
-        return folder
+    def get(config: str, *settings: str) -> Path:
+        given = load_config([ROOT / "experiments" / f"{config}.yaml"], ["vars.root=BESIDE"])["model"]["init_args"]
+        for path in {given.get(key) for key in ("init_from", "receiver_from", "teacher")} - {None}:
+            if path.startswith("BESIDE/"):
+                get(f"{config.partition('/')[0]}/{Path(path).parts[1]}", *settings)
+        return made_once(f"experiments/{config}", lambda folder: fit(config, folder.parent, *settings))
 
     return get
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", all_but_few_slow(ORDER, "teacher_stage1", "teacher_stage2", "student_enc_dec"))
 def test_two_steps(trained, name):
     """The last validation writes every record."""
-    folder = trained([f"tiny/{run}" for run in ORDER], f"tiny/{name}", "--data.init_args.batch_size=2",
+    folder = trained(f"tiny/{name}", "--data.init_args.batch_size=2",
                      "--data.init_args.crop_size=128", "--data.init_args.val_max_size=[128,192]")  # fmt: skip
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
@@ -92,10 +95,11 @@ def test_every_small_file_is_known_here():
     assert names("small") == set(SHIPPED) | parts
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", all_but_few_slow(SHIPPED, "teacher_stage1"))
 def test_two_steps_of_the_small_size(trained, on_photos, name):
-    """The training of the shipped models."""
-    folder = trained([f"small/{run}" for run in SHIPPED], f"small/{name}", *on_photos)
+    """The training of the shipped models. Student and second stage: with the files of experiments/long, which include
+    them, and those of experiments/tiny."""
+    folder = trained(f"small/{name}", *on_photos)
     record = json.loads((folder / "run.json").read_text())
     assert len(record["data_files"]) >= 1
     for setting, digest in record["data_files"].items():
@@ -110,10 +114,10 @@ def test_every_long_file_is_known_here():
     assert names("long") == {*LONG, "base", "last"}
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", all_but_few_slow(LONG, "student_stage1"))
 def test_two_steps_of_the_next_small_size(trained, on_photos, name):
     small = ["--data.init_args.folder_weights=null", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128"]
-    folder = trained([f"long/{run}" for run in LONG], f"long/{name}", *on_photos, *small)
+    folder = trained(f"long/{name}", *on_photos, *small)
     assert json.loads((folder / "metrics_val.json").read_text())
 
 
@@ -181,8 +185,10 @@ def test_the_demo(tmp_path, monkeypatch, capfd, one_photo):
         assert all(torch.equal(decoder.state_dict()[name], tensor) for decoder in frozen), name
 
 
+@pytest.mark.slow
 def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
-    """Two arms for two steps: from the shipped teacher to BD-rates over rate levels, on two sets of images."""
+    """Two arms for two steps: from the shipped teacher to BD-rates over rate levels, on two sets of images. A smaller
+    one: tests/test_notebook.py."""
     monkeypatch.chdir(ROOT)
     test_photos = tmp_path / "test"
     test_photos.mkdir()
@@ -221,8 +227,9 @@ def test_the_distillation_study(tmp_path, photos, monkeypatch, capfd):
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_two_steps_of_other_encoders_in_the_study(tmp_path, photos, monkeypatch):
-    """Depth 2 and 3, and half the width, for the arm with all losses."""
+    """Depth 2 and 3, and half the width, for the arm with all losses. Bound without training: study/test_binding.py."""
     monkeypatch.chdir(ROOT)
     settings = [f"vars.root={tmp_path}", f"vars.out={tmp_path}/out", f"vars.data={photos}", f"vars.kodak={photos}"]
     settings += [f"set.{setting}" for setting in [*TWO_STEPS, "data.init_args.val_count=1"]]
@@ -260,14 +267,38 @@ def adapter_base(made_once):
     return made_once("adapter_base", make) / "base"
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", all_but_few_slow(ARMS, "frozen_decoder", "adapter_enc"))
 def test_two_steps_of_the_other_arms(trained, tmp_path, on_photos, name, adapter_base):
     words = [f"--vars.base={adapter_base}"] if "adapter" in name else []
     if name == "random_teacher":
-        untrained = trained(["small/teacher_stage1"], "small/teacher_stage1", *on_photos)
+        untrained = trained("small/teacher_stage1", *on_photos)
         words = [f"--vars.random_teacher={untrained / 'checkpoints' / 'last.ckpt'}"]
     fit(f"arms/{name}", tmp_path, *on_photos, *words)
     assert json.loads((tmp_path / name / "metrics_val.json").read_text())
+
+
+READ = [
+    *(f"tiny/{name}" for name in ORDER),
+    *(f"small/{name}" for name in SHIPPED),
+    *(f"long/{name}" for name in LONG),
+    *(f"arms/{name}" for name in ARMS),
+    *(f"distillation/{name}" for name in sorted(names("distillation"))),
+    *(f"micro/{name}" for name in sorted(names("micro") - {"base", "distilled"})),
+]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_an_experiment_says_is_read_by_its_classes_and_the_terms_of_its_loss(name, capsys):
+    """Of those that are trained in `slow` tests alone, too: nothing is built."""
+    given = ["vars.data=."] if name.partition("/")[0] in ("small", "long", "arms", "micro") else []
+    check_read(ROOT / "experiments" / f"{name}.yaml", given, capsys)
+
+
+def check_read(config: Path, given: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(config), *(f"--{word}" for word in given), "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+    assert read_objective(objective_settings(load_config([config], given)["model"]["init_args"]))
 
 
 SWEEP = ROOT / "experiments" / "sweeps" / "encoder_depth.yaml"
@@ -276,8 +307,10 @@ SMALL = ["set.vars.steps=2", "set.vars.val_every=2", "set.data.init_args.batch_s
 ONE = ["vars.depths=[1]", "vars.lambdas=[1]"]
 
 
+@pytest.mark.slow
 def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd, one_photo):
-    """One point of its grid: every file of the study for two steps, then table and page of all ten runs."""
+    """One point of its grid: every file of the study for two steps, then table and page of all ten runs. Bound without
+    training: study/test_binding.py; a smaller study: `test_the_demo`."""
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(SWEEP, [*ONE, *SMALL, f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"])
     assert {run.config.stem for run in sweep.runs} == names("encoder_depth") - {"target_rate"}
@@ -293,6 +326,11 @@ def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd, one_phot
     page = (tmp_path / "out" / "index.html").read_text()
     assert all(name in page for name in selected)
     assert "all 10 runs done" in capfd.readouterr().out
+
+
+def test_what_the_runs_of_the_depth_study_say_is_read(capsys):
+    for run in read_sweep(SWEEP, ONE).runs:
+        check_read(run.config, run.overrides, capsys)
 
 
 def test_the_depth_study_is_the_whole_grid_with_its_controls():

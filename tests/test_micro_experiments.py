@@ -13,7 +13,7 @@ from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.study.complexity import codec_costs, experiment_configs
-from tests.experiment_names import names
+from tests.experiment_names import all_but_few_slow, names
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "micro"
@@ -32,7 +32,7 @@ def test_the_sender_is_within_its_budget():
     assert encode.parameters <= 400_000
 
 
-@pytest.mark.parametrize("name", ["integer_enc", "float_enc"])
+@pytest.mark.parametrize("name", all_but_few_slow(["integer_enc", "float_enc"], "integer_enc"))
 def test_two_steps(name, tmp_path, monkeypatch):
     """Of the arms with distillation, which hold the others; the receiver stays that of the shipped student."""
     photos = tmp_path / "photos"

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,10 @@ import pytest
 import skimage
 import yaml
 from PIL import Image
+
+from aeic_lightning.cli import COMMANDS, main
+from aeic_lightning.config.experiment_files import locate
+from tests.experiment_names import all_but_few_slow
 
 ROOT = Path(__file__).parents[1]
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
@@ -29,7 +34,9 @@ PAGES = ["README.md", *SITE, "CONTRIBUTING.md"]
 RUN_PYTHON = {"README.md", "docs/tutorial.md"}
 NAMED = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
 BLOCKS = {page: list(pages.blocks(ROOT, page)) for page in PAGES}
-COMMANDS = [block for page in PAGES for block in BLOCKS[page] if block.language == "bash"]
+BASH = [block for page in PAGES for block in BLOCKS[page] if block.language == "bash"]
+LONG = {"docs/howto_study.md", "docs/full_size.md", "docs/classification.md"}
+"""What they train and count is trained and counted, smaller, by the tests of its experiments."""
 LEFT_OUT = 31
 """Blocks that cannot run on any machine with a CPU and without network, or take minutes and are run, smaller, by a test
 that they name. Raise it only for another of that kind."""
@@ -58,14 +65,32 @@ def begin(folder: Path) -> None:
         (folder / "theirs_files" / f"{name}.bin").write_bytes(b"0" * 300)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", all_but_few_slow(PAGES, *(page for page in PAGES if page not in LONG)))
 def test_what_a_page_tells_to_do_works(page, reader, made_once, monkeypatch):
-    """After those before it, whose files it uses."""
+    """After those before it, whose files it uses; none uses those of a long one."""
     monkeypatch.syspath_prepend(reader)
     pages.small(monkeypatch)
-    for earlier in PAGES[: PAGES.index(page) + 1]:
+    for earlier in (p for p in PAGES[: PAGES.index(page) + 1] if p == page or p not in LONG):
         monkeypatch.chdir(reader / "first_look" if earlier == "README.md" else reader)
         made_once(f"pages/{earlier}", lambda _, page=earlier: follow(page, reader))
+
+
+@pytest.mark.parametrize("page", sorted(LONG))
+def test_the_commands_of_a_long_page_are_read_as_they_stand(page, monkeypatch):
+    """Their words, and the experiments that they name; nothing is run."""
+    written = {match[1] for block in BLOCKS[page] if (match := NAMED.match(block.text))}
+    bash = [block for block in BLOCKS[page] if block.language == "bash" and not block.not_run]
+    for words in (words for block in bash for words in pages.commands(block.text) if words[0] == "aeic-lightning"):
+        module, given = import_module(f"aeic_lightning.cli.commands.{COMMANDS[words[1]][0]}"), []
+        monkeypatch.setattr(module, "run", lambda args, extra, given=given: given.append((args, extra)))
+        assert main(words[1:]) == 0
+        ((args, extra),) = given
+        if hasattr(args, "config"):
+            assert all(word.startswith("--") and "=" in word for word in extra), words
+            for config in [args.config] if isinstance(args.config, Path) else args.config:
+                assert str(config) in written or locate(ROOT / "experiments" / config), config
+        else:
+            assert not extra, words
 
 
 def follow(page: str, reader: Path) -> None:
@@ -82,9 +107,9 @@ def follow(page: str, reader: Path) -> None:
 
 
 def test_blocks_that_are_not_run_say_why_and_are_few(capsys):
-    left_out = [block for block in COMMANDS if block.not_run]
+    left_out = [block for block in BASH if block.not_run]
     with capsys.disabled():
-        print(f"\n{len(COMMANDS) - len(left_out)} of {len(COMMANDS)} blocks of commands are run; left out:")
+        print(f"\n{len(BASH) - len(left_out)} of {len(BASH)} blocks of commands are run; left out:")
         for block in left_out:
             print(f"  {block}: {block.not_run}")
     assert len(left_out) == LEFT_OUT

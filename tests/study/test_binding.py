@@ -174,8 +174,16 @@ def test_other_rate_levels_than_the_teachers(sweep, codec_config):
         bound(sweep(codec=replace(codec_config, rate_levels=[2.0, 1.0])))
 
 
-@pytest.mark.parametrize("file", ["tiny", "demo", "encoder_depth"])
+POINTS = {
+    "tiny": [],
+    "demo": [],
+    "encoder_depth": ["vars.depths=[1]", "vars.lambdas=[1]"],
+    "distillation_encoders": ["vars.kodak=docs/gallery", "vars.data=docs"],
+    "paper": ["vars.lambdas=[32]"],
+}
+
+
+@pytest.mark.parametrize("file", POINTS)
 def test_the_shipped_sweeps_are_bound(file, monkeypatch):
     monkeypatch.chdir(ROOT)
-    point = ["vars.depths=[1]", "vars.lambdas=[1]"] if file == "encoder_depth" else []
-    bound(read_sweep(Path(f"experiments/sweeps/{file}.yaml"), ["vars.root=nowhere", *point]))
+    bound(read_sweep(Path(f"experiments/sweeps/{file}.yaml"), ["vars.root=nowhere", *POINTS[file]]))
