@@ -163,8 +163,10 @@ def train_here(sweep: Sweep) -> None:
         (run.folder / RECORD).touch()
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capfd, one_photo):
-    """`make demo` in two steps per student: from the shipped teacher to the table, which has the teacher's row."""
+    """`make demo` in two steps per student: from the shipped teacher to the table, which has the teacher's row. The
+    same students and table, without their sweep: docs/tutorial.md."""
     monkeypatch.chdir(ROOT)
     settings = [f"vars.root={tmp_path}", *(f"set.{setting}" for setting in TWO_STEPS)]
     train_here(read_sweep("experiments/sweeps/demo.yaml", settings))
@@ -310,7 +312,7 @@ ONE = ["vars.depths=[1]", "vars.lambdas=[1]"]
 @pytest.mark.slow
 def test_the_depth_study_runs_and_reports(tmp_path, monkeypatch, capfd, one_photo):
     """One point of its grid: every file of the study for two steps, then table and page of all ten runs. Bound without
-    training: study/test_binding.py; a smaller study: `test_the_demo`."""
+    training: study/test_binding.py; a smaller study: tests/test_notebook.py."""
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(SWEEP, [*ONE, *SMALL, f"vars.root={tmp_path}/runs", f"vars.out={tmp_path}/out"])
     assert {run.config.stem for run in sweep.runs} == names("encoder_depth") - {"target_rate"}

@@ -17,7 +17,7 @@ from aeic_lightning.study.results import read_result
 from datamodules.labelled import LabelledFolder
 from tests.classification.test_classification_experiments import FOLDER, ROOT
 from tests.classification.test_systems import classification_system
-from tests.experiment_names import names
+from tests.experiment_names import all_but_few_slow, names
 
 QUALITIES = {1: (0.1, 0.001), 2: (0.3, 0.003), 3: (0.6, 0.006)}
 STEPS = ["step1", *(f"step2_q{quality}" for quality in QUALITIES)]
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", all_but_few_slow(STEPS, "step1", "step2_q1"))
 def test_two_steps(folder, name, monkeypatch):
     """In order: step 2 needs the checkpoint of step 1, under the name that step 1 gave it."""
     monkeypatch.chdir(ROOT)

@@ -91,13 +91,26 @@ MOMENTS = {
 STEPS = {"max_steps": 40, "val_check_interval": 2}
 
 
+LIMITS = {"epochs": {"max_epochs": 4}, "steps": STEPS}
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """The uninterrupted run, to each limit."""
+    found = {}
+    for name, limits in LIMITS.items():
+        torch.manual_seed(0)
+        found[name] = fit(tmp_path_factory.mktemp("whole"), Recorder(), limits=limits)
+    return found
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    "limits", [{"max_epochs": 4}, {"max_steps": 40, "val_check_interval": 2}], ids=["epochs", "steps"]
+    ("limit", "num_workers"),
+    [("epochs", 0), ("steps", 0), ("steps", 2), pytest.param("epochs", 2, marks=pytest.mark.slow)],
 )
-def test_resumed_run_sees_the_batches_of_the_uninterrupted_one(tmp_path, moment, num_workers, limits):
-    whole = fit(tmp_path, Recorder(), limits=limits)
+def test_resumed_run_sees_the_batches_of_the_uninterrupted_one(tmp_path, moment, num_workers, limit, wholes):
+    limits, whole = LIMITS[limit], wholes[limit]
     assert len(whole.seen) == 20
     first = fit(
         tmp_path,

@@ -1,20 +1,13 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import two_processes
 
-SCRIPT = Path(two_processes.__file__)
+from tests.datamodules import two_processes
+from tests.ranks import finish_ranks
 
 
-def test_two_processes_train_on_the_same_stream_and_evaluate_each_image_once(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
-    command = [sys.executable, str(SCRIPT), str(tmp_path)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
+def test_two_processes_train_on_the_same_stream_and_evaluate_each_image_once(forked, tmp_path):
+    finish_ranks(forked, tmp_path, "tests.datamodules.two_processes:main", tmp_path)
     two = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     one = two_processes.run(tmp_path, devices=1, batch_size=4)
 

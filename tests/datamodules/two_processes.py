@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -63,7 +62,6 @@ def run(folder, devices, batch_size):
     return json.loads(json.dumps({**model.seen, "mean": mean, "rank": trainer.global_rank}))
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     result = run(folder, devices=2, batch_size=2)
     (folder / f"{result['rank']}.json").write_text(json.dumps(result))

@@ -1,6 +1,7 @@
 """`evaluate`: its figures are those of the files that `compress` writes and of the pictures that `decompress` shows."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from aeic_lightning.images import from_uint8
 from aeic_lightning.metrics.features import LPIPS
 from aeic_lightning.models.backbones import Lite0
 from aeic_lightning.models.random_model import random_model, save
+from aeic_lightning.study import evaluation_workers
 from aeic_lightning.study.evaluate import evaluate_files, file_samples
 from aeic_lightning.study.measurement import measurement, open_images
 from aeic_lightning.study.results import read_result, with_part_in_training
@@ -140,7 +142,10 @@ def test_figures_are_those_of_the_callbacks(photos, tmp_path, codec_config, kind
         assert ours.metric_info[name] == entry
 
 
-def test_processes_side_by_side_give_the_same(checkpoint, photos, tmp_path):
+def test_processes_side_by_side_give_the_same(checkpoint, photos, tmp_path, monkeypatch):
+    # Forked instead of started anew, which would import everything once more in each.
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(evaluation_workers, "get_context", {"spawn": fork}.get)
     words = ["evaluate", "--checkpoint", str(checkpoint), "--images", str(photos), "--backbones", "lite0",
              "--patch-size", "64", "--min-patches", "2", "--min-images", "2"]  # fmt: skip
     for name, more in (("one", []), ("two", ["--workers", "2"])):

@@ -221,7 +221,10 @@ def figures(root: Path) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again_it_gives_the_same_table(forked, tmp_path):
+    """Apart: a killed sweep, in test_sweep_processes.py; a killed run, in robustness/test_robustness.py."""
+
     def command(root: str) -> list[str]:
         small = [
             f"--set.{word}"

@@ -1,10 +1,10 @@
 """Run by test_sharded.py: a distillation over a frozen base in two processes (gloo, CPU), spread or not.
 
-    main(FOLDER, "spread" or "whole")
+    main(FOLDER)
 
 FOLDER holds the base, `turbo` and `half.ckpt`, and a teacher over it, `teacher.ckpt`. Three steps with a validation in
 which one process has more images than the other; then, resumed, two steps more. Each process writes what it has at the
-end into `FOLDER/NAME-RANK.pt`.
+end into `FOLDER/NAME-RANK.pt`, NAME being "whole" or "spread".
 """
 
 from pathlib import Path
@@ -57,7 +57,12 @@ def fit(folder: Path, name: str, steps: int, ckpt_path: str | None) -> tuple[lig
     return trainer, system
 
 
-def main(folder: Path, name: str) -> None:
+def main(folder: Path) -> None:
+    for name in ("whole", "spread"):
+        run(folder, name)
+
+
+def run(folder: Path, name: str) -> None:
     trainer, first = fit(folder, name, 3, None)
     figures = {key: trainer.callback_metrics[f"val/{key}"].item() for key in ("bpp", "psnr")}
     after_three = {key: tensor.clone() for key, tensor in first.state_dict().items()}

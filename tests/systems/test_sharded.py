@@ -26,10 +26,8 @@ def base_and_teacher(folder: Path) -> None:
 
 def test_two_processes_with_half_of_the_base_each(forked, tmp_path):
     base_and_teacher(tmp_path)
-    found = {}
-    for name in ("whole", "spread"):
-        finish_ranks(forked, tmp_path, "tests.systems.sharded_run:main", tmp_path, name)
-        found[name] = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)]
+    finish_ranks(forked, tmp_path, "tests.systems.sharded_run:main", tmp_path)
+    found = {name: [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)] for name in ("whole", "spread")}
     for runs in found.values():
         assert runs[0]["figures"] == runs[1]["figures"]
         for stage in ("first", "weights"):
