@@ -122,12 +122,12 @@ def test_two_steps_of_the_next_small_size(trained, on_photos, name):
 
 
 def test_two_steps_with_the_settings_for_a_gpu(tmp_path, photos, monkeypatch):
-    """All of them but the GPU itself, and its graph."""
+    """All of them but the GPU itself, its graph, and the code that compiled blocks would become for it."""
     monkeypatch.chdir(ROOT)
     words = ["fit", "--config", "experiments/small/teacher_stage1.yaml", "--config", "experiments/small/gpu.yaml",
              f"--vars.root={tmp_path}", "--vars.steps=2", "--vars.val_every=2", f"--vars.data={photos}",
-             "--data.init_args.val_count=1", "--vars.batch=2", "--vars.workers=1", "--trainer.accelerator=cpu",
-             "--data.init_args.pin_memory=false", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
+             "--data.init_args.val_count=1", "--vars.batch=2", "--trainer.accelerator=cpu",
+             "--model.init_args.optimization.compile=eager", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 2  # the graph
     assert main([*words, "--model.init_args.optimization.cuda_graph=false"]) == 0
 

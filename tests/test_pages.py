@@ -35,8 +35,9 @@ RUN_PYTHON = {"README.md", "docs/tutorial.md"}
 NAMED = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
 BLOCKS = {page: list(pages.blocks(ROOT, page)) for page in PAGES}
 BASH = [block for page in PAGES for block in BLOCKS[page] if block.language == "bash"]
-LONG = {"docs/howto_study.md", "docs/full_size.md", "docs/classification.md"}
-"""What they train and count is trained and counted, smaller, by the tests of its experiments."""
+LONG = {"docs/howto_study.md", "docs/howto_measure.md", "docs/full_size.md", "docs/classification.md"}
+"""Run in `slow` tests alone. What they train and measure is trained and measured, smaller, by other tests; the tutorial
+has the commands of a study."""
 LEFT_OUT = 31
 """Blocks that cannot run on any machine with a CPU and without network, or take minutes and are run, smaller, by a test
 that they name. Raise it only for another of that kind."""

@@ -80,7 +80,7 @@ def test_exact_parts_are_close_to_the_float_ones(model):
                 assert (ours - theirs)[coded].std() < 0.04 * theirs[coded].std()
 
 
-@pytest.mark.parametrize("model", ["checkerboard", "none"], indirect=True)
+@pytest.mark.parametrize("model", [pytest.param("checkerboard", marks=pytest.mark.slow), "none"], indirect=True)
 def test_graph_of_the_context_gives_every_value_to_the_last_bit(model, tmp_path):
     bitstream, phi_channels = Bitstream(model), model.codec.context.phi_channels
     rows, columns = torch.export.Dim("rows", min=1, max=64), torch.export.Dim("columns", min=1, max=64)

@@ -106,7 +106,7 @@ def test_readers_of_a_checkpoint_get_the_average(codec_config, decoder_config, l
         assert torch.equal(started.model.get_parameter(name), average)
 
 
-@pytest.mark.parametrize("freeze", [(), ("decoder",)])
+@pytest.mark.parametrize("freeze", [pytest.param((), marks=pytest.mark.slow), ("decoder",)])
 def test_a_resumed_run_is_the_uninterrupted_one(codec_config, decoder_config, loader, trainer, tmp_path, freeze):
     whole = make(codec_config, decoder_config, freeze=freeze)
     trainer(6).fit(whole, loader(1))
