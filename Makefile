@@ -33,7 +33,7 @@ demo: $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 ALL_GREEN := tests/all_green.txt
 
-# All but the tests marked `slow`, which need minutes or gigabytes; it says when those were last green.
+# All but the tests marked `slow`: minutes, gigabytes, or one more case of a kind. It says when those were last green.
 test: setup lint
 	$(PYTEST) -m "not slow"
 	@echo "without the slow tests; make test-all, which has them, was last green: $$(cat $(ALL_GREEN))"
