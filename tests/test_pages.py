@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from aeic_lightning.cli import COMMANDS, main
-from aeic_lightning.config.experiment_files import locate
+from aeic_lightning.config import locate
 from tests.experiment_names import all_but_few_slow
 
 ROOT = Path(__file__).parents[1]
