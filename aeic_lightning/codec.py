@@ -312,7 +312,7 @@ def as_tensor(image: ImageLike) -> Tensor:
         raise UserError(f"an image array is (H, W, 3) or (H, W), not {image.shape}")
     if np.issubdtype(image.dtype, np.floating):
         if not (image.size and image.min() >= 0 and image.max() <= 1):  # also refuses NaN
-            raise UserError("a floating-point image lies in [0, 1]; scale it, or give uint8")
+            raise UserError("the values of a floating-point image must be in [0, 1]; scale them, or give uint8")
         image = np.rint(image * 255).astype(np.uint8)
     if image.dtype != np.uint8:
         raise UserError(f"an image is uint8 or floating point in [0, 1], not {image.dtype}")

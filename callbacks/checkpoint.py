@@ -62,7 +62,7 @@ class LastCheckpoint(Checkpoint):
 
     Signals: Ctrl-C and SIGTERM finish the step (and the validation, if one is running), save and stop; a second one
     stops at once, without a checkpoint. If no step and no image of a validation ends within `patience` seconds of a
-    signal, something hangs: this is said, and the process ends without a checkpoint. In a SLURM job SIGUSR1
+    signal, something hangs: this is reported, and the process ends without a checkpoint. In a SLURM job SIGUSR1
     (`--signal=USR1@300`) does what the others do, and puts the job back into the queue. Over several processes it is
     enough that one gets the signal.
 

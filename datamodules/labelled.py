@@ -255,7 +255,7 @@ class LabelledFolder(LabelledData, ImageFolder):
 def _class_folders(images: ImageSource) -> dict[str, str]:
     for name in images.names:
         if "/" not in name:
-            raise UserError(f"{name} lies in no class folder; put the images of each class into a folder of its own")
+            raise UserError(f"{name} is in no class folder; put the images of each class into a folder of its own")
     return {name: name.split("/")[0] for name in images.names}
 
 

@@ -33,7 +33,7 @@ def test_every_tiny_file_is_known_here():
 
 @pytest.mark.parametrize("name", all_experiments())
 def test_a_run_is_read_from_five_files_at_most(name):
-    """Counted where settings are said to come from: variants of one file are one."""
+    """Variants of one file count as one."""
     files = {source.split(" (")[0] for source, _ in _layers([ROOT / "experiments" / f"{name}.yaml"], [])}
     assert len(files - {"command line"}) <= 5
 

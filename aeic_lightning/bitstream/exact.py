@@ -165,7 +165,7 @@ class Depthwise(nn.Module):
     def sums(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, h, w, C) -> the sums, integers, in pieces (B, h, w, c) of the C channels; the value (B, 1, C) of one."""
         weights = [getattr(self, f"weight{number}").float() for number in range(len(self.padding))]
-        # Cores share the pieces; in a graph they are so many more nodes.
+        # Cores share the pieces; in a graph they would only add nodes.
         pieces = 1 if len(weights[0]) % PIECES or torch.compiler.is_exporting() else PIECES
         weights = [part for weight in weights for part in weight.chunk(pieces)]
         paddings = [padding for padding in self.padding for _ in range(pieces)]

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.losses.term import Description, Term, enlarged, resized
-from aeic_lightning.models.backbones import DinoV3, Lite0
+from aeic_lightning.models.backbones import DinoV3, Lite0, backbone_of
 from aeic_lightning.models.hed import HedFeatures
 
 
@@ -124,14 +124,8 @@ class ProjectedDiscriminator(nn.Module):
         self.form = form
         if form not in ("ours", "released"):
             raise UserError(f"adversarial: form is ours or released, not {form!r}")
-        if backbone == "lite0":
-            self.backbone = Lite0(weights)
-        elif backbone == "hed":
-            self.backbone = HedFeatures(weights)
-        elif backbone == "dinov3":
-            self.backbone = DinoV3(weights)
-        else:
-            raise UserError(f"the discriminator has no backbone {backbone!r}: choose lite0, hed or dinov3")
+        kinds = {"lite0": Lite0, "hed": HedFeatures, "dinov3": DinoV3}
+        self.backbone = backbone_of("the discriminator", backbone, weights, kinds)
         if isinstance(self.backbone, DinoV3):
             map_channels, embedding_channels = (self.backbone.channels,) * 2, self.backbone.channels
         else:

@@ -12,6 +12,7 @@ Each pass of a network is made once for all who ask (`Pair`).
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -21,7 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder
-from aeic_lightning.models.backbones import Clip, Lite0, Lite2, TorchvisionFeatures
+from aeic_lightning.models.backbones import Clip, Lite0, Lite2, TorchvisionFeatures, backbone_of
 from aeic_lightning.models.frozen import Frozen, read_state_dict
 from aeic_lightning.models.hed import HedFeatures
 
@@ -159,15 +160,12 @@ class LPIPS(Distance):
     def __init__(self, backbone: Literal["lite0", "lite2", "hed", "alex", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
         self.name = f"lpips_{backbone}"
-        if backbone in UNWEIGHTED:
-            self.backbone = UNWEIGHTED[backbone](weights)
-            channel_weights = [torch.full((1, c, 1, 1), 1 / 5) for c in self.backbone.channels]
-        elif backbone in ("alex", "vgg"):
-            self.backbone = TorchvisionFeatures(backbone, weights)
-            channel_weights = _lpips_weights(backbone)
-        else:
-            raise UserError(f"LPIPS has no backbone {backbone!r}: choose lite0, lite2, hed, alex or vgg")
-        self.channel_weights = Frozen(nn.ParameterList(channel_weights))
+        standard = {name: partial(TorchvisionFeatures, name) for name in ("alex", "vgg")}
+        self.backbone = backbone_of("LPIPS", backbone, weights, UNWEIGHTED | standard)
+        unweighted = [torch.full((1, c, 1, 1), 1 / 5) for c in self.backbone.channels]
+        self.channel_weights = Frozen(
+            nn.ParameterList(_lpips_weights(backbone) if backbone in standard else unweighted)
+        )
 
     def compare(self, pair: Pair) -> Tensor:
         total = pair.x.new_zeros(())
@@ -210,17 +208,12 @@ class DISTS(Distance):
 
     def __init__(self, backbone: Literal["lite0", "lite2", "hed", "vgg"] = "lite0", weights: str | None = None):
         super().__init__()
-        if backbone in UNWEIGHTED:
-            self.name = f"dists_{backbone}"
-            self.backbone = UNWEIGHTED[backbone](weights)
-            alpha = [torch.full((c,), 1 / (12 * c)) for c in (3, *self.backbone.channels)]
-            beta = alpha
-        elif backbone == "vgg":
-            self.name = "dists"
-            self.backbone = TorchvisionFeatures("vgg", weights, l2_pooling=True)
-            alpha, beta = _dists_weights((3, *self.backbone.channels))
-        else:
-            raise UserError(f"DISTS has no backbone {backbone!r}: choose lite0, lite2, hed or vgg")
+        self.name = "dists" if backbone == "vgg" else f"dists_{backbone}"
+        vgg = partial(TorchvisionFeatures, "vgg", l2_pooling=True)
+        self.backbone = backbone_of("DISTS", backbone, weights, UNWEIGHTED | {"vgg": vgg})
+        channels = 3, *self.backbone.channels
+        unweighted = [torch.full((c,), 1 / (12 * c)) for c in channels]
+        alpha, beta = _dists_weights(channels) if backbone == "vgg" else (unweighted, unweighted)
         self.level_weights = Frozen(nn.ModuleDict({"alpha": nn.ParameterList(alpha), "beta": nn.ParameterList(beta)}))
 
     def compare(self, pair: Pair, view: View = whole) -> Tensor:
@@ -388,12 +381,7 @@ class SemanticLoss(Distance):
     def __init__(self, backbone: Literal["lite0", "clip"] = "lite0", weights: str | None = None):
         super().__init__()
         self.name = f"semantic_{backbone}"
-        if backbone == "lite0":
-            self.backbone = Lite0(weights)
-        elif backbone == "clip":
-            self.backbone = Clip(weights)
-        else:
-            raise UserError(f"the semantic loss has no backbone {backbone!r}: choose lite0 or clip")
+        self.backbone = backbone_of("the semantic loss", backbone, weights, {"lite0": Lite0, "clip": Clip})
 
     def compare(self, pair: Pair) -> Tensor:
         if isinstance(self.backbone, Clip):

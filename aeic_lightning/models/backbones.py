@@ -7,9 +7,10 @@ Every backbone takes float images (B, 3, H, W) in [-1, 1] and does its own norma
 """
 
 import copy
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 import timm
 import torch
@@ -30,6 +31,7 @@ from aeic_lightning.models.layers import Depthwise, InFloat32, frozen_precision,
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
+Kind = TypeVar("Kind")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -122,6 +124,13 @@ class Lite2(EfficientNetLite):
 
     number = 2
     channels = (16, 24, 48, 120, 352)
+
+
+def backbone_of(what: str, name: str, weights: str | Path | None, kinds: Mapping[str, Callable[..., Kind]]) -> Kind:
+    """The frozen network of that name, of those that `what` takes. Raises UserError for another name."""
+    if name not in kinds:
+        raise UserError(f"{what} has no backbone {name!r}: choose {' or '.join(', '.join(kinds).rsplit(', ', 1))}")
+    return kinds[name](weights)
 
 
 class TorchvisionFeatures(Frozen["_Taps"]):

@@ -44,7 +44,7 @@ class Turns:
         self.turn = threading.Lock()
 
     def run(self, work: Callable[[], Iterator[Event]]) -> Iterator[Event]:
-        """What `work` says, which begins once it is this one's turn; a UserError is said as {"error": message}.
+        """The events of `work`, which starts when its turn has come; a UserError is the event {"error": message}.
 
         The work goes on in a thread of its own, whether or not somebody listens. Raises HTTPException 503 where too
         many wait.

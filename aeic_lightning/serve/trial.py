@@ -148,7 +148,7 @@ class Original:
 
 
 def _conventional(kind: str, title: str, original: Original, target: int) -> Coded:
-    """A codec's best picture within so many bytes, by LPIPS, of those at each of `SCALES`; else its smallest file."""
+    """A codec's best picture by LPIPS within `target` bytes, of those at each of `SCALES`; else its smallest file."""
     searches = [(scale, open_search(Anchor(kind, scale), original.tensor)) for scale in SCALES]
     fitting = [(scale, search) for scale, search in searches if _smallest(search) <= target]
     samples = []

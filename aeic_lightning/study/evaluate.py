@@ -119,7 +119,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """Of the run that made the checkpoint, if it lies in its folder; of weights at least the objective."""
+        """Of the run that made the checkpoint, if it is in its folder; of weights at least the objective."""
         if self.path.is_dir():
             return {"model": {"init_args": {"objective": self.objective}}} if self.objective else None
         return run_config(self.path.resolve().parent.parent)

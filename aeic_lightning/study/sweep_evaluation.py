@@ -45,7 +45,7 @@ def validation_set(sweep: Sweep) -> str:
 def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Path]:
     """Evaluate every run, and every model, on every set of images; the result files, run by run.
 
-    A run's files lie in its folder as `evaluated/SET.json`, or `SET_256x256.json` with `max_size`, a model's in `out`.
+    A run's files are in its folder as `evaluated/SET.json`, or `SET_256x256.json` with `max_size`, a model's in `out`.
     What is there, of the same checkpoint and levels, is kept, so that a study that was stopped goes on.
 
     Raises UserError for images that are not there.

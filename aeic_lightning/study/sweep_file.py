@@ -38,8 +38,8 @@ falls to zero over `decay` (default 0.25) times the rung's updates. A branch is 
 `halving: {factor: 4, metric: lpips_lite2, reference: {arm: teacher}}` beside `rungs` carries the best quarter of the
 points to the next rung, all seeds of a point together (`study.halving`).
 
-`search: {candidates: 12, seed: 0, budget: {macs_per_pixel: 1000}}` beside `grid` draws so many of its points, within a
-budget of the sender's cost, in the place of all of them (`study.search`).
+`search: {candidates: 12, seed: 0, budget: {macs_per_pixel: 1000}}` beside `grid` draws that number of its points,
+within a budget of the sender's cost, instead of taking all of them (`study.search`).
 
 A run gets each value with the type that it has in the file: null, 7 and "007" arrive as null, 7 and "007". `"{axis}"`
 alone is the axis's value with its type; `{axis}` inside a longer text is the value as YAML writes it.

@@ -282,7 +282,7 @@ def _compare(sweep: Sweep, names: Sequence[str]) -> None:
 
 
 def image_set_words(wanted: dict[str, Any], paths: Sequence[Path]) -> dict[frozenset[str], str]:
-    """What is said of each set of images, by the names of its images: files of results are called after the set."""
+    """What each set of images is, in words, by the names of its images; files of results are named after the set."""
     said = wanted.get("images") or {}
     found = {name: next((p for p in paths if p.stem == name or p.stem.startswith(f"{name}_")), None) for name in said}
     return {

@@ -234,7 +234,7 @@ def test_folder_errors(folder):
     with pytest.raises(UserError, match="green"):
         data.setup("fit")
     Image.new("RGB", (40, 40)).save(folder / "train" / "loose.png")
-    with pytest.raises(UserError, match="loose lies in no class folder"):
+    with pytest.raises(UserError, match="loose is in no class folder"):
         LabelledFolder(train_dir=str(folder / "train"), crop_size=32).setup("fit")
 
 

@@ -227,6 +227,8 @@ def test_a_file_that_includes_another_changes_one_weight():
         ),
         ({"lpips": {"weight": 1.0, "bakbone": "vgg"}}, "LPIPSTerm does not take 'bakbone'; did you mean backbone"),
         ({"lpips": {"weight": 1.0, "backbone": "vvg"}}, "LPIPS has no backbone 'vvg'"),
+        ({"semantic": {"weight": 1.0, "backbone": "clop"}}, "loss has no backbone 'clop': choose lite0 or clip"),
+        ({"adversarial": {"weight": 1.0, "backbone": "vgg"}}, "no backbone 'vgg': choose lite0, hed or dinov3"),
         ({"mse": -1.0}, "objective.mse: weight must be a number, 0 or more, not -1.0"),
         ({"mse": "much"}, "objective.mse: weight must be a number"),
         ({"rate": {"weight": 1.0, "warmup_steps": -1}}, "warmup_steps must be a number"),

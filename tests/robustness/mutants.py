@@ -53,7 +53,7 @@ GROUPS = {
     },
     "study": {
         "bd_rate": ["study/test_bd_rate.py"],
-        "curves": ["study/test_curve_names.py", "study/test_bd_rate.py", "study/test_results.py"],
+        "study": ["study/test_curve_names.py", "study/test_bd_rate.py", "study/test_results.py"],
         "evaluate": ["study/test_evaluate.py", "study/test_evaluate_levels.py"],
     },
 }

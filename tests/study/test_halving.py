@@ -178,7 +178,7 @@ def test_only_who_stays_goes_to_the_next_rung(tmp_path, sweep_with, capfd):
     assert values[0] == pytest.approx({f"w={width}": worse[0] + 0.0005 for width, worse in WORSE.items()})
     assert values[1] == pytest.approx({"w=16": 0.0505, "w=48": 0.0205})
     assert values[2] == pytest.approx({"w=48": 0.0105})
-    # LPIPS falls by 0.1 where the bits triple: 0.0105 are made up for by so many more.
+    # LPIPS falls by 0.1 where the bits triple: so that factor to the power of 0.105 makes up for 0.0105.
     assert last["candidates"]["w=48"]["percent"] == pytest.approx(100 * (3**0.105 - 1), rel=1e-3)
 
 
