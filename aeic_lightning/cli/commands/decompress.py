@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.output import add_json_argument, counted, shown
 from aeic_lightning.torch_settings import check_device
 
+Entry = tuple[int, Any, bytes, tuple[str, Any]]
+"""A stream: its number and conversion, its bytes, and what a pass has in common: model, size and level of latents."""
 NOTICE = "Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
 
 
@@ -48,14 +51,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     check_device(args.device)
     if args.batch < 1:
         raise UserError(f"--batch is {args.batch}; it is at least 1")
-    from aeic_lightning.bitstream.stream import reconstruct_batch
+    from aeic_lightning.bitstream.stream import in_passes, reconstruct_batch
     from aeic_lightning.codec import Codec
 
     opened: dict[str, tuple[Codec, Any]] = {}  # and the model at the realism that was ordered
     failed = 0
     files: list[dict[str, Any]] = []
-    waiting: list[tuple[int, Conversion, bytes]] = []  # number in the list, and what the file holds: of one pass
-    of_pass: Any = None  # what those that wait have in common: the model, and the size and level of their latents
 
     def fail(conversion: Conversion, error: UserError) -> None:
         nonlocal failed
@@ -63,12 +64,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         print(shown(f"error: {conversion.source}: {error}"), file=sys.stderr)
         files.append({"source": str(conversion.source), "error": str(error)})
 
-    def draw(entries: list[tuple[int, Conversion, bytes]]) -> None:
-        if not entries:
-            return
-        codec, model = opened[of_pass[0]]
+    def draw(entries: list[Entry]) -> None:
+        codec, model = opened[entries[0][3][0]]
         try:
-            decoded = codec.bitstream.decode_batch([data for _, _, data in entries])
+            decoded = codec.bitstream.decode_batch([data for _, _, data, _ in entries])
         except UserError as error:
             if len(entries) == 1:
                 fail(entries[0][1], error)
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                     draw([entry])
             return
         pictures = reconstruct_batch(model, decoded, not args.float32)
-        for (number, conversion, _), latents, picture in zip(entries, decoded, pictures, strict=True):
+        for (number, conversion, *_), latents, picture in zip(entries, decoded, pictures, strict=True):
             notice = NOTICE if model.generative else None
             write_png(conversion.target, picture, codec.fingerprint[:16], notice)
             print(
@@ -87,24 +86,22 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             files.append({"source": str(conversion.source), "file": str(conversion.target), "width": latents.width,
                           "height": latents.height})  # fmt: skip
 
-    for number, conversion in enumerate(conversions, 1):
-        try:
-            data = read_stream(conversion.source)
-            model_name = name or _writer(data)
-            if model_name not in opened:
-                codec = Codec.from_pretrained(model_name, device=args.device)
-                opened[model_name] = codec, codec.model.at_realism(args.realism)
-            this_pass = model_name, opened[model_name][0].bitstream.pass_of(data)
-        except UserError as error:
-            if name and not opened:
-                raise  # there is no such model
-            fail(conversion, error)
-            continue
-        if len(waiting) == args.batch or this_pass != of_pass:
-            draw(waiting)
-            waiting, of_pass = [], this_pass
-        waiting.append((number, conversion, data))
-    draw(waiting)
+    def entries() -> Iterator[Entry]:
+        for number, conversion in enumerate(conversions, 1):
+            try:
+                data = read_stream(conversion.source)
+                model_name = name or _writer(data)
+                if model_name not in opened:
+                    codec = Codec.from_pretrained(model_name, device=args.device)
+                    opened[model_name] = codec, codec.model.at_realism(args.realism)
+                yield number, conversion, data, (model_name, opened[model_name][0].bitstream.pass_of(data))
+            except UserError as error:
+                if name and not opened:
+                    raise  # there is no such model
+                fail(conversion, error)
+
+    for group in in_passes(entries(), args.batch, lambda entry: entry[3]):
+        draw(group)
     print(f"{counted(len(conversions) - failed, 'file')}, {failed} failed")
     args.give({"files": files})
     return 2 if failed else 0

@@ -14,6 +14,12 @@ COMMON = {"temb_channels": None, "resnet_eps": 1e-5, "resnet_groups": 4}
 ATTENTION = {"cross_attention_dim": None, "use_linear_projection": True}
 
 
+def block(name: str, sizes: dict, attends: bool, heads: int) -> nn.Module:
+    if attends:
+        return getattr(theirs, f"CrossAttn{name}")(**sizes, **COMMON, **ATTENTION, num_attention_heads=heads)
+    return getattr(theirs, name)(**sizes, **COMMON)
+
+
 def their_trunk(config: UNetConfig) -> nn.Module:
     """Diffusers' blocks of these sizes, made in the order of the U-Net."""
     widths, heads, layers = config.widths, config.heads, config.layers
@@ -22,25 +28,14 @@ def their_trunk(config: UNetConfig) -> nn.Module:
     down, up = nn.ModuleList(), nn.ModuleList()
     for i, (w_in, w_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
         sizes = {"in_channels": w_in, "out_channels": w_out, "num_layers": layers, "add_downsample": i < last}
-        sizes |= {"downsample_padding": 1} | COMMON
-        attends = config.attends[i]
-        down.append(
-            theirs.CrossAttnDownBlock2D(**sizes, **ATTENTION, num_attention_heads=heads[i])
-            if attends
-            else theirs.DownBlock2D(**sizes)
-        )
+        down.append(block("DownBlock2D", sizes | {"downsample_padding": 1}, config.attends[i], heads[i]))
     trunk.down_blocks = down
     mid = {"in_channels": widths[-1], "num_attention_heads": heads[-1]}
     trunk.mid_block = theirs.UNetMidBlock2DCrossAttn(**mid, **COMMON, **ATTENTION)
     for i in range(last, -1, -1):
         sizes = {"in_channels": widths[max(i - 1, 0)], "out_channels": widths[i], "num_layers": layers + 1}
-        sizes |= {"prev_output_channel": widths[min(i + 1, last)], "add_upsample": i > 0} | COMMON
-        attends = config.attends[i]
-        up.append(
-            theirs.CrossAttnUpBlock2D(**sizes, **ATTENTION, num_attention_heads=heads[i])
-            if attends
-            else theirs.UpBlock2D(**sizes)
-        )
+        sizes |= {"prev_output_channel": widths[min(i + 1, last)], "add_upsample": i > 0}
+        up.append(block("UpBlock2D", sizes, config.attends[i], heads[i]))
     trunk.up_blocks = up
     trunk.conv_norm_out = nn.GroupNorm(4, widths[0], eps=1e-5)
     return trunk
