@@ -48,6 +48,12 @@ def settle_run_folder(config: dict[str, Any]) -> Path:
     return folder
 
 
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """`run.json` of a run folder; None where there is none that can be read."""
+    record = _json(folder / "run.json")
+    return record if isinstance(record, dict) else None
+
+
 @contextmanager
 def only_fit(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; the processes that the run itself starts do not ask for it.
@@ -83,11 +89,11 @@ def only_process(folder: Path, name: str, refused: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock, record = FileLock(folder / f"{name}.lock"), folder / f"{name}.json"
-    other = _holder(record)
+    other = _json(record)
     try:
         lock.acquire(timeout=ORPHANS_END if other and _is_dead(other) else 0)
     except Timeout:
-        raise UserError(refused.format(folder=folder, holder=_describe(_holder(record)))) from None
+        raise UserError(refused.format(folder=folder, holder=_describe(_json(record)))) from None
     try:
         holder = {
             "process": os.getpid(),
@@ -102,9 +108,9 @@ def only_process(folder: Path, name: str, refused: str) -> Iterator[None]:
         lock.release()
 
 
-def _holder(record: Path) -> dict[str, Any] | None:
+def _json(file: Path) -> Any:
     try:
-        return json.loads(record.read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
 

@@ -19,6 +19,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.output import counted
+from aeic_lightning.study.model_card import card
 from aeic_lightning.zoo import models, writer_of
 
 SIZES = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
@@ -377,3 +378,10 @@ def test_a_codec_says_its_model_and_rates(codec):
 
 def test_one_is_no_plural():
     assert [counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
+def test_a_card_of_a_run_whose_record_is_cut_off(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    save(small(), tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "run.json").write_text('{"command": ')
+    assert card(tmp_path / "checkpoints" / "last.ckpt", {"data": "mine"}, None, None, "x") == {"data": "mine"}

@@ -21,6 +21,7 @@ from aeic_lightning.config import flat
 from aeic_lightning.files import write_whole
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources, source_digests
 from aeic_lightning.provenance import command_line, folder_digest, git_state, package_versions, user_repository
+from aeic_lightning.run_folder import read_record
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
 
@@ -171,11 +172,7 @@ def _read(config: Path) -> Any:
 
 def _of_beginning(folder: Path) -> dict[str, Any] | None:
     """`run.json` of a run whose config is there too."""
-    try:
-        record = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return record if (folder / "config.yaml").is_file() and isinstance(record, dict) else None
+    return read_record(folder) if (folder / "config.yaml").is_file() else None
 
 
 def _lies_in(checkpoint: str | Path, folder: Path) -> bool:

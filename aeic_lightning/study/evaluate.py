@@ -6,7 +6,6 @@ sources of (original, reconstruction, bytes)            metrics, the same as tho
   anchors: JPEG and others (`study.anchors`)       ─┘
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import file_name, image_names, locate
 from aeic_lightning.images import from_uint8, save_png
 from aeic_lightning.models.codec.context import bits
+from aeic_lightning.run_folder import read_record
 from aeic_lightning.study.measurement import TIMES, Images, Measurement, Sample, this_machine
 from aeic_lightning.study.results import Label, Result, experiment_of, with_part_in_training
 from aeic_lightning.study.run_description import encoder_costs, run_labels, seen_in_training
@@ -110,7 +110,7 @@ class Checkpoint:
         run = self.path.resolve().parent.parent
         config = None if self.path.is_dir() else run_config(run)
         if config is not None:
-            said = experiment_of(run, run_record(run) or {"seed": config.get("seed_everything")})
+            said = experiment_of(run, read_record(run) or {"seed": config.get("seed_everything")})
             own = {name: said[name] for name in ("labels", "costs", "settings")}
             return {"name": run.name, "step": self.step} | own
         bare = {"model": {"class_path": "", "init_args": self.sizes}}
@@ -162,15 +162,6 @@ def run_config(folder: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, KeyError, TypeError):
         return None
     return config if known and "class_path" in config["model"] else None  # another tool's file has neither
-
-
-def run_record(folder: Path) -> dict[str, Any] | None:
-    """`run.json` of a run folder; None where there is none that can be read."""
-    try:
-        record = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def torch_device(name: str) -> torch.device:

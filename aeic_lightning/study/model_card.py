@@ -1,6 +1,5 @@
 """What a model card says beside the weights: how they were trained, on what, and what they reach."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate
 from aeic_lightning.losses.objective import objective_settings
 from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.run_folder import read_record
 from aeic_lightning.study.evaluate import run_config
 from aeic_lightning.study.results import Result, read_results
 
@@ -51,9 +51,7 @@ def _training(path: Path) -> Card:
     made: Card = {}
     if step := read_checkpoint(path).get("global_step"):
         made["steps"] = str(step)
-    record = path.resolve().parent.parent / "run.json"
-    if record.is_file():
-        run = json.loads(record.read_text())
+    if run := read_record(path.resolve().parent.parent):
         made["command"] = f"`{run['command']}`"
         made["code"] = (
             f"aeic_lightning {run['versions']['aeic_lightning']}, commit {(run.get('git') or {}).get('commit')}"

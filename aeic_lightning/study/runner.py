@@ -23,7 +23,7 @@ from aeic_lightning.extras import require
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import clock
 from aeic_lightning.own_classes import SOURCES, own_sources, source_digests
-from aeic_lightning.run_folder import only_process
+from aeic_lightning.run_folder import only_process, read_record
 from aeic_lightning.study.executors import ClusterExecutor, LocalExecutor, Started
 from aeic_lightning.study.halving import Rounds
 from aeic_lightning.study.sweep_file import LOG, SETTINGS, Run, Sweep, steps_of
@@ -237,11 +237,7 @@ def _warn_of_edits(sweep: Sweep, settings: dict[str, Any], warned: set[str]) -> 
 
 def sources_of(run: Run) -> dict[str, str]:
     """Digests of the user's own modules that a run was begun with, by name."""
-    try:
-        record = json.loads((run.folder / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record.get("sources") or {}
+    return (read_record(run.folder) or {}).get("sources") or {}
 
 
 def _eta(settings: dict[str, Any], runs: list[Run], trained: int, seconds: float) -> str:
