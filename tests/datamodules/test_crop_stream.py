@@ -120,8 +120,11 @@ def test_global_random_state_has_no_influence(photos):
     assert same(first, batches(photos)[0])
 
 
-@pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 7])
-@pytest.mark.parametrize("num_workers", [0, 2])
+TAKEN = [0, 1, 2, 3, 4, 7]
+WITH_WORKERS = [(2, taken) if taken in (1, 4) else pytest.param(2, taken, marks=pytest.mark.slow) for taken in TAKEN]
+
+
+@pytest.mark.parametrize(("num_workers", "taken"), [*((0, taken) for taken in TAKEN), *WITH_WORKERS])
 def test_next_sample_goes_on_where_the_loader_stood(photos, taken, num_workers):
     def loader(first_sample=0):
         dataset = CropDataset(photos, 128)

@@ -40,6 +40,13 @@ def config(codec_config, decoder_config) -> dict:
     }
 
 
+@pytest.fixture
+def plain(config) -> dict:
+    """The same without the networks of a loss, which take a second to count."""
+    config["model"]["init_args"]["objective"] = {"rate": 0.8, "mse": 2.0}
+    return config
+
+
 def trained(plan) -> int:
     return sum(part.trained for part in plan.parts)
 
@@ -53,9 +60,9 @@ def test_trained_parameters_are_those_of_the_optimizers(config, codec_config, de
     assert plan.missing == []
 
 
-def test_activations_are_those_of_a_real_pass(config, codec_config, decoder_config):
+def test_activations_are_those_of_a_real_pass(plain, codec_config, decoder_config):
     """What autograd keeps on the meta device is what it keeps on a CPU."""
-    plan = make_plan(config, "x.yaml")
+    plan = make_plan(plain, "x.yaml")
     model = AEIC(codec_config, decoder_config).train()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -73,13 +80,13 @@ def test_activations_are_those_of_a_real_pass(config, codec_config, decoder_conf
     assert estimate == pytest.approx(sum(kept.values()), rel=0.05)
 
 
-def test_checkpointing_and_low_precision_need_less(config):
-    whole = make_plan(config, "x.yaml").activations["decoder"]
-    config["model"]["init_args"]["decoder"]["gradient_checkpointing"] = True
-    checkpointed = make_plan(config, "x.yaml").activations["decoder"]
-    config["trainer"]["precision"] = "bf16-mixed"
+def test_checkpointing_and_low_precision_need_less(plain):
+    whole = make_plan(plain, "x.yaml").activations["decoder"]
+    plain["model"]["init_args"]["decoder"]["gradient_checkpointing"] = True
+    checkpointed = make_plan(plain, "x.yaml").activations["decoder"]
+    plain["trainer"]["precision"] = "bf16-mixed"
     assert checkpointed < 0.75 * whole
-    assert make_plan(config, "x.yaml").activations["decoder"] == checkpointed / 2
+    assert make_plan(plain, "x.yaml").activations["decoder"] == checkpointed / 2
 
 
 def test_distillation_counts_the_teacher_once(config, codec_config, decoder_config, tmp_path):
@@ -99,18 +106,18 @@ def test_distillation_counts_the_teacher_once(config, codec_config, decoder_conf
     assert trained(plan) == sum(p.numel() for p in built.parameters() if p.requires_grad)
 
 
-def test_shared_base_is_counted_once(config, codec_config, decoder_config, tmp_path):
+def test_shared_base_is_counted_once(plain, codec_config, decoder_config, tmp_path):
     unet = UNetConfig(widths=[8, 16], heads=[1, 2], layers=1, groups=4)
     decoder = replace(decoder_config, unet=unet, pretrained=PretrainedConfig(unet="none", vae="none", rank=4))
     teacher = AEIC(codec_config, decoder)
     state = {f"model.{name}": tensor for name, tensor in teacher.state_dict().items()}
     torch.save({"state_dict": state, "model_config": teacher.config}, tmp_path / "teacher.ckpt")
-    config["model"]["class_path"] = "aeic_lightning.systems.DistillationSystem"
-    config["model"]["init_args"] |= {"teacher": str(tmp_path / "teacher.ckpt"), "decoder": asdict(decoder)}
-    config["model"]["init_args"]["objective"]["L_dec"] = {"weight": 1.0, "taps": ["l_0"]}
-    shared = make_plan(config, "x.yaml")
-    config["model"]["init_args"]["share_base"] = False
-    separate = make_plan(config, "x.yaml")
+    plain["model"]["class_path"] = "aeic_lightning.systems.DistillationSystem"
+    plain["model"]["init_args"] |= {"teacher": str(tmp_path / "teacher.ckpt"), "decoder": asdict(decoder)}
+    plain["model"]["init_args"]["objective"]["L_dec"] = {"weight": 1.0, "taps": ["l_0"]}
+    shared = make_plan(plain, "x.yaml")
+    plain["model"]["init_args"]["share_base"] = False
+    separate = make_plan(plain, "x.yaml")
     base = sum(p.numel() for n, p in teacher.decoder.named_parameters() if "base_layer" in n or n.startswith("vae."))
     norms = sum(
         p.numel()
@@ -121,21 +128,21 @@ def test_shared_base_is_counted_once(config, codec_config, decoder_config, tmp_p
     assert difference == base + norms
     assert any("no U-Net" in line for line in shared.missing)
 
-    config["model"]["init_args"] |= {"share_base": True}
-    config["model"]["init_args"]["optimization"] = {"shard_base": True}
-    config["trainer"]["devices"] = 4
-    spread = make_plan(config, "x.yaml")
+    plain["model"]["init_args"] |= {"share_base": True}
+    plain["model"]["init_args"]["optimization"] = {"shard_base": True}
+    plain["trainer"]["devices"] = 4
+    spread = make_plan(plain, "x.yaml")
     saved = shared.memory["weights"] - spread.memory["weights"]
     ends = 4 * 3 / 4 * (base + norms)  # what lies before and after the blocks is whole on each
     assert 0.9 * ends < saved < ends
     assert 0 < spread.memory["gathered block of the base"] < ends
 
 
-def test_exit_code_and_what_is_missing(config, capsys):
-    assert print_plan(make_plan(config, "x.yaml")) == 0
+def test_exit_code_and_what_is_missing(plain, capsys):
+    assert print_plan(make_plan(plain, "x.yaml")) == 0
     assert "nothing is missing" in capsys.readouterr().out
-    config["model"]["init_args"]["init_from"] = "runs/nowhere/last.ckpt"
-    assert print_plan(make_plan(config, "x.yaml")) == 2
+    plain["model"]["init_args"]["init_from"] = "runs/nowhere/last.ckpt"
+    assert print_plan(make_plan(plain, "x.yaml")) == 2
     assert "init_from: no file runs/nowhere/last.ckpt; train that stage first" in capsys.readouterr().out
 
 

@@ -65,8 +65,10 @@ def test_the_rate_falls_in_a_line_to_zero_after_the_last_step():
         OptimizationConfig(schedule="cosine", learning_rates=[(0, 0.3)], decay_steps=2).check()
 
 
+@pytest.mark.slow
 def test_a_branch_is_the_run_that_decayed_there_bit_for_bit(tmp_path):
-    """Against one run of the whole schedule, with all its images looked at on the way."""
+    """Against one run of the whole schedule, with all its images looked at on the way. Apart: from which checkpoint a
+    piece goes on, above; that it then is the longer run, in systems/test_extended_runs.py."""
     sweep = ladder(tmp_path)
     for run in sweep.runs:
         assert main(run.command[3:]) == 0
