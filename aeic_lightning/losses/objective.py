@@ -15,7 +15,7 @@ In YAML it maps each term's name to what it is, so that an including file change
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -31,6 +31,7 @@ from aeic_lightning.losses.tap_term import (
     CosineDistillation,
     FeatureDistillation,
     RelationalDistillation,
+    TapTerm,
 )
 from aeic_lightning.losses.term import MSE, Chroma, Description, EdgeAwareDISTSTerm, LPIPSTerm, Rate, SemanticTerm, Term
 from aeic_lightning.metrics.features import Pair
@@ -191,6 +192,13 @@ class Objective(nn.Module):
     def of_kind(self, kind: type[Kind]) -> list[Kind]:
         """The terms of a class."""
         return [term for term in self.terms.values() if isinstance(term, kind)]
+
+    def reads_only(self, taps: Collection[str]) -> bool:
+        """Whether all terms are rates or compare taps out of these: no picture is read."""
+        return all(
+            isinstance(term, Rate | TapTerm) and not term.needs_picture and set(term.student_taps) <= set(taps)
+            for term in self.of_kind(Term)
+        )
 
     @property
     def adversary(self) -> Adversarial | None:

@@ -37,6 +37,16 @@ class AEICOutput(NamedTuple):
     rate_weight: Tensor | None  # (B,), what multiplies lambda at each image's rate level; None in a codec of one rate
 
 
+class LatentOutput(NamedTuple):
+    """One pass as far as the decoder; the fields are `AEICOutput`'s."""
+
+    bits_estimate: Tensor
+    codec: CodecOutput
+    taps: dict[str, Tensor]
+    level: Tensor | None
+    rate_weight: Tensor | None
+
+
 class StoredDecoder(Stored):
     """The tensors of a decoder. The sender needs neither its networks nor their libraries."""
 
@@ -149,8 +159,17 @@ class AEIC(CompressionModel):
         taps |= {name: raised(outputs[path]) for name, path in own.items()}
         height, width = x.shape[2:]
         x_hat = decoder.x_hat.float()[..., :height, :width]
-        rate_weight = None if self.codec.gains is None else self.codec.gains.rate_weight(codec.level)
-        return AEICOutput(x_hat, codec.bits_y + codec.bits_z, codec, decoder, taps, codec.level, rate_weight)
+        return AEICOutput(
+            x_hat, codec.bits_y + codec.bits_z, codec, decoder, taps, codec.level, self._rate_weight(codec)
+        )
+
+    def code(self, x: Tensor, level: Tensor | float | None = None) -> LatentOutput:
+        """As `forward`, without the decoder: for terms that read the codec's taps and the bits alone."""
+        own = {tap.name: str(tap.path) for tap in self.encoder_taps}
+        with hooked(self, list(own.values())) as outputs, full_precision(x):
+            codec = self.codec(x.float(), level)
+        taps = self._codec_taps(codec) | {name: raised(outputs[path]) for name, path in own.items()}
+        return LatentOutput(codec.bits_y + codec.bits_z, codec, taps, codec.level, self._rate_weight(codec))
 
     def compute_taps(self, x: Tensor, names: Collection[str], level: Tensor | float | None = None) -> dict[str, Tensor]:
         """Taps of images (B, 3, H, W) by name or module path, of a pass in one piece (tiles have none).
@@ -175,6 +194,9 @@ class AEIC(CompressionModel):
         outputs = {name: raised(output) for name, output in outputs.items()}
         found = taps | outputs | {name: outputs[path] for name, path in own.items()}
         return {name: found[name] for name in names}
+
+    def _rate_weight(self, output: CodecOutput) -> Tensor | None:
+        return None if self.codec.gains is None else self.codec.gains.rate_weight(output.level)
 
     def _codec_taps(self, output: CodecOutput) -> dict[str, Tensor]:
         return {tap.name: getattr(output, tap.name) for tap in self.codec.taps}

@@ -125,19 +125,21 @@ class CompressionSystem(EvaluatedSystem):
 
     def both_passes(
         self, batch: dict[str, Any], level: Tensor | None = None, step: int | None = None, weights: Tensor | None = None
-    ) -> tuple[ObjectiveOutput, Tensor]:
-        """Forward and backward pass of one batch: its losses and pictures; gradients are added to the parameters'.
+    ) -> tuple[ObjectiveOutput, Tensor | None]:
+        """Forward and backward pass of one batch: its losses, and its pictures if a term reads more than latents;
+        gradients are added to the parameters'.
 
         `level` (B,) is `optimization.level` or drawn where there are rate levels; `step` and `weights` are
         `Objective.forward`'s.
         """
         x = batch["image"]
         with networks_in_bfloat16(self.in_bfloat16), self.compiled.active():
-            output = self(x, self.optimization.level if level is None else level)
+            level = self.optimization.level if level is None else level
+            output = self.model.code(x, level) if self.reads_latents_alone else self(x, level)
             taught = self.teacher_taps(x, getattr(output, "level", None))
             loss = self.objective(batch, output, taught, step, weights)
             self.manual_backward(loss.total / self.optimization.accumulate)
-        return loss, output.x_hat
+        return loss, getattr(output, "x_hat", None)
 
     def step_players(self) -> None:
         """One update of each player from the gradients so far, unless the guard finds them not finite."""
@@ -176,6 +178,14 @@ class CompressionSystem(EvaluatedSystem):
             return self.optimization.bfloat16
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
         return torch.cuda.is_bf16_supported() if on_gpu else bfloat16_is_quicker()
+
+    @cached_property
+    def reads_latents_alone(self) -> bool:
+        """Whether training steps leave the decoder out, since no term reads what it computes."""
+        if not isinstance(self.model, AEIC):
+            return False
+        codec = {tap.name for tap in [*self.model.codec.taps, *self.model.encoder_taps]}
+        return self.objective.reads_only(codec)
 
     @cached_property
     def compiled(self) -> CompiledBlocks:

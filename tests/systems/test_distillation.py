@@ -466,3 +466,40 @@ def test_taps_travel_as_a_data_set_that_is_refused_where_it_does_not_fit(tmp_pat
     (copy / "manifest.json").write_text("[]")
     with pytest.raises(UserError, match="is no manifest of taps"):
         ask({"y"})
+
+
+def test_terms_of_the_latents_alone_leave_the_decoder_out(student_config, decoder_config, teacher, monkeypatch):
+    """Loss and gradients are those of the whole pass, and the decoder is not run."""
+    terms = {"rate": 0.8, "L_enc": {"weight": 0.5, "taps": ["y", "y_hat"]}, "L_dec": {"weight": 1.0, "taps": ["l_T"]}}
+    seed_everything(0, verbose=False)
+    system = DistillationSystem(student_config, decoder_config, terms, OPTIMIZATION, teacher=teacher)
+    monkeypatch.setattr(type(system), "manual_backward", lambda self, loss: loss.backward())
+    monkeypatch.setattr(type(system), "in_bfloat16", False)
+    batch = {"image": torch.rand(2, 3, 64, 64) * 2 - 1}
+
+    def gradients():
+        system.zero_grad()
+        torch.manual_seed(0)
+        loss, x_hat = system.both_passes(batch, step=3)
+        return loss.total, x_hat, {name: p.grad.clone() for name, p in system.named_parameters() if p.grad is not None}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(system), "reads_latents_alone", False)
+        total, x_hat, whole = gradients()
+    assert x_hat is not None
+    monkeypatch.setattr(system.model.decoder, "forward", None)
+    alone, nothing, lean = gradients()
+    assert nothing is None
+    assert torch.equal(alone, total)
+    assert lean.keys() == {name for name, grad in whole.items() if not name.startswith("model.decoder")}
+    assert all(torch.equal(grad, whole[name]) for name, grad in lean.items())
+
+
+@pytest.mark.parametrize(
+    "further", [{"mse": 1.0}, {"L_dec": 0.1}, {"L_enc": {"weight": 1.0, "taps": ["y", "codec.g_a.1"]}}]
+)
+def test_a_term_of_anything_else_keeps_the_decoder(student_config, decoder_config, teacher, further):
+    seed_everything(0, verbose=False)
+    terms = {"rate": 0.8, "L_enc": {"weight": 0.5, "taps": ["y"]}} | further
+    system = DistillationSystem(student_config, decoder_config, terms, OPTIMIZATION, teacher=teacher)
+    assert not system.reads_latents_alone
