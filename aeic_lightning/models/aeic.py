@@ -196,7 +196,9 @@ class AEIC(CompressionModel):
         return {name: found[name] for name in names}
 
     def _rate_weight(self, output: CodecOutput) -> Tensor | None:
-        return None if self.codec.gains is None else self.codec.gains.rate_weight(output.level)
+        if self.codec.gains is None or output.level is None:
+            return None
+        return self.codec.gains.rate_weight(output.level)
 
     def _codec_taps(self, output: CodecOutput) -> dict[str, Tensor]:
         return {tap.name: getattr(output, tap.name) for tap in self.codec.taps}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -134,8 +134,8 @@ class CompressionSystem(EvaluatedSystem):
         """
         x = batch["image"]
         with networks_in_bfloat16(self.in_bfloat16), self.compiled.active():
-            level = self.optimization.level if level is None else level
-            output = self.model.code(x, level) if self.reads_latents_alone else self(x, level)
+            chosen = self.optimization.level if level is None else level
+            output = cast(AEIC, self.model).code(x, chosen) if self.reads_latents_alone else self(x, chosen)
             taught = self.teacher_taps(x, getattr(output, "level", None))
             loss = self.objective(batch, output, taught, step, weights)
             self.manual_backward(loss.total / self.optimization.accumulate)
