@@ -1,23 +1,26 @@
 """The files of experiments/micro: sizes within their budget, two steps of training, and the sender in C of one."""
 
+import itertools
 import subprocess
 from pathlib import Path
 
 import pytest
 import skimage.data
 import torch
+import yaml
 from PIL import Image
 
 from aeic_lightning.checkpoints.checkpoint import read_checkpoint
 from aeic_lightning.cli import main
 from aeic_lightning.config import load_config
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.integer import MicroEncoder
 from aeic_lightning.study.complexity import codec_costs, experiment_configs
 from tests.experiment_names import all_but_few_slow, names
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "micro"
-ARMS = ["integer_none", "integer_enc", "float_none", "float_enc"]
+ARMS = ["integer_none", "integer_enc", "integer_latents", "float_none", "float_enc"]
 
 
 def test_every_file_is_known_here():
@@ -32,9 +35,18 @@ def test_the_sender_is_within_its_budget():
     assert encode.parameters <= 400_000
 
 
-@pytest.mark.parametrize("name", all_but_few_slow(["integer_enc", "float_enc"], "integer_enc"))
+def test_every_shape_and_block_of_the_search_is_an_encoder():
+    """A sweep draws few of them, and is refused for the first that cannot be built."""
+    grid = yaml.safe_load((ROOT / "experiments" / "sweeps" / "senders.yaml").read_text())["runs"][0]["grid"]
+    key = "model.init_args.codec.encoder.init_args"
+    for shape, block in itertools.product(grid["shape"].values(), grid["block"].values()):
+        with torch.device("meta"):
+            assert MicroEncoder(**shape[key] | block[key])(torch.empty(1, 3, 64, 64)).shape[2:] == (2, 2)
+
+
+@pytest.mark.parametrize("name", all_but_few_slow(["integer_enc", "integer_latents", "float_enc"], "integer_latents"))
 def test_two_steps(name, tmp_path, monkeypatch):
-    """Of the arms with distillation, which hold the others; the receiver stays that of the shipped student."""
+    """Of the arms with distillation, which hold the others; the receiver stays that of a shipped model."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for photo in ("astronaut", "chelsea", "coffee"):
@@ -45,7 +57,8 @@ def test_two_steps(name, tmp_path, monkeypatch):
              "--data.init_args.batch_size=2", "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 0
     checkpoint = tmp_path / name / "checkpoints" / "last.ckpt"
-    ours, theirs = (read_checkpoint(path)["state_dict"] for path in (checkpoint, "small-student"))
+    receiver = "small-teacher" if name == "integer_latents" else "small-student"
+    ours, theirs = (read_checkpoint(path)["state_dict"] for path in (checkpoint, receiver))
     for tensor in ("codec.g_s.0.branch2.weight", "codec.gains.log_gain"):
         assert torch.equal(ours[f"model.{tensor}"], theirs[f"model.{tensor}"].float())
     status = main(["export", "--c", "--checkpoint", str(checkpoint), "-o", str(tmp_path / "c")])
