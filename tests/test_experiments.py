@@ -97,8 +97,7 @@ def test_every_small_file_is_known_here():
 
 @pytest.mark.parametrize("name", all_but_few_slow(SHIPPED, "teacher_stage1"))
 def test_two_steps_of_the_small_size(trained, on_photos, name):
-    """The training of the shipped models. Student and second stage: with the files of experiments/long, which include
-    them, and those of experiments/tiny."""
+    """The training of the shipped models. A student from one of them: `test_two_steps_of_the_realistic_decoder`."""
     folder = trained(f"small/{name}", *on_photos)
     record = json.loads((folder / "run.json").read_text())
     assert len(record["data_files"]) >= 1
@@ -114,7 +113,8 @@ def test_every_long_file_is_known_here():
     assert names("long") == {*LONG, "base", "last"}
 
 
-@pytest.mark.parametrize("name", all_but_few_slow(LONG, "student_stage1"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
 def test_two_steps_of_the_next_small_size(trained, on_photos, name):
     small = ["--data.init_args.folder_weights=null", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128"]
     folder = trained(f"long/{name}", *on_photos, *small)
@@ -269,7 +269,7 @@ def adapter_base(made_once):
     return made_once("adapter_base", make) / "base"
 
 
-@pytest.mark.parametrize("name", all_but_few_slow(ARMS, "frozen_decoder", "adapter_enc"))
+@pytest.mark.parametrize("name", all_but_few_slow(ARMS, "adapter_enc"))
 def test_two_steps_of_the_other_arms(trained, tmp_path, on_photos, name, adapter_base):
     words = [f"--vars.base={adapter_base}"] if "adapter" in name else []
     if name == "random_teacher":

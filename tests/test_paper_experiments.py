@@ -164,8 +164,9 @@ def trained(folder, made_once, capfd):
     return get
 
 
-@pytest.mark.parametrize("stage", all_but_few_slow(ORDER, "me_stage1", "me_stage2"))
+@pytest.mark.parametrize("stage", all_but_few_slow(ORDER, "me_stage1"))
 def test_two_steps(folder, stage, trained):
+    """The second player is trained by `test_two_steps` of test_experiments.py, too."""
     trained(stage)
     run = folder / "runs" / (stage if "stage1" in stage else f"{stage}_{LAMBDA}")
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
