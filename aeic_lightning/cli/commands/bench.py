@@ -277,7 +277,7 @@ def peak(args: argparse.Namespace, half: str, size: tuple[int, int]) -> float:
     if half == "encode":
         Codec(model).bitstream.encode(picture(*size))
     else:
-        (h, w), (zh, zw) = model.codec.latent_sizes(*size)
+        (h, w), (zh, zw) = model.codec.grid.sizes(*size)
         z_hat, y_hat = (
             torch.zeros(1, model.codec.prior.channels, zh, zw),
             torch.zeros(1, model.codec.channels, h, w),

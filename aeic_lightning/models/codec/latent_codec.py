@@ -323,10 +323,6 @@ class LatentCodec(nn.Module):
         """Where y and z lie on an image."""
         return LatentGrid(self.stride, 2 * self.stride, self.z_stride)
 
-    def latent_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of y and of z for an image of `height` x `width` pixels, padding included."""
-        return self.grid.sizes(height, width)
-
     def hyper_encode(self, y: Tensor) -> Tensor:
         """y (B, M, h, w) -> z."""
         return self.h_a(self.pad_y(y))
