@@ -72,7 +72,7 @@ def test_a_released_codecs_medians_survive_a_head(head_system, codec, trainer, d
     checkpoint["state_dict"]["model.codec.prior.quantiles"][:, 1] = medians
     torch.save(checkpoint | {"imported": True}, codec)
     path = train(trainer, head_system(), digits, 2, tmp_path, "head")
-    assert torch.equal(load_classifier(path).model.codec.prior.quantiles[:, 1], medians)
+    assert torch.equal(load_classifier(path).codec.model.codec.prior.quantiles[:, 1], medians)
 
 
 def test_a_joint_head_trains_the_codec_with_its_cross_entropy(head_system, trainer, digits, tmp_path):

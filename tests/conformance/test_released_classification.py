@@ -159,7 +159,7 @@ def test_imported_checkpoint_compresses_classifies_and_decodes(imported, model):
     classifier = load_classifier(imported)
     assert classifier.class_names[0] == "tench, Tinca tinca"  # timm's words for ImageNet's first class
     x = torch.from_numpy(image(96, 128))  # not the size that the position embedding was made for
-    decoded = classifier.bitstream.decode(classifier.bitstream.encode(x))
+    decoded = classifier.codec.bitstream.decode(classifier.codec.bitstream.encode(x))
     assert decoded.y_hat.shape == (1, 192, 6, 8)
     with torch.no_grad():
         torch.testing.assert_close(classifier.logits(decoded), model.transformer(decoded.y_hat)[0])
