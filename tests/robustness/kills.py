@@ -66,7 +66,7 @@ STAGES = {
     ),
     "codec": Stage("classification/codec.yaml", (), (("before_update", 4), ("last_validation", 9))),
     "head_frozen": Stage("classification/head_frozen.yaml", ("codec",), (("batch_end", 5),)),
-    # Stage 2 from random weights, narrow and of 6 steps: what the test suite tries, for it needs no stage before.
+    # Stage 2 from random weights, narrow and of 4 steps: what the test suite tries, for it needs no stage before.
     "adversary": Stage("tiny/teacher_stage2.yaml", (), (("before_update", 3), ("saving", 4))),
     "head_joint": Stage("classification/head_joint.yaml", ("codec",), (("losses", 4), ("validation", 6))),
 }
@@ -154,7 +154,7 @@ def words(stage: str, root: Path, seed: int = 0, kill: tuple[str, int] | None = 
     )
     steps = STEPS
     if stage == "adversary":
-        steps = 6
+        steps = 4
         data += ["--model.init_args.init_from=null", *(f"--model.init_args.{size}" for size in NARROW)]
     return [
         "fit", "--config", str(experiment), "--ckpt_path", "auto", f"--vars.root={root}", f"--vars.name={stage}",
