@@ -19,10 +19,11 @@ from aeic_lightning.files import write_whole
 from aeic_lightning.study.claims import Answer
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report.candidates import candidates
+from aeic_lightning.study.report.gains import gains
 from aeic_lightning.study.report.sections import Pictures, comparison, image_section, paper, taps
 from aeic_lightning.study.report.templates import templates
 from aeic_lightning.study.results import Result, sample
-from aeic_lightning.study.study import Study, matching
+from aeic_lightning.study.study import ImageSet, Study, matching
 
 PICTURE_BUDGET = 1_600_000  # bytes of base64; plotly takes about two million more, and a page has four in all
 
@@ -108,6 +109,7 @@ def write_report(
         "claims": _claims(answered, sections),
         "first_plot": first,
         "candidates": candidates(root, drawn) if root else [],
+        "gains": _gains(sets, study, answered, drawn, resamples),
         "taps": taps(results, drawn),
         "paper": paper(published, drawn),
         "keys": keys,
@@ -142,6 +144,22 @@ def _first_plot(
                     del drawn[shown["id"]]
                 drawn["answer"] = plot | {"layout": plot["layout"] | {"height": 330}}
                 return shown | {"id": "answer", "legend": section["legend"]}
+    return None
+
+
+def _gains(
+    sets: Sequence[ImageSet],
+    study: Study,
+    answered: Sequence[tuple[str, Sequence[Answer]]],
+    drawn: dict[str, Any],
+    resamples: int,
+) -> dict[str, Any] | None:
+    """Gain against updates, by the first claim's metric or else the first, on the first set that has a ladder."""
+    wanted = answered[0][1][0].claim.metric if answered else None
+    for images in sets:
+        metric = next((m for m in images.metrics if wanted in (m.name, None)), None)
+        if found := gains("gains", images, study, metric, drawn, resamples):
+            return found | {"images": images.title}
     return None
 
 
