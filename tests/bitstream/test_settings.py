@@ -138,6 +138,10 @@ def plainly(checkpoint):
     return codec, data, codec.decompress_array(data)
 
 
+STAR = [pytest.param(False, id="star"), pytest.param(True, id="own encoder", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("checkpoint", STAR, indirect=True)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_the_process_has_set_changes_nothing(checkpoint, plainly, setting):
     """Neither for a codec of before, nor for one that is loaded under the setting."""
