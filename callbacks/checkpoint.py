@@ -71,7 +71,7 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: generator steps between two writes.
-        keep_every_n_steps: also keep `step_XXXXXXX.ckpt` so often; 0 for never.
+        keep_every_n_steps: also keep `step_XXXXXXX.ckpt` at each multiple of this number; 0 for none.
         patience: seconds that a step, an image of a validation or a checkpoint may take after a signal.
     """
 
@@ -151,15 +151,13 @@ class LastCheckpoint(Checkpoint):
         number = self._signal
         if trainer.world_size > 1:
             number = int(trainer.strategy.reduce(torch.tensor(float(number)), reduce_op="max"))
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0 and step != self._saved:
+            trainer.save_checkpoint(self.folder / f"step_{step:07d}.ckpt", weights_only=False)
         if number:
             self._save(trainer, step)
             self._leave(trainer, step, number)
-        if step == self._saved:
-            return
-        if step % self.every_n_steps == 0:
+        if step % self.every_n_steps == 0 and step != self._saved:
             self._save(trainer, step)
-        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            trainer.save_checkpoint(self.folder / f"step_{step:07d}.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_signals()
