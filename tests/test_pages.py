@@ -125,6 +125,12 @@ def test_commands_are_in_blocks_of_commands():
         assert not found, page
 
 
+def test_the_command_has_one_spelling():
+    results = (str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("README.md"))
+    for page in {*PAGES, *results} - {"docs/commands.md"}:  # which says that there is another
+        assert "python -m aeic_lightning" not in (ROOT / page).read_text(), page
+
+
 def test_links_of_pages_outside_of_the_site_lead_somewhere():
     """Those of the site itself are checked when it is built: `make docs`."""
     for page in (
