@@ -138,7 +138,7 @@ def test_learning_rate_is_a_cosine_after_a_warm_up(trainer, digits, tmp_path):
     assert [norm for _, norm in logged] == pytest.approx(norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("schedule", ["steps", "epochs"])
+@pytest.mark.parametrize("schedule", [pytest.param("steps", marks=pytest.mark.slow), "epochs"])
 def test_resumed_training_equals_the_uninterrupted_one(trainer, tmp_path, schedule):
     """From the middle of its second epoch, with all that is drawn in training."""
     augment = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "re_mode": "pixel"}
@@ -167,7 +167,7 @@ def test_resumed_training_equals_the_uninterrupted_one(trainer, tmp_path, schedu
         torch.testing.assert_close(state[name], tensor, msg=name)
 
 
-@pytest.mark.parametrize("start", [None, "rate"])
+@pytest.mark.parametrize("start", [pytest.param(None, marks=pytest.mark.slow), "rate"])
 def test_an_extended_run_is_the_longer_one_bit_for_bit(trainer, digits, tmp_path, start):
     """From 3 to 4 steps, at a rate that does not fall: a cosine's other steps depend on where it ends."""
     optimization = ClassificationOptimization(learning_rate=2e-3, final_learning_rate=2e-3)

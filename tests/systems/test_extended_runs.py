@@ -12,7 +12,7 @@ from aeic_lightning.systems import TeacherSystem
 from tests.systems.test_compression import make, weights
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_an_extended_run_is_the_longer_one_bit_for_bit(codec_config, decoder_config, loader, trainer, tmp_path, ema):
     """From 3 to 4 steps, with a validation at the old end."""
 

@@ -132,7 +132,7 @@ def test_the_teacher_is_asked_at_the_students_rate_levels(make, codec_config, le
         torch.testing.assert_close(y[row], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("learns", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one(make, loader, trainer, tmp_path, learns):
     whole = make(learns)
     trainer(4).fit(whole, loader(1))
