@@ -2,22 +2,25 @@
 
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 
 class _Numbers(pickle.Unpickler):
-    """Reads the numbers and words of a checkpoint; tensors and all other objects become None, and nothing is run."""
+    """Reads the numbers and words of a checkpoint; all other objects are left empty, and nothing is run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        return dict if (module, name) == ("collections", "OrderedDict") else _nothing
+        return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Nothing
 
     def persistent_load(self, pid: Any) -> None:
         return None
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
+class _Nothing:
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
 def step_of(path: str | Path) -> int | None:

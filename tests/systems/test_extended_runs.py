@@ -54,7 +54,8 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, capfd, monkeypatch):
     """Said before anything is built, and before torch is asked for the checkpoint: this one holds no model."""
     last = tmp_path / "teacher" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
-    torch.save({"global_step": 7, "epoch": 0, "model_config": {}, "state_dict": {}}, last)
+    weights = torch.nn.Linear(1, 1).state_dict()  # a dictionary with an attribute, as in every real checkpoint
+    torch.save({"global_step": 7, "epoch": 0, "model_config": {}, "state_dict": weights}, last)
     words = ["fit", "--config", "tiny/teacher_stage1.yaml", f"--vars.root={tmp_path}", "--vars.name=teacher"]
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", None)
