@@ -18,7 +18,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.results import Result
-from benchmarks import batch, effort, merged, precision, shipped, shipped_page, steps
+from benchmarks import batch, denoiser, effort, merged, precision, shipped, shipped_page, steps
 from benchmarks.__main__ import main, with_section
 from benchmarks.cuda import SMALL, Clock, measure, write
 from benchmarks.shipped_store import CROP, spread
@@ -258,3 +258,27 @@ def test_two_precisions_are_trained_alike(capsys):
     assert (exact["form"], low["form"]) == ("float32", "bfloat16")
     assert exact["loss"] == pytest.approx(low["loss"], rel=0.02)
     assert exact != low | {"form": "float32"}
+
+
+def test_a_new_denoiser_leaves_the_pictures_of_l_res_alone(tmp_path, capsys):
+    model = random_model(CODEC)
+    photo = skimage.data.astronaut()[:128, :160]
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo).save(tmp_path / "photos" / "a.png")
+    Codec(model).save_pretrained(tmp_path / "model", dtype="float32")
+    words = [str(tmp_path / "model"), "--fresh", str(tmp_path / "fresh")]
+    assert denoiser.main(words) == 0
+    fresh = Codec.from_pretrained(tmp_path / "fresh").model.eval()
+    x = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        old, new = model.eval()(x), fresh(x)
+        assert torch.equal(new.codec.y_hat, old.codec.y_hat)
+        assert not torch.equal(new.x_hat, old.x_hat)
+        alone = model.decoder.vae(old.codec.l_res).clamp(-1, 1)[..., :128, :160]
+        torch.testing.assert_close(new.x_hat, alone, atol=1e-4, rtol=0)
+    capsys.readouterr()
+    assert denoiser.main([str(tmp_path / "fresh"), "--images", str(tmp_path / "photos")]) == 0
+    head, _, with_it, without = capsys.readouterr().out.splitlines()[:4]
+    assert head.startswith("| painted | bpp_estimate | psnr |")
+    assert with_it.split("|")[2:] == without.split("|")[2:], "it gives nothing yet"
+    assert denoiser.main([str(tmp_path / "fresh")]) == 2

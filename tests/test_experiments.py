@@ -18,6 +18,7 @@ from aeic_lightning.losses.objective import objective_settings, read_objective
 from aeic_lightning.study.results import read_result
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.sweep_file import RECORD, Sweep, read_sweep
+from benchmarks import denoiser
 from datamodules import sample_photos
 from tests.experiment_names import all_but_few_slow, all_experiments, names
 
@@ -106,7 +107,7 @@ def test_two_steps_of_the_small_size(trained, on_photos, name):
     assert json.loads((folder / "metrics_val.json").read_text())
 
 
-LONG = ["teacher_stage1", "teacher_stage2", "student_stage1", "student_stage2"]
+LONG = ["teacher_stage1", "teacher_stage2", "student_stage1", "student_stage2", "denoiser"]
 
 
 def test_every_long_file_is_known_here():
@@ -115,7 +116,10 @@ def test_every_long_file_is_known_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
-def test_two_steps_of_the_next_small_size(trained, on_photos, name):
+def test_two_steps_of_the_next_small_size(trained, on_photos, name, tmp_path):
+    if name == "denoiser":
+        assert denoiser.main(["small-student", "--fresh", str(tmp_path / "fresh")]) == 0
+        on_photos = [*on_photos, f"--vars.start={tmp_path}/fresh"]
     small = ["--data.init_args.folder_weights=null", "--data.init_args.batch_size=1", "--data.init_args.crop_size=128"]
     folder = trained(f"long/{name}", *on_photos, *small)
     assert json.loads((folder / "metrics_val.json").read_text())
