@@ -109,8 +109,8 @@ def small(monkeypatch: Any) -> None:
 
     resolve = config._resolved
 
-    def resolved(files: Any, layers: Any, sizes_alone: bool = False) -> dict:
-        settings = resolve(files, layers, sizes_alone)
+    def resolved(files: Any, layers: Any, classes: str = "all") -> dict:
+        settings = resolve(files, layers, classes)
         if "model" not in settings or sys._getframe(1).f_code.co_name == "with_sources":
             return settings  # a sweep, or what the files say
         trainer, data = settings.setdefault("trainer", {}), settings["data"].setdefault("init_args", {})

@@ -205,12 +205,11 @@ def test_sizes_alone_are_those_of_the_whole(tmp_path):
         "{codec: {encoder: {class_path: tests.models.plain_encoder.PlainEncoder, init_args: {width: 8}}}}}\n"
     )
     for file in ("mine.yaml", "tiny/student_enc.yaml", "arms/adapter.yaml"):
-        whole, sizes = (load_config([tmp_path / file if file == "mine.yaml" else file], [], alone)["model"]["init_args"]
-                        for alone in (False, True))  # fmt: skip
+        path = tmp_path / file if file == "mine.yaml" else file
+        whole, sizes = (load_config([path], [], classes)["model"]["init_args"] for classes in ("all", "parts"))
         assert [sizes[part] for part in ("codec", "decoder")] == [whole[part] for part in ("codec", "decoder")]
-    assert load_config([tmp_path / "mine.yaml"], [], True)["model"]["init_args"]["codec"]["encoder"]["init_args"] == {
-        "width": 8
-    }
+    sizes = load_config([tmp_path / "mine.yaml"], [], "parts")["model"]["init_args"]
+    assert sizes["codec"]["encoder"]["init_args"] == {"width": 8}
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -34,21 +34,20 @@ from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.own_classes import HOME, arguments_of, class_or_none
 
 MISSING = "???"  # OmegaConf's mark of a value that a later file must give
-PARTS = "model.init_args."
+Classes = Literal["all", "parts", "none"]
+WITHIN: dict[Classes, str | None] = {"all": "", "parts": "model.init_args.", "none": None}
 ASIDE = "init_args of another class"  # while merging: what the class does not take, in case that a later one does
 
 
-def load_config(
-    files: Sequence[str | Path], overrides: Sequence[str] = (), sizes_alone: bool = False
-) -> dict[str, Any]:
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), classes: Classes = "all") -> dict[str, Any]:
     """Merge files, then `key.sub=value` overrides, resolve, and return plain values without `vars`.
 
-    `sizes_alone` is for who reads sizes and nothing else (`merge`).
+    `classes` says whose arguments count (`merge`).
 
     Raises UserError for a missing file, bad YAML, an interpolation that leads nowhere, or a `vars` entry that nothing
     refers to (a misspelt one would have no effect).
     """
-    config = _resolved(files, _layers(files, overrides), sizes_alone)
+    config = _resolved(files, _layers(files, overrides), classes)
     config.pop("vars", None)
     return config
 
@@ -116,9 +115,9 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
     return [*layers, ("command line", own)]
 
 
-def _resolved(files: Sequence[str | Path], layers: Layers, sizes_alone: bool = False) -> dict[str, Any]:
+def _resolved(files: Sequence[str | Path], layers: Layers, classes: Classes = "all") -> dict[str, Any]:
     try:
-        merged = merge([layer for _, layer in layers], sizes_alone)
+        merged = merge([layer for _, layer in layers], classes)
         variables = cast(dict, OmegaConf.to_container(merged.get("vars") or OmegaConf.create(), resolve=False))
         root = variables.get("root")
         if isinstance(root, str) and not root.startswith("???"):
@@ -274,15 +273,15 @@ def flat(value: Any, prefix: str = "", lists: bool = False) -> dict[str, Any]:
     return {k: v for key, item in items for k, v in flat(item, f"{prefix}.{key}".lstrip("."), lists).items()}
 
 
-def merge(layers: Sequence[dict], sizes_alone: bool = False) -> DictConfig:
+def merge(layers: Sequence[dict], classes: Classes = "all") -> DictConfig:
     """The settings of all layers, unresolved; a later layer wins. Raises UserError for an element that a list lacks.
 
-    With `sizes_alone` the system's parts are right, and no class of Lightning is imported: a system keeps arguments
-    that it does not take.
+    Where a layer changes a class, what the new one does not take goes. `classes` says of which that is known, since it
+    imports them: of all; of the system's parts alone, for who reads sizes; of none, for who reads no class's arguments.
     """
     merged: Any = {}
     for layer in layers:
-        merged = _merge(merged, layer, "", PARTS if sizes_alone else "")
+        merged = _merge(merged, layer, "", WITHIN[classes])
     return OmegaConf.create(_without_aside(merged))
 
 
@@ -292,8 +291,8 @@ def _without_aside(value: Any) -> Any:
     return [_without_aside(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _merge(old: Any, new: Any, key: str, within: str) -> Any:
-    # `within`: where the classes are whose arguments count.
+def _merge(old: Any, new: Any, key: str, within: str | None) -> Any:
+    # `within`: where the classes are whose arguments count; None: nowhere.
     if new == MISSING and old is not None:
         return old
     if isinstance(old, list) and isinstance(new, dict) and new and all(str(name).isdigit() for name in new):
@@ -301,7 +300,7 @@ def _merge(old: Any, new: Any, key: str, within: str) -> Any:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
     other = "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]
-    if other and key.startswith(within):
+    if other and within is not None and key.startswith(within):
         old = _with_arguments_of(new["class_path"], old)
     return old | {
         name: _merge(old[name], value, f"{key}.{name}".lstrip("."), within) if name in old else value
@@ -309,7 +308,7 @@ def _merge(old: Any, new: Any, key: str, within: str) -> Any:
     }
 
 
-def _with_elements(old: list, new: dict, key: str, within: str) -> list:
+def _with_elements(old: list, new: dict, key: str, within: str | None) -> list:
     changed = list(old)
     for name, value in new.items():
         if int(name) >= len(old):

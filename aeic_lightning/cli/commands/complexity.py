@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     """Print parameters and MACs per pixel by module."""
-    config = load_config(args.config, parse_overrides(extra), sizes_alone=True)
+    config = load_config(args.config, parse_overrides(extra), classes="parts")
 
     from aeic_lightning.models.aeic import AEIC
     from aeic_lightning.study.complexity import codec_costs, experiment_configs, paper_encode, sizes_alone

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if args.print_config == "sources":
         print(with_sources(args.config, parse_overrides(extra)), end="")
         return 0
+    if args.command == "fit" and _is_finished(args, extra):
+        return 0
     config = load_config(args.config, parse_overrides(extra))
     require(args.command, "lightning", "jsonargparse", "torchmetrics", "sklearn", "tensorboard")
     if args.command == "fit" and args.dry_run:
@@ -70,9 +72,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         config["weights_only"] = True
     if args.print_config is None:
         _check_trainer(config["trainer"])
-        if args.command == "fit" and _nothing_to_do(args, folder, config["trainer"]):
-            _give_figures(args, folder)
-            return 0
         _check_checkpoint(args, folder, config["trainer"])
 
     from aeic_lightning.config.lightning_cli import run_lightning
@@ -94,6 +93,20 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
         if args.print_config is None:
             _give_figures(args, Path(config["trainer"]["default_root_dir"]))
     return 0
+
+
+def _is_finished(args: argparse.Namespace, extra: list[str]) -> bool:
+    """Whether there is nothing to do, found before any class is imported, which takes seconds."""
+    if not args.ckpt_path or args.dry_run or args.print_config is not None:
+        return False
+    config = load_config(args.config, parse_overrides(extra), classes="none")
+    early = argparse.Namespace(**vars(args))
+    folder = settle_run_folder(config)
+    _resolve_checkpoint(early, folder)
+    if not _nothing_to_do(early, folder, config["trainer"]):
+        return False
+    _give_figures(early, folder)
+    return True
 
 
 def _nothing_to_do(args: argparse.Namespace, folder: Path, trainer: dict[str, Any]) -> bool:
