@@ -21,6 +21,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # Imported only by commands that have asked for the package before.
 ASKED_BEFORE = {
     "aeic_lightning/study/report/candidates.py": {"plotly"},
+    "aeic_lightning/study/report/gains.py": {"plotly"},
     "aeic_lightning/study/report/page.py": {"plotly"},
     "aeic_lightning/study/report/plots.py": {"plotly"},
     "aeic_lightning/bitstream/export.py": {"onnx", "onnxruntime", "onnxscript"},

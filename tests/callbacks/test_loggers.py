@@ -32,6 +32,10 @@ def test_files_stay_in_the_run_folder(
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    if "wandb" in kind:
+        import wandb
+
+        wandb.finish()  # a run that another test of this process left open would take the files
     run_folder.mkdir()
     callbacks = [
         QualityMetrics(ms_ssim=False, lpips=[], dists=[]),
@@ -56,8 +60,6 @@ def test_files_stay_in_the_run_folder(
         recorded = loggers.experiment.get_metric_history(loggers.run_id, "val/psnr")
         assert [metric.step for metric in recorded] == [1, 3, 5]  # Lightning counts updates from 0
     if "wandb" in kind:
-        import wandb
-
         wandb.finish()
         pictures = sorted((tmp_path / "logs").rglob("media/images/p*/*.png"))
         assert len(pictures) == 6
