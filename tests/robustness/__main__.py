@@ -3,8 +3,7 @@
     python -m tests.robustness [PART ...] [--stages NAME,...] [--kills N] [--streams N] [--table FILE]
 
 Without words all parts are tried; half an hour on two idle cores. Writes Markdown tables to standard output and to
-FILE. Exit code 1 if anything went wrong. The part `streams` needs `pip install atheris`. Faults in the code are a
-command of their own, which takes hours: `python -m tests.robustness.mutants`.
+FILE. Exit code 1 if anything went wrong. The part `streams` needs `pip install atheris`.
 """
 
 import argparse
