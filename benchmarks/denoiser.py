@@ -10,6 +10,7 @@ a start for a training in which all else stays as it is, and so do latents and s
 
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch import nn
 from aeic_lightning.checkpoints.checkpoint import load_aeic
 from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
-from aeic_lightning.images import to_uint8
+from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.metrics.quality import ImageQuality
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.decoder.denoiser import Denoiser
@@ -67,24 +68,19 @@ def with_new_denoiser(model: AEIC) -> None:
 @torch.no_grad()
 def table(model: AEIC, folder: str, limit: int, level: float | None) -> str:
     """Quality with and without l_0, and the size of the hidden states."""
-    images = open_images(folder)
+    images = open_images(folder, (256, 256))
     quality = ImageQuality(lpips=["lite0", "lite2"], dists=["lite2"])
     rows: dict[str, list[dict[str, Any]]] = {"l_0 + l_res": [], "l_res alone": []}
     squares: list[list[float]] = []
     decoder = model.decoder
-    for name in images.names[:limit]:
-        x = torch.from_numpy(images.files.read(images.names.index(name))).permute(2, 0, 1)
-        top, left = ((size - min(size, 256)) // 2 for size in x.shape[1:])
-        x = x[:, top : top + 256, left : left + 256]
-        codec = model.codec(x[None] / 127.5 - 1, level)
+    for name, x in islice(images, limit):
+        codec = model.codec(from_uint8(x)[None], level)
         l_0, hidden = decoder.denoiser(codec.l_T)
         squares.append([float(h.square().mean()) for h in (codec.l_T, codec.l_res, l_0, *hidden)])
         for key, latents in (("l_0 + l_res", l_0 + codec.l_res), ("l_res alone", codec.l_res)):
             x_hat = decoder.vae(latents).clamp(-1, 1)[0, :, : x.shape[1], : x.shape[2]]
             rows[key].append(quality.row(name, x, to_uint8(x_hat), float(codec.bits_y + codec.bits_z), None))
-    metrics = [
-        m for m in ("bpp_estimate", "psnr", "lpips_lite0", "lpips_lite2", "dists_lite2") if m in rows["l_res alone"][0]
-    ]
+    metrics = ("bpp_estimate", "psnr", "lpips_lite0", "lpips_lite2", "dists_lite2")
     lines = ["| painted | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for key, found in rows.items():
         means = [sum(row[metric] for row in found) / len(found) for metric in metrics]
