@@ -79,10 +79,15 @@ class Pair:
 
     A view, and a network's features of it, are computed when they are first asked for, and kept as long as the pair:
     those of `x_hat` with their graph, those of `x` without one.
+
+    Args:
+        x_hat, x: as above.
+        maps_of_x: the features of `x` that pairs of the same images share; filled as they are computed.
     """
 
-    def __init__(self, x_hat: Tensor, x: Tensor) -> None:
+    def __init__(self, x_hat: Tensor, x: Tensor, maps_of_x: dict[Hashable, list[Tensor]] | None = None) -> None:
         self.x_hat, self.x = x_hat, x.detach()
+        self.maps_of_x = {} if maps_of_x is None else maps_of_x
         self.views: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self.known: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
         self.part_of: tuple[Pair, Tensor] | None = None
@@ -112,9 +117,11 @@ class Pair:
 
     def _computed(self, network: Backbone, view: View) -> tuple[list[Tensor], list[Tensor]]:
         x_hat, x = self.seen(view)
-        maps_hat = network.features(x_hat)
-        with torch.no_grad():
-            return maps_hat, network.features(x)
+        maps_hat, key = network.features(x_hat), (network.key, view)
+        if key not in self.maps_of_x:
+            with torch.no_grad():
+                self.maps_of_x[key] = network.features(x)
+        return maps_hat, self.maps_of_x[key]
 
     def _of_larger(self, key: Hashable) -> tuple[list[Tensor], list[Tensor]] | None:
         if self.part_of is None or key not in self.part_of[0].known:

@@ -1,7 +1,7 @@
 """The metrics of one image, on the 8-bit images that a file would hold: one place for callbacks and commands."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8
-from aeic_lightning.metrics.features import DISTS, LPIPS, ClassAgreement
+from aeic_lightning.metrics.features import DISTS, LPIPS, ClassAgreement, Distance, Pair
 from aeic_lightning.metrics.patches import network_digest
 from aeic_lightning.metrics.pixels import MS_SSIM_SMALLEST_SIDE, bits_per_pixel, ms_ssim, ms_ssim_fits, psnr
 from aeic_lightning.metrics.table import read_metrics
@@ -54,6 +54,7 @@ class ImageQuality:
             self.own_built = {own.metric.name: own.build() for own in self.own}
         self.networks = [network for network, _ in built]
         self.backbones = {network.name: backbone for network, backbone in built}
+        self.last_original: tuple[Tensor, dict[Hashable, list[Tensor]]] | None = None
 
     def to(self, device: torch.device | str) -> "ImageQuality":
         """Where the networks compute."""
@@ -90,8 +91,10 @@ class ImageQuality:
         if self.ms_ssim and ms_ssim_fits(height, width):
             row["ms_ssim"] = ms_ssim(x8_hat, x8).item()
         original, reconstruction = from_uint8(x8), from_uint8(x8_hat)
+        pair = Pair(reconstruction, original, self._maps_of(x))
         for network in self.networks:
-            row[network.name] = network(reconstruction, original).item()
+            value = network.compare(pair) if isinstance(network, Distance) else network(reconstruction, original)
+            row[network.name] = value.item()
         for metric, function in self.own_built.items():
             if (given := function(reconstruction, original)) is None:
                 continue
@@ -100,6 +103,13 @@ class ImageQuality:
                 raise UserError(f"metric {metric} gives {tuple(value.shape)} for one image; it must give one number")
             row[metric] = float(value)
         return row
+
+    def _maps_of(self, x: Tensor) -> dict[Hashable, list[Tensor]]:
+        """Where the features of the original go: an image is often measured at several rates, one after another."""
+        known = self.last_original
+        if known is None or known[0].device != x.device or not torch.equal(known[0], x):
+            known = self.last_original = x.clone(), {}
+        return known[1]
 
     @cached_property
     def info(self) -> dict[str, dict[str, Any]]:
