@@ -93,8 +93,9 @@ class ImageQuality:
         original, reconstruction = from_uint8(x8), from_uint8(x8_hat)
         pair = Pair(reconstruction, original, self._maps_of(x))
         for network in self.networks:
+            metric = network.name
             value = network.compare(pair) if isinstance(network, Distance) else network(reconstruction, original)
-            row[network.name] = value.item()
+            row[metric] = value.item()
         for metric, function in self.own_built.items():
             if (given := function(reconstruction, original)) is None:
                 continue
