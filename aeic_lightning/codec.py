@@ -227,9 +227,10 @@ class Codec(
     def _save_pretrained(self, save_directory: Path) -> None:
         self.write(save_directory, save_directory.name, self._dtype)
 
-    def write(self, folder: Path, name: str, dtype: str = "float16") -> None:
+    def write(self, folder: Path, name: str, dtype: str = "float16", shares: str | None = None) -> None:
         """`save_pretrained` into a folder that is there, with a model card headed `name`.
 
+        What equals the parts of the shipped model `shares` is left out, and taken from there when the folder is read.
         The source of an encoder that is not this package's is copied beside the weights, into `sources/`.
         """
         config = {
@@ -240,11 +241,11 @@ class Codec(
         }
         if self.objective:
             config["objective"] = self.objective
-        write_weights(folder, config, self.model.state_dict(), dtype)
+        write_weights(folder, config, self.model.state_dict(), dtype, shares)
         copy_sources(own_sources(config["model_config"]), folder / SOURCES)
         # The fingerprint of what was written, whose values are rounded.
         stored = type(self).from_pretrained(folder)
-        write_weights(folder, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict(), dtype)
+        write_weights(folder, config | {"fingerprint": stored.fingerprint}, stored.model.state_dict(), dtype, shares)
         if stored.fingerprint != self.fingerprint:
             print(
                 f"{folder}: values of 16 bits are another codec ({stored.fingerprint[:16]}) than this one "

@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--realistic", metavar="CKPT",
                         help="with --weights: a checkpoint that moved the decoder alone, for "
                         "`decompress --realism`")  # fmt: skip
+    parser.add_argument("--shares", metavar="MODEL",
+                        help="with --weights: a shipped model; what equals its parts is not stored again")  # fmt: skip
     parser.add_argument("--realism", type=float, metavar="R",
                         help="of the pictures of the ONNX receive half, from 0 (default) to 1")  # fmt: skip
     parser.add_argument("--runtime", type=Path, metavar="FILE.tgz",
@@ -61,6 +63,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--card and --results go with --weights: ONNX folders have no card")
     if args.realistic and not args.weights:
         raise UserError("--realistic goes with --weights; an ONNX folder of the result takes --realism")
+    if args.shares and not args.weights:
+        raise UserError("--shares goes with --weights; the other forms hold all that they need")
     if args.realism is not None and (args.weights or args.base or args.c or args.web):
         raise UserError("--realism is of ONNX folders; a folder of --weights keeps both decoders")
     if args.runtime and not args.web:
@@ -157,7 +161,7 @@ def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
         codec = Codec(model, card=codec.card, objective=codec.objective)
     codec.card = card(args.checkpoint, codec.card, args.card, args.results, Path(args.out).name)
     codec.objective = codec.objective or objective(args.checkpoint)
-    return lambda folder: codec.write(folder, Path(args.out).name)
+    return lambda folder: codec.write(folder, Path(args.out).name, shares=args.shares)
 
 
 def _base(args: argparse.Namespace) -> Callable[[Path], None]:
