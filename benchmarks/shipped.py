@@ -9,7 +9,7 @@ with Lanczos or a trained network. All metrics are of the pictures that the file
 
 Images are measured one by one, in an order whose every beginning is spread over the set, and kept in `--work`. A run
 that was stopped goes on there, and a codec or rate that is added later is measured alone. Written are, of all images
-with every codec and rate: `results.json` and `.csv` (one row per image), `table.md` and `crops.png`.
+with every codec and rate: `results.json` and `.csv` (one row per image), `table.md`, `crops.png` and `curves.svg`.
 """
 
 import argparse
@@ -34,8 +34,10 @@ from aeic_lightning.provenance import command_line
 from aeic_lightning.study.anchors import Anchor, decoded, find_file, library, open_search, over_target_notes
 from aeic_lightning.study.evaluate import Checkpoint, RatePoint
 from aeic_lightning.study.measurement import Images, Measurement, Sample, open_images
+from aeic_lightning.study.paper_points import IMAGES, published
 from aeic_lightning.study.results import Label, Result, with_part_in_training, write_results
 from aeic_lightning.study.run_description import seen_in_training
+from benchmarks.shipped_curves import curves
 from benchmarks.shipped_page import crops, page
 from benchmarks.shipped_store import Measured, Store, centre, digest, spread
 
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="networks of LPIPS and DISTS: lite0, lite2, hed, alex, vgg (default: three)")  # fmt: skip
     parser.add_argument("--apart", nargs="+", default=[], metavar="FOLDER", help="folders below --images that get a "
                         "table of their own, apart from the others")  # fmt: skip
+    parser.add_argument("--published", choices=list(IMAGES), help="what the images are, for the points that others "
+                        "published of them, in the curves")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="measure the first N images of the spread order alone")
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no further image after M minutes (0: write "
                         "the tables of what was measured)")  # fmt: skip
@@ -130,6 +134,8 @@ def write(args: argparse.Namespace, benchmark: "Benchmark", complete: list[Measu
     found = next(iter(sections.values()))[rate]
     sheet = crops(rate, complete, [(result.labels["codec"], result) for result in found])
     write_whole(args.out / "crops.png", png(sheet))
+    others = published(dataset=args.published) if args.published else []
+    write_whole(args.out / "curves.svg", curves(next(iter(sections.values())), others))
     print(f"\n{text}")
 
 

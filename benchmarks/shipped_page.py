@@ -99,7 +99,7 @@ def best(by_rate: ByRate, models: int) -> list[str]:
             if rival is None:
                 cells.append("-")
                 continue
-            value, mine = _value(rival, metric.name), _value(found[0], metric.name)
+            value, mine = value_of(rival, metric.name), value_of(found[0], metric.name)
             text = f"{called(rival)} {_number(metric.name, value)}"
             cells.append(f"**{text}**" if (mine > value if metric.higher else mine < value) else text)
         lines.append(f"| {rate:g} | {called(pick) if pick else '-'} | " + " | ".join(cells) + " |")
@@ -107,10 +107,10 @@ def best(by_rate: ByRate, models: int) -> list[str]:
 
 
 def _best(rivals: Sequence[Result], metric: Metric) -> Result | None:
-    known = [rival for rival in rivals if not np.isnan(_value(rival, metric.name))]
+    known = [rival for rival in rivals if not np.isnan(value_of(rival, metric.name))]
     if not known:
         return None
-    return (max if metric.higher else min)(known, key=lambda rival: _value(rival, metric.name))
+    return (max if metric.higher else min)(known, key=lambda rival: value_of(rival, metric.name))
 
 
 def differences(by_rate: ByRate, models: int) -> list[str]:
@@ -135,7 +135,7 @@ def differences(by_rate: ByRate, models: int) -> list[str]:
 def _difference(ours: Result, other: Result, metric: Metric) -> str:
     name = metric.name
     if name in ours.set_metrics:
-        value = _value(other, name) - _value(ours, name)
+        value = value_of(other, name) - value_of(ours, name)
         return "-" if np.isnan(value) else _signed(name, value)
     values = column(other, name) - column(ours, name)
     if np.isnan(values).any():
@@ -158,13 +158,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _value(result: Result, name: str) -> float:
+def value_of(result: Result, name: str) -> float:
+    """A metric of a result: the mean over its images, or that of the whole set; NaN where there is none."""
     value: Any = result.set_metrics[name]["value"] if name in result.set_metrics else column(result, name).mean()
     return np.nan if value is None else float(value)
 
 
 def _cell(result: Result, name: str) -> str:
-    mean = _value(result, name)
+    mean = value_of(result, name)
     if np.isnan(mean) or name in result.set_metrics:
         return "-" if np.isnan(mean) else _number(name, mean)
     low, high = interval(column(result, name))

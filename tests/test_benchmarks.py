@@ -155,6 +155,10 @@ def test_models_beside_their_rivals_go_on_where_they_stopped(tmp_path, capsys, m
     assert {"psnr", "ssimulacra2", "lpips_lite2", "same_class_lite2"} <= measured
     assert all(measured <= {name.strip(" |") for name in names} for names in columns), "no table leaves one out"
     assert Image.open(tmp_path / "out" / "crops.png").width == 5 * (CROP + 4)
+    assert "AEIC-SE, as published" not in (tmp_path / "out" / "curves.svg").read_text()
+    results(*codecs, "--bpp", "1", "2", "--published", "Kodak")
+    drawn = (tmp_path / "out" / "curves.svg").read_text()
+    assert all(f">{name}<" in drawn for name in ("mine.ckpt", "WebP 1/2", "AEIC-SE, as published"))
     assert shipped.main([*words, "jpeg", "--bpp", "1", "--shrink", "64"]) == 2
     assert "holds rows of other shrink: remove it, or give another folder with --work" in capsys.readouterr().err
 
