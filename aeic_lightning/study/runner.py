@@ -98,18 +98,30 @@ def _check_runs(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
 def check_unchanged(run: Run, settings: dict[str, Any]) -> None:
     """Raise UserError for a run that has trained with other settings: it would be taken for what it is not.
 
-    A run without a checkpoint begins anew, so its settings may be corrected.
+    A run without a checkpoint begins anew, so its settings may be corrected. A study whose folder was moved is the same.
     """
     record = run.folder / SETTINGS
     if not record.is_file() or not run.has_trained:
         return
-    before, now = flat(json.loads(record.read_text())), flat(json.loads(json.dumps(settings)))
+    before, now = _moved(flat(json.loads(record.read_text())), run), flat(json.loads(json.dumps(settings)))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise UserError(
                 f"{run.folder} was begun with {key} = {before.get(key)}, the sweep now says {now.get(key)}; "
                 "remove the folder, or give the sweep another root (--vars.root=DIR)"
             )
+
+
+def _moved(before: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The settings with the folder of all runs where it lies now."""
+    folder = str(before.get("trainer.default_root_dir"))
+    if not folder.endswith(f"/{run.name}"):
+        return before
+    was, lies = folder.removesuffix(run.name), str(run.folder).removesuffix(run.name)
+    return {
+        key: lies + value.removeprefix(was) if isinstance(value, str) and value.startswith(was) else value
+        for key, value in before.items()
+    }
 
 
 # ---------------------------------------------------------------------- the sweep

@@ -1,6 +1,7 @@
 """Sweeps: order, what is done, what failed, what is missing."""
 
 import json
+import shutil
 import re
 import sys
 import time
@@ -121,6 +122,23 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_run(tmp_path, capfd):
     assert main(["sweep", "--config", str(file), "--dry-run"]) == 0
     assert main(changed) == 2
     assert "was begun with trainer.max_steps = 1, the sweep now says 2" in capfd.readouterr().err
+
+
+def test_a_study_goes_on_where_its_folder_was_moved_to(tmp_path, capfd):
+    text = "vars: {name: '', steps: 1}\ntrainer: {default_root_dir: '%s/${vars.name}', max_steps: '${vars.steps}'}"
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.yaml").write_text(text % (tmp_path / place / "runs"))
+        write(tmp_path / place, "- {name: a, config: a.yaml, set: {vars.name: a}}")
+    (run,) = read_sweep(tmp_path / "here" / "sweep.yaml", []).runs
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / SETTINGS).write_text(json.dumps(run.resolved()))
+    (run.folder / "checkpoints" / "last.ckpt").touch()
+    shutil.move(tmp_path / "here" / "runs", tmp_path / "there" / "runs")
+    words = ["sweep", "--config", str(tmp_path / "there" / "sweep.yaml"), "--dry-run"]
+    assert main(words) == 0
+    assert main([*words, "--set.vars.steps=2"]) == 2
+    assert "was begun with trainer.max_steps = 1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("held", [LOCK, f"{FIT}.lock"], ids=["by a job of the sweep", "by the run"])
