@@ -98,7 +98,7 @@ def _check_runs(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
 def check_unchanged(run: Run, settings: dict[str, Any]) -> None:
     """Raise UserError for a run that has trained with other settings: it would be taken for what it is not.
 
-    A run without a checkpoint begins anew, so its settings may be corrected. A study whose folder was moved is the same.
+    A run without a checkpoint begins anew, so its settings may be corrected. A study may have been moved elsewhere.
     """
     record = run.folder / SETTINGS
     if not record.is_file() or not run.has_trained:

@@ -1,8 +1,8 @@
 """Sweeps: order, what is done, what failed, what is missing."""
 
 import json
-import shutil
 import re
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
