@@ -172,7 +172,7 @@ def test_labels_of_configs_answer_claims(tmp_path):
     sweep_of(tmp_path, runs, [deep], ["report.against=[{reference: {arm: a, depth: 1}}]"])
 
 
-@pytest.mark.parametrize("name", ["distillation", "distillation_encoders"])
+@pytest.mark.parametrize("name", ["distillation", "distillation_encoders", "ladder"])
 def test_the_claims_of_the_shipped_studies_are_about_their_runs(name):
     """Each of two curves, of whose runs no other setting differs than seed, paths and rate."""
     sweep = read_sweep(SWEEPS / f"{name}.yaml", ["report.evaluate.images.kodak=null"])
