@@ -73,6 +73,9 @@ class TapTerm(Term):
     """Whether the student's taps pass a learnable 1x1 convolution, one per tap, to the teacher's channels first. It
     starts as the identity as far as the widths allow."""
 
+    by_channel = False
+    """Whether the distance compares channel with channel, so that both taps need as many."""
+
     sees_scale = True
     """Whether the distance depends on the scale of a tap as a whole; `normalise` is refused where it does not."""
 
@@ -128,6 +131,11 @@ class TapTerm(Term):
                     f"{other.name!r} one for {other.stride} in the teacher; take taps of the same stride"
                 )
             if not self.projects:
+                if self.by_channel and tap.channels != other.channels:
+                    raise UserError(
+                        f"distillation: tap {match.tap!r} has {tap.channels} channels in the student and "
+                        f"{other.channels} in the teacher; leave out projects: false"
+                    )
                 continue
             projection = nn.Conv2d(tap.channels, other.channels, 1)
             nn.init.dirac_(projection.weight)
@@ -188,7 +196,20 @@ class FeatureDistillation(TapTerm):
     Args:
         side: `encoder` (L_enc) or `decoder` (L_dec).
         taps: see `TapTerm`.
+        projects: whether f is there. Without it a tap has to become the teacher's own, which a receiver that stays as it
+            is needs: f is free to undo a scale that this receiver does not, and no other term may hold it.
     """
+
+    by_channel = True
+
+    def __init__(
+        self,
+        side: Side | None = None,
+        taps: Sequence[TapMatch | dict[str, Any] | str] | None = None,
+        projects: bool = True,
+    ) -> None:
+        super().__init__(side, taps)
+        self.projects = projects
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(student, teacher)
