@@ -95,3 +95,17 @@ def test_by_name_each_trains_the_student_and_is_logged_by_side(codec_config, dec
         assert len(losses) == (len(student.taps) if name == "cosine" else len(taps)), name
     assert len(objective.terms["cosine"].projections) == len(student.taps)
     assert not list(objective.terms["relational"].parameters())
+
+
+def test_without_projections_a_tap_has_to_become_the_teachers(codec_config, decoder_config):
+    student, teacher = AEIC(codec_config, decoder_config), AEIC(codec_config, decoder_config).eval()
+    objective = Objective({"L_enc": {"weight": 1.0, "taps": ["y"], "projects": False}})
+    objective.bind(student, teacher)
+    assert not list(objective.terms["L_enc"].parameters())
+    y = torch.randn(2, 16, 3, 4)
+    for factor, expected in ((1.0, 0.0), (2.0, y.square().mean().item())):
+        total, _ = objective.terms["L_enc"]({}, SimpleNamespace(taps={"y": factor * y}), {"y": y})
+        assert total.item() == pytest.approx(expected, rel=1e-6)
+    narrow = AEIC(CodecConfig(**vars(codec_config) | {"widths": [8, 8, 8, 16, 16]}), decoder_config)
+    with pytest.raises(UserError, match="'y' has 16 channels in the student and 32 in the teacher"):
+        Objective({"L_enc": {"weight": 1.0, "taps": ["y"], "projects": False}}).bind(narrow, teacher)
