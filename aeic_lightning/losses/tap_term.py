@@ -196,8 +196,8 @@ class FeatureDistillation(TapTerm):
     Args:
         side: `encoder` (L_enc) or `decoder` (L_dec).
         taps: see `TapTerm`.
-        projects: whether f is there. Without it a tap has to become the teacher's own, which a receiver that stays as it
-            is needs: f is free to undo a scale that this receiver does not, and no other term may hold it.
+        projects: whether f is there. Without it a tap has to become the teacher's own, which a receiver that stays as
+            it is needs: f is free to undo a scale that this receiver does not, and no other term may hold it.
     """
 
     by_channel = True
