@@ -56,8 +56,13 @@ def _explanation(first: Result) -> list[str]:
         f"In the loss of {ours}, or on its network: {', '.join(trained) or 'nothing'}. Held out: all others. `hed` is "
         "a VGG16 that was trained on for edges after ImageNet, with equal weights for all channels: another family "
         "than EfficientNet, and not the published LPIPS or DISTS. FID and KID (here x 1000) are of few patches: "
-        "compare them within this table alone.",
+        "compare them within this table alone."
+        + (f" text_legibility is of the {text} images that have text." if (text := _with_text(first)) else ""),
     ]
+
+
+def _with_text(result: Result) -> int:
+    return len(present(column(result, "text_legibility")))
 
 
 def table(by_rate: ByRate) -> list[str]:
@@ -137,8 +142,8 @@ def _difference(ours: Result, other: Result, metric: Metric) -> str:
     if name in ours.set_metrics:
         value = value_of(other, name) - value_of(ours, name)
         return "-" if np.isnan(value) else _signed(name, value)
-    values = column(other, name) - column(ours, name)
-    if np.isnan(values).any():
+    values = present(column(other, name) - column(ours, name))
+    if not len(values):
         return "-"
     low, high = interval(values)
     text = f"{_signed(name, values.mean())} ({_signed(name, low)} to {_signed(name, high)})"
@@ -148,6 +153,11 @@ def _difference(ours: Result, other: Result, metric: Metric) -> str:
 def column(result: Result, name: str) -> np.ndarray:
     """A metric of every image, in the order of their names; NaN where it has none, as MS-SSIM of a small image."""
     return np.array([row.get(name, np.nan) for row in sorted(result.images, key=lambda row: row["name"])], dtype=float)
+
+
+def present(values: np.ndarray) -> np.ndarray:
+    """Those of the images that have the metric: the same ones for every codec, since that depends on the original."""
+    return values[~np.isnan(values)]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -160,20 +170,31 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def value_of(result: Result, name: str) -> float:
     """A metric of a result: the mean over its images, or that of the whole set; NaN where there is none."""
-    value: Any = result.set_metrics[name]["value"] if name in result.set_metrics else column(result, name).mean()
-    return np.nan if value is None else float(value)
+    if name in result.set_metrics:
+        value: Any = result.set_metrics[name]["value"]
+        return np.nan if value is None else float(value)
+    values = present(column(result, name))
+    return float(values.mean()) if len(values) else np.nan
 
 
 def _cell(result: Result, name: str) -> str:
     mean = value_of(result, name)
     if np.isnan(mean) or name in result.set_metrics:
         return "-" if np.isnan(mean) else _number(name, mean)
-    low, high = interval(column(result, name))
+    low, high = interval(present(column(result, name)))
     return f"{_number(name, mean)} ± {_number(name, (high - low) / 2)}"
 
 
 def _number(name: str, value: float) -> str:
-    digits = {"psnr": 2, "bpp": 4, "ssimulacra2": 1, "same_class_lite2": 2, "fid_lite2": 1, "kid_lite2": 1}
+    digits = {
+        "psnr": 2,
+        "bpp": 4,
+        "ssimulacra2": 1,
+        "same_class_lite2": 2,
+        "text_legibility": 2,
+        "fid_lite2": 1,
+        "kid_lite2": 1,
+    }
     return f"{value * _factor(name):.{digits.get(name, 2 if name in TIMES else 3)}f}"
 
 

@@ -202,6 +202,16 @@ def test_groups_have_tables_of_their_own(tmp_path):
     ]
 
 
+def test_a_metric_that_some_images_have_is_of_those():
+    values = {"ms_ssim": [math.nan, 0.5], "text_legibility": [math.nan, 0.5]}
+    found = [outcome("ours", 1000, **values), outcome("avif/2", 1000, **values | {"ms_ssim": [math.nan, 0.25]})]
+    text = shipped_page.page("2 images", {"": {0.06: found}}, 1)
+    assert "text_legibility is of the 1 images that have text" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| 0.06 |")]
+    assert [row[4] for row in rows[:2]] == ["0.500 ± 0.000", "0.250 ± 0.000"]
+    assert "| 0.06 | AVIF 1/2 | 1.00x | **-0.250 (-0.250 to -0.250)** |" in text
+
+
 def test_several_images_a_pass(capsys):
     assert batch.main(["--sizes", "64", "--count", "2", "--repeats", "1"]) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
