@@ -33,9 +33,11 @@ MORE = 1.02
 """Mean bytes beyond this, relative to the model's, are marked."""
 COLUMNS = {
     "psnr": ("PSNR (dB)", 2),
-    "ms_ssim": ("MS-SSIM", 3),
+    "ssimulacra2": ("SSIMULACRA2", 1),
     "lpips_lite2": ("LPIPS, Lite2", 3),
+    "lpips_hed": ("LPIPS, HED", 3),
     "dists_lite2": ("DISTS, Lite2", 3),
+    "dists_hed": ("DISTS, HED", 3),
 }
 
 
@@ -180,13 +182,14 @@ def with_table(readme: str, results: Sequence[Result], bpp: float) -> str:
 
 
 def table(results: Sequence[Result], bpp: float) -> list[str]:
-    """A row per codec at a rate, with 95 % intervals over images, then what the marks mean."""
+    """A row per codec at a rate, with 95 % intervals over images, then what the marks mean; marked rows come last."""
     found = [result for result in results if str(result.labels["target"]).endswith((f"{bpp:g}", f" {bpp:g} bpp"))]
     ours = float(column(found[0], "bytes").mean())
     lines = ["| codec | bytes a file | bpp | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
     lines += ["|---" * (len(COLUMNS) + 3) + "|"]
-    for result in found:
-        size = float(column(result, "bytes").mean())
+    sizes = {id(result): float(column(result, "bytes").mean()) for result in found}
+    for result in sorted(found, key=lambda result: sizes[id(result)] > MORE * ours):
+        size = sizes[id(result)]
         marked = size > MORE * ours
         cells = [f"{size:,.0f}{f' ({size / ours:.1f}x)' if marked else ''}", f"{column(result, 'bpp').mean():.4f}"]
         for name, (_, digits) in COLUMNS.items():
