@@ -367,8 +367,16 @@ TERMS = {
         "updates": SECOND_PLAYER["updates"],
         "form": Change("released"),
     },
-    "L_enc": {"side": Change("decoder"), "taps": Change(["y"])},
-    "L_dec": {"side": Change("encoder"), "taps": Change(["h_0"])},
+    "L_enc": {
+        "side": Change("decoder"),
+        "taps": Change(["y"]),
+        "projects": Change(False, {"taps": ["y"]}, refused="channels in the student"),
+    },
+    "L_dec": {
+        "side": Change("encoder"),
+        "taps": Change(["h_0"]),
+        "projects": Change(False, {"taps": ["h_0"]}),
+    },
     "cosine": {"side": Change("decoder"), "taps": Change(["y"])},
     "attention": {"side": Change("decoder"), "taps": Change(["y"])},
     "relational": {

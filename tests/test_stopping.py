@@ -47,8 +47,8 @@ def test_export_leaves_no_half_of_a_folder(number, tmp_path, monkeypatch):
     save(random_model(CodecConfig([8, 8, 16, 16, 32], [1] * 5, **SIZES, **WIDTHS)), tmp_path / "last.ckpt")
     write = Codec.write
 
-    def interrupted(codec, folder, name):
-        write(codec, folder, name)
+    def interrupted(codec, folder, name, **options):
+        write(codec, folder, name, **options)
         assert (folder / "model.safetensors").is_file()
         os.kill(os.getpid(), number)
 
