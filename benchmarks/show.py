@@ -184,12 +184,11 @@ def with_table(readme: str, results: Sequence[Result], bpp: float) -> str:
 def table(results: Sequence[Result], bpp: float) -> list[str]:
     """A row per codec at a rate, with 95 % intervals over images, then what the marks mean; marked rows come last."""
     found = [result for result in results if str(result.labels["target"]).endswith((f"{bpp:g}", f" {bpp:g} bpp"))]
-    ours = float(column(found[0], "bytes").mean())
+    sizes = [float(column(result, "bytes").mean()) for result in found]
+    ours = sizes[0]
     lines = ["| codec | bytes a file | bpp | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
     lines += ["|---" * (len(COLUMNS) + 3) + "|"]
-    sizes = {id(result): float(column(result, "bytes").mean()) for result in found}
-    for result in sorted(found, key=lambda result: sizes[id(result)] > MORE * ours):
-        size = sizes[id(result)]
+    for size, result in sorted(zip(sizes, found, strict=True), key=lambda row: row[0] > MORE * ours):
         marked = size > MORE * ours
         cells = [f"{size:,.0f}{f' ({size / ours:.1f}x)' if marked else ''}", f"{column(result, 'bpp').mean():.4f}"]
         for name, (_, digits) in COLUMNS.items():
