@@ -156,7 +156,10 @@ def _verdict(rate: BDRate, seeds: int | None, needs: Needs) -> tuple[str, str]:
     else:
         low, high = interval
         verdict = "holds" if high < 0 else "does not hold" if low > 0 else "not shown"
-        said = f"{figures} (95 % interval {between}; {over}).{refused}"
+        half = (high - low) / 2
+        least = f"{half:.1f} %" if rate.percent is not None else metric.difference(half).lstrip("+")
+        told = f" The smallest effect that could have been told is about {least}." if verdict == "not shown" else ""
+        said = f"{figures} (95 % interval {between}; {over}).{told}{refused}"
     others = {kind: p for kind, p in rate.by_interpolator.items() if kind == "akima" and p * (rate.percent or 0) < 0}
     if verdict in ("holds", "does not hold") and others:
         return "not shown", f"{said} By Akima it is {others['akima']:+.1f} %: the sign depends on the interpolator."

@@ -87,7 +87,7 @@ COMPARISONS = {
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
 REPORT_KEYS = {
     *("out", "title", "arms", "images", "select", "against", "metrics", "files", "evaluate", "max_images"),
-    *("claims", "optional_claims", "min_images", "min_seeds"),
+    *("claims", "optional_claims", "headline", "min_images", "min_seeds"),
 }
 COMPARE_KEYS = {"runs", "out", "by", "models", "bpp"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}

@@ -331,6 +331,7 @@ def _report(sweep: Sweep) -> None:
     said = write_report(
         study.with_more(read_results(wanted.get("files") or [])), out / "index.html", words,
         title=wanted.get("title", "Rate, distortion and perception"), answered=answered, command=command_line(),
+        headline=wanted.get("headline", 1),
         max_images=wanted.get("max_images", 6), resamples=RESAMPLES,
         arms=wanted.get("arms"), images=image_set_words(wanted, paths), root=sweep.root if sweep.halves else None,
     )  # fmt: skip

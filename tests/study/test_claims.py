@@ -46,6 +46,28 @@ def test_verdict(monkeypatch, percent, interval, verdict):
 
 
 @pytest.mark.parametrize(
+    ("rate", "least"),
+    [
+        (BDRate("none", "enc", "psnr", 3.0, (-1.0, 5.0), images=24), "3.0 %"),
+        (BDRate("none", "enc", "psnr", 3.0, (1.0, 5.0), images=24), None),
+        (
+            BDRate(
+                "none", "enc", "psnr", None, None, reason="why", equal_bits=BDQuality(0.1, (-0.1, 0.3), 0.4, 24, (3, 3))
+            ),
+            "0.20",
+        ),
+    ],
+)
+def test_what_is_not_shown_says_which_effect_would_have_been(monkeypatch, rate, least):
+    """Half of the interval: an effect as large would have left 0 outside."""
+    monkeypatch.setattr(Study, "rates", lambda *_, **__: [rate])
+    curves = [FakeCurve(arm="none"), FakeCurve(arm="enc")]
+    (answer,) = answers(Study(), [Claim("It", {"arm": "enc"}, {"arm": "none"}, "psnr")], curves)
+    assert ("smallest effect" in answer.reason) == (least is not None)
+    assert f" is about {least}." in answer.reason or least is None
+
+
+@pytest.mark.parametrize(
     ("images", "seeds", "needs", "verdict"),
     [
         (MIN_IMAGES, MIN_SEEDS, Needs(), "holds"),

@@ -1,11 +1,13 @@
 """Gain against updates: rates that are a known share of others at every quality."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aeic_lightning.metrics.table import find_metric
+from aeic_lightning.study.claims import Claim, Needs, answers_by_set
 from aeic_lightning.study.report.gains import gains
 from aeic_lightning.study.report.page import write_report
 from aeic_lightning.study.study import Study
@@ -67,4 +69,18 @@ def test_the_page_shows_it(tmp_path):
     text = " ".join((tmp_path / "index.html").read_text().split())
     assert "<h2>Gain against updates</h2>" in text
     assert "<td>-20.0</td>" in text
+    assert text.index('id="gains"') < text.index("<nav "), "the plot stands above all else"
     assert "after 100 updates." in text
+
+
+def test_the_headline_holds_as_many_claims_as_were_asked_for(tmp_path):
+    said = [
+        Claim(f"{arm} saves bits", {"arm": arm, "rung": 100}, {"arm": "none", "rung": 100}) for arm in ("enc", "dec")
+    ]
+    answered = answers_by_set(Study(ladder()), [*said, replace(said[0], says="once more")], 20, Needs(images=1))
+    for headline in (1, 2, 3):
+        write_report(Study(ladder()), tmp_path / "index.html", resamples=20, answered=answered, headline=headline)
+        text = (tmp_path / "index.html").read_text()
+        leads = re.findall(r'<p class="lead">(.*?):', text)
+        assert leads == ["Enc saves bits", "Dec saves bits", "Once more"][:headline]
+        assert ('<table class="claims">' in text) == (headline < 3)

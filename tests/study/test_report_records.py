@@ -7,8 +7,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.study.claims import Claim
 from aeic_lightning.study.report.page import flatten
-from aeic_lightning.study.report.sections import Pictures, tap_losses
+from aeic_lightning.study.report.sections import Pictures, _telling, tap_losses
+from aeic_lightning.study.results import Result
 
 
 def test_pairs_and_callbacks_are_named():
@@ -55,3 +57,23 @@ def test_pictures_are_recompressed_only_where_they_must(tmp_path):
     impossible.add(tmp_path / "0.png")
     with pytest.raises(UserError, match="do not fit"):
         impossible.embed()
+
+
+def test_the_slider_opens_on_the_teacher_and_the_best_student_at_low_rates():
+    claim = Claim("It", {"arm": "enc"}, {"arm": "none"}, "lpips_lite2")
+
+    def result(arm: str, bpp: float, lpips: float) -> Result:
+        return Result(arm, "run", {"arm": arm}, {}, images=[{"name": "a", "bpp": bpp, "lpips_lite2": lpips}])
+
+    students = [
+        result("none", 0.045, 1.3),
+        result("enc", 0.05, 1.1),
+        result("enc", 0.09, 0.9),
+        result("none", 0.089, 1.2),
+    ]
+    teachers = [result("teacher", 0.02, 1.2), result("teacher", 0.046, 1.0), result("teacher", 0.08, 0.8)]
+    assert _telling([*students, *teachers], "a", claim) == (5, 1)
+    assert _telling([*students, teachers[0], teachers[2]], "a", claim) == (3, 2), (
+        "no teacher there: what the claim compares"
+    )
+    assert _telling([*students[2:], *teachers], "a", claim) == (1, 0), "no student of that rate there"

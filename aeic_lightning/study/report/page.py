@@ -50,6 +50,7 @@ def write_report(
     *,
     title: str = "Rate, distortion and perception",
     answered: Sequence[tuple[str, Sequence[Answer]]] = (),
+    headline: int = 1,
     max_images: int = 6,
     resamples: int = 1000,
     command: str = "",
@@ -66,6 +67,7 @@ def write_report(
             a curve. Default: the teacher, else the first anchor.
         title: of the page; the question, for a study that has one.
         answered: what the page says first (`answers_by_set`).
+        headline: how many of the claims are said in full above the first plot; the others stand in a table.
         max_images: largest number of images a set that are embedded, with every run's reconstruction.
         resamples: of the BD-rate's bootstrap.
         command: that made the page, for its record.
@@ -97,7 +99,8 @@ def write_report(
     for section, image_set in zip(sections, sets, strict=True):
         section["about"] = (images or {}).get(frozenset(image_set.names))
     known = {str(result.labels.get("arm")) for result in results}
-    first = _first_plot(answered, sections, drawn)
+    ladder = _gains(sets, study, answered, drawn, resamples)
+    first = None if ladder else _first_plot(answered, sections, drawn)
     keys, configs = config_differences(results)
     context = {
         "title": title,
@@ -109,7 +112,8 @@ def write_report(
         "claims": _claims(answered, sections),
         "first_plot": first,
         "candidates": candidates(root, drawn) if root else [],
-        "gains": _gains(sets, study, answered, drawn, resamples),
+        "gains": ladder,
+        "headline": headline,
         "taps": taps(results, drawn),
         "paper": paper(published, drawn),
         "keys": keys,

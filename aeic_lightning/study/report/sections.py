@@ -332,15 +332,36 @@ def comparison(
     return {"images": shown, "available": available} if shown else None
 
 
+LOW_RATES = (0.03, 0.06)
+"""Bits per pixel at which pictures are looked at first: the regime of the paper."""
+NEAR = 1.25
+"""Largest ratio of two files' sizes at which their pictures are shown beside each other as of equal rate."""
+
+
 def _telling(results: Sequence[Result], name: str, claim: Claim | None) -> tuple[int, int] | None:
-    """Places of a claim's reference and test whose files of an image are most alike in size, smallest rates first."""
+    """Places of the two results whose pictures of an image tell most.
+
+    They are a teacher's between 0.03 and 0.06 bpp and the best student's of about the same rate, by the claim's metric.
+    Where there is no such pair, they are of the claim's reference and test, those whose files are most alike in size,
+    smallest rates first.
+    """
     if claim is None:
         return None
     rates: dict[int, float] = {}
+    metrics: dict[int, float] = {}
     for place, result in enumerate(results):
         row = next(row for row in result.images if row["name"] == name)
         if rate := row.get("bpp", row.get("bpp_estimate")):
             rates[place] = rate
+            if (value := row.get(claim.metric)) is not None:
+                metrics[place] = value
+    metric = find_metric(claim.metric)
+    teachers = [place for place in metrics if "teacher" in (results[place].labels.get(key) for key in ("role", "arm"))]
+    low = [place for place in teachers if LOW_RATES[0] <= rates[place] <= LOW_RATES[1]]
+    for teacher in low:
+        near = [p for p in metrics if p not in teachers and 1 / NEAR < rates[p] / rates[teacher] < NEAR]
+        if near and metric:
+            return teacher, (max if metric.higher else min)(near, key=metrics.__getitem__)
     references, tests = (
         [place for place in rates if agree(results[place].labels, labels)] for labels in (claim.reference, claim.test)
     )
