@@ -256,7 +256,7 @@ def test_two_steps_of_other_encoders_in_the_study(tmp_path, photos, monkeypatch)
 
 
 ARMS = ["dec", "frozen_decoder", "scratch", "teacher_longer", "adapter", "adapter_enc", "random_teacher"]
-ARMS += ["paper_none", "paper_enc", "paper_dec", "paper_enc_dec"]
+ARMS += ["paper_none", "paper_enc", "paper_dec", "paper_enc_dec", "latents"]
 
 
 def test_every_arm_is_known_here():
@@ -274,7 +274,7 @@ def adapter_base(made_once):
     return made_once("adapter_base", make) / "base"
 
 
-@pytest.mark.parametrize("name", all_but_few_slow(ARMS, "adapter_enc", "paper_enc_dec"))
+@pytest.mark.parametrize("name", all_but_few_slow(ARMS, "adapter_enc", "paper_enc_dec", "latents"))
 def test_two_steps_of_the_other_arms(trained, tmp_path, on_photos, name, adapter_base):
     words = [f"--vars.base={adapter_base}"] if name.startswith(("adapter", "paper")) else []
     if name == "random_teacher":
@@ -357,7 +357,7 @@ def test_the_depth_study_is_the_whole_grid_with_its_controls():
 def test_every_run_of_a_shipped_sweep_has_an_arm(file, tmp_path):
     """By which TensorBoard's HParams view and the tables tell it from the others."""
     (tmp_path / "a.png").touch()
-    folder = [f"vars.kodak={tmp_path}"] if file.startswith(("distillation", "ladder")) else []
+    folder = [f"vars.kodak={tmp_path}"] if file.startswith(("distillation", "ladder", "micro")) else []
     few = [f"vars.root={tmp_path}", "vars.candidates=2"] if file == "senders.yaml" else []
     for run in read_sweep(SWEEP.with_name(file), folder + few).runs:
         assert run.settings.get("model.init_args.labels.arm"), run.name
