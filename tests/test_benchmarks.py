@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.study.results import Result
-from benchmarks import batch, denoiser, effort, merged, precision, shipped, shipped_page, steps
+from benchmarks import batch, denoiser, effort, instructions, merged, precision, shipped, shipped_page, steps
 from benchmarks.__main__ import main, with_section
 from benchmarks.cuda import SMALL, Clock, measure, write
 from benchmarks.shipped_store import CROP, spread
@@ -296,3 +297,17 @@ def test_a_new_denoiser_leaves_the_pictures_of_l_res_alone(tmp_path, capsys):
     assert head.startswith("| painted | bpp_estimate | psnr |")
     assert with_it.split("|")[2:] == without.split("|")[2:], "it gives nothing yet"
     assert denoiser.main([str(tmp_path / "fresh")]) == 2
+
+
+def test_instructions_of_one_photograph_are_what_two_more_add(tmp_path, monkeypatch, capsys):
+    """A tool in Valgrind's place counts 5 million to start and 8,000 for each time that it is told to code."""
+    tool = tmp_path / "valgrind"
+    tool.write_text('#!/bin/sh\nfor last; do :; done\necho "==1== I   refs:  $((5000000 + 8000 * last))" >&2\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    Image.fromarray(skimage.data.astronaut()[:40, :50]).save(tmp_path / "photo.png")
+    monkeypatch.setattr("sys.argv", ["instructions", str(tmp_path / "photo.png"), "--senders", "webp"])
+    instructions.main()
+    sender, found, held = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert (sender, found) == ("webp", "4")
+    assert 5 < int(held) < 200

@@ -23,6 +23,7 @@ from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.integer import POSITIVE, SIGNED, IntegerConv, integer_gain, log_gains
 from aeic_lightning.models.random_model import random_model, save
+from benchmarks import c_crops
 from tests.bitstream.small import LEVELS
 
 PARTS = "aeic_lightning.models."
@@ -261,6 +262,22 @@ def test_what_has_no_form_in_c_is_refused(model, model_of_levels, tmp_path):
     with pytest.raises(UserError, match="CheckerboardContext"):
         export_c(Bitstream(random_model(grid)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_comparison_over_many_crops_counts_what_differs(model, tmp_path, monkeypatch, capsys):
+    """`benchmarks.c_crops`, without emulators: none differs, and with another model's C some do."""
+    save(model, tmp_path / "micro.ckpt")
+    (tmp_path / "photos").mkdir()
+    for number, pixels in enumerate(pictures(3, 200)):
+        Image.fromarray(np.pad(pixels, ((0, 100), (0, 100), (0, 0)), "wrap")).save(tmp_path / f"photos/{number}.png")
+    monkeypatch.setattr(c_crops, "SENDERS", {"x86-64, cc": ([], "cc")})
+    monkeypatch.setattr(c_crops, "PHOTOS", 3)
+    words = ["c_crops", str(tmp_path / "micro.ckpt"), f"--images={tmp_path / 'photos'}", "--count=20"]
+    monkeypatch.setattr("sys.argv", words)
+    assert c_crops.main() == 0
+    assert "streams that differ: {'x86-64, cc': 0, 'WebAssembly, zig, Node': 0}" in capsys.readouterr().out
+    monkeypatch.setattr(c_crops, "export_c", lambda _, folder: export_c(Bitstream(random_model(micro())), folder))
+    assert c_crops.main() == 1
 
 
 # ---------------------------------------------------------------------- training
