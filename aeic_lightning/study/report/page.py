@@ -67,7 +67,7 @@ def write_report(
             a curve. Default: the teacher, else the first anchor.
         title: of the page; the question, for a study that has one.
         answered: what the page says first (`answers_by_set`).
-        headline: how many of the claims are said in full above the first plot; the others stand in a table.
+        headline: how many of the claims that have an answer are said in full above the first plot; a table has all.
         max_images: largest number of images a set that are embedded, with every run's reconstruction.
         resamples: of the BD-rate's bootstrap.
         command: that made the page, for its record.
@@ -173,7 +173,8 @@ def _claims(answered: Sequence[tuple[str, Sequence[Answer]]], sections: Sequence
     by_letter = [(letters[title], {a.claim.says: a for a in found}) for title, found in answered]
     says = dict.fromkeys(said for _, found in by_letter for said in found)
     rows = [(said, [(letter, found.get(said)) for letter, found in by_letter]) for said in says]
-    return {"sets": [(letters[title], title) for title, _ in answered], "rows": rows}
+    told = [row for row in rows if any(a and a.verdict != "not answered" for _, a in row[1])]
+    return {"sets": [(letters[title], title) for title, _ in answered], "rows": rows, "told": told or rows}
 
 
 def _origin(result: Result) -> dict[str, Any]:
