@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,13 @@ def quality_at(results: Sequence[Result], bpp: float) -> float:
     )
 
 
-def runs_of(results: Sequence[Result], bpp: float) -> tuple[list[Run], list[str]]:
-    """The students' runs by name, and what was left out, in words."""
+def runs_of(results: Sequence[Result], bpp: float) -> tuple[list[Run], dict[str, str]]:
+    """The students' runs by name, and why others have no quality at `bpp`, by name."""
     models: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         labels = result.labels
         models.setdefault((labels.get("arm"), labels.get("teacher"), labels.get("rung")), []).append(result)
-    found, out = [], []
+    found, out = [], {}
     for (arm, teacher, rung), levels in models.items():
         if arm == "teacher" or rung is None:
             continue
@@ -131,15 +131,15 @@ def runs_of(results: Sequence[Result], bpp: float) -> tuple[list[Run], list[str]
         try:
             quality, best = quality_at(levels, bpp), quality_at(taught_by, bpp)
         except UserError as error:
-            out.append(str(error))
+            out[name] = str(error)
             continue
         found.append(Run(name, costs["encoder_macs_per_pixel"]["encode"], int(rung), best, quality))
     return sorted(found, key=lambda run: run.name), out
 
 
-def set_aside(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Runs to fit, and the six that no fit sees: drawn from the sorted names by a fixed seed."""
-    chosen = set(random.Random(0).sample(sorted(run.name for run in runs), SET_ASIDE))
+def set_aside(runs: Sequence[Run], others: Iterable[str] = ()) -> tuple[list[Run], list[Run]]:
+    """Runs to fit, and the six that no fit sees: drawn by a fixed seed from all names, those without a quality too."""
+    chosen = set(random.Random(0).sample(sorted([*(run.name for run in runs), *others]), SET_ASIDE))
     return [run for run in runs if run.name not in chosen], [run for run in runs if run.name in chosen]
 
 
@@ -177,9 +177,12 @@ def intervals(form: Form, runs: Sequence[Run], draws: int = 500) -> list[tuple[f
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def law(runs: Sequence[Run]) -> dict[str, Any]:
-    """The forms with their errors, the best with intervals, and its predictions of the runs set aside."""
-    fitted, aside = set_aside(runs)
+def law(runs: Sequence[Run], others: Iterable[str] = ()) -> dict[str, Any]:
+    """The forms with their errors, the best with intervals, and its predictions of the runs set aside.
+
+    `others` are names of runs that have no quality; they are drawn from as well.
+    """
+    fitted, aside = set_aside(runs, others)
     forms = [{"form": form.words, "left_out_rmse": left_out_error(form, fitted)} for form in FORMS]
     best = FORMS[min(range(len(FORMS)), key=lambda place: forms[place]["left_out_rmse"])]  # type: ignore[arg-type, return-value]
     parameters = fit(best, fitted)
@@ -241,9 +244,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, help="where the figures go, as JSON")
     args = parser.parse_args()
     runs, out = runs_of(read_results([args.results]), args.bpp)
-    for line in out:
-        print(f"left out: {line}")
-    found = law(runs)
+    for name, why in out.items():
+        print(f"left out: {name}: {why}")
+    found = law(runs, out)
     print(words(found, args.bpp))
     if args.out:
         write_json(args.out, json.loads(json.dumps(found)))

@@ -73,6 +73,9 @@ def test_the_runs_set_aside_do_not_depend_on_their_order():
     runs, _ = law.runs_of(results(), 0.1)
     aside = law.set_aside(runs)[1]
     assert law.set_aside(runs[::-1])[1] == aside[::-1]
+    without = [run for run in runs if run not in aside][:3]
+    left = [run for run in runs if run not in without]
+    assert law.set_aside(left, [run.name for run in without])[1] == aside, "nor on which others have no quality"
 
 
 def test_a_model_whose_rates_do_not_reach_is_named():
