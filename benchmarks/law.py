@@ -27,6 +27,8 @@ from aeic_lightning.study.results import Result, read_results, write_json
 
 METRIC = "lpips_lite2"
 SET_ASIDE = 6
+DRAWS = 500
+"""Of the runs, for the parameters' intervals."""
 AIM = 0.01
 """Within which all six are to be predicted, LPIPS."""
 
@@ -169,10 +171,10 @@ def left_out_error(form: Form, runs: Sequence[Run]) -> float:
     return math.sqrt(float(np.mean(np.square(errors))))
 
 
-def intervals(form: Form, runs: Sequence[Run], draws: int = 500) -> list[tuple[float, float]]:
+def intervals(form: Form, runs: Sequence[Run]) -> list[tuple[float, float]]:
     """95 % intervals of the parameters, over draws of runs with replacement."""
     generator = np.random.default_rng(0)
-    found = [fit(form, [runs[i] for i in generator.integers(len(runs), size=len(runs))]) for _ in range(draws)]
+    found = [fit(form, [runs[i] for i in generator.integers(len(runs), size=len(runs))]) for _ in range(DRAWS)]
     low, high = np.percentile(np.array(found), [2.5, 97.5], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 

@@ -15,6 +15,11 @@ RUNGS = (100, 200, 400, 800)
 LEVELS = (0.03, 0.08, 0.2)
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(law, "DRAWS", 20)
+
+
 def quality(macs: float, updates: int, teacher: float) -> float:
     """LPIPS at 0.1 bpp, by a law of the fourth form."""
     return 0.1 + 0.9 * teacher + 0.05 * (macs / 1000) ** -0.5 + 0.3 * (updates / 100) ** -0.8
