@@ -33,6 +33,7 @@ SENDERS = {
     "ARM, zig, qemu-arm": (["qemu-arm"], f"{ZIG} arm-linux-musleabihf"),
     "AArch64, zig, qemu-aarch64": (["qemu-aarch64"], f"{ZIG} aarch64-linux-musl"),
 }
+WASM = "WebAssembly, zig, Node"
 LARGEST = 96
 AT_ONCE = 500
 PHOTOS = 64
@@ -84,9 +85,10 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     bitstream = Bitstream(load_model(args.model))
+    levels = bitstream.model.rate_levels
     chance = random.Random(0)
     photos = [centre(path) for path in chance.sample(find_images(Path(args.images)), PHOTOS)]
-    differ, escaped, bits = dict.fromkeys([*SENDERS, "WebAssembly, zig, Node"], 0), 0, 0
+    differ, escaped, size = dict.fromkeys([*SENDERS, WASM], 0), 0, 0
     with tempfile.TemporaryDirectory() as place:
         code, work = Path(place) / "c", Path(place) / "crops"
         code.mkdir()
@@ -103,12 +105,11 @@ def main() -> int:
                 pixels, position = crop(photos, chance), chance.randrange(256)
                 Image.fromarray(pixels).save(work / f"{n}.ppm")
                 (work / f"{n}.position").write_text(str(position))
-                levels = bitstream.model.rate_levels
                 x = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
                 encoded = bitstream.encode_fully(x, position * max(0, levels - 1) / 255)
                 bitstream.decode(encoded.data)  # raises where the latents are not those of the sender
                 (work / f"{n}.aeic").write_bytes(encoded.data)
-                escaped, bits = escaped + encoded.escaped, bits + 8 * len(encoded.data)
+                escaped, size = escaped + encoded.escaped, size + len(encoded.data)
             for number, (name, (machine, _)) in enumerate(SENDERS.items()):
                 for n in range(first, last):
                     position = (work / f"{n}.position").read_text()
@@ -118,12 +119,10 @@ def main() -> int:
                     differ[name] += made.read_bytes() != (work / f"{n}.aeic").read_bytes()
             node = ["node", "-e", NODE, work, code / "aeic_sender.wasm", str(first), str(last)]
             subprocess.run(list(map(os.fspath, node)), check=True)
-            differ["WebAssembly, zig, Node"] += sum(
+            differ[WASM] += sum(
                 (work / f"{n}.wasm").read_bytes() != (work / f"{n}.aeic").read_bytes() for n in range(first, last)
             )
-            print(
-                f"{last} crops, {bits // 8} bytes, {escaped} escaped symbols; streams that differ: {differ}", flush=True
-            )
+            print(f"{last} crops, {size} bytes, {escaped} escaped symbols; streams that differ: {differ}", flush=True)
     return int(any(differ.values()))
 
 

@@ -4,9 +4,9 @@
 
 PHOTO is coded once and three times in processes of their own, and half of the difference is printed, by pixel and with
 the memory that the Python process held at most. `SEND_FOLDER` is what `export --c` wrote: its `send` is built and
-counted whole. Models run at their middle level through `Codec.compress` in PyTorch on
-one thread, AEIC-SE with random weights; Pillow's codecs at quality 1 (AVIF at 30, speed 4), `avif/4` at a quarter of
-the sides. Valgrind offers AVX2 and no AVX-512, so counts are of that code.
+counted whole. Models run at their middle level through `Codec.compress` in PyTorch on one thread, AEIC-SE with random
+weights; Pillow's codecs at quality 1 (AVIF at 30, speed 4), `avif/4` at a quarter of the sides. Valgrind offers AVX2
+and no AVX-512, so counts are of that code.
 """
 
 import argparse

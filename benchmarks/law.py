@@ -11,7 +11,6 @@ predicts the six.
 
 import argparse
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -251,7 +250,7 @@ def main() -> None:
     found = law(runs, out)
     print(words(found, args.bpp))
     if args.out:
-        write_json(args.out, json.loads(json.dumps(found)))
+        write_json(args.out, found)
 
 
 if __name__ == "__main__":
