@@ -51,8 +51,8 @@ labels `within`. With `evaluate`, the metrics are not those of the runs' last va
 evaluated at several rate levels, on sets of images of its own (`study.sweep_evaluation`). `claims` are what the page
 answers first, and answer.md (`study.claims`): each is about two curves, and one that matches none or several stops the
 sweep before its first run. With `optional_claims: true`, claims about runs that are not there are left unanswered. A
-claim is decided with `min_images` and `min_seeds` or more. `max_images` is how many images of a set the page shows, 6
-by default.
+claim is decided with `min_images` and `min_seeds` or more. The page says the first `headline` of them in full, 1 by
+default. `max_images` is how many images of a set the page shows, 6 by default.
 
 A run is done when its folder holds the file `finished`.
 """
@@ -533,7 +533,7 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         count = sweep.report.get("max_images", 0)
         if type(count) is not int or count < 0:
             raise UserError(f"{file}: report: max_images is a number of images, not {count!r}")
-        for key in ("min_images", "min_seeds"):
+        for key in ("headline", "min_images", "min_seeds"):
             least = sweep.report.get(key, 1)
             if type(least) is not int or least < 1:
                 raise UserError(f"{file}: report: {key} is a whole number from 1 on, not {least!r}")

@@ -168,6 +168,8 @@ def test_a_claim_that_no_run_answers_stops_the_sweep_before_its_first_run(tmp_pa
         sweep_of(tmp_path, ARMS, [CLAIM], ["report.max_images=-1"])
     with pytest.raises(UserError, match="min_seeds is a whole number from 1 on, not 0"):
         sweep_of(tmp_path, ARMS, [CLAIM], ["report.min_seeds=0"])
+    with pytest.raises(UserError, match="headline is a whole number from 1 on, not 'two'"):
+        sweep_of(tmp_path, ARMS, [CLAIM], ["report.headline=two"])
 
 
 def test_a_claim_about_several_curves_stops_the_sweep(tmp_path):
