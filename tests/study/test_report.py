@@ -16,6 +16,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import bd_rate
 from aeic_lightning.study.claims import Answer, Claim, Needs, answers_by_set
 from aeic_lightning.study.report.page import config_differences, write_report
+from aeic_lightning.study.report.sections import Pictures, comparison
 from aeic_lightning.study.results import Result, read_results, summary_rows, write_results
 from aeic_lightning.study.study import Study, group, image_sets
 from aeic_lightning.study.views import image_set_words
@@ -407,6 +408,19 @@ def test_the_page_is_whole_and_fits(report):
     assert len(page) < 4e6
     assert not re.search(r'(?:src|href)="(?!data:|#)', page.split("<script>")[0])
     assert "Embedded as the PNG files" in page
+
+
+def test_fewer_images_are_shown_where_not_all_fit(files, tmp_path, monkeypatch):
+    def shown(budget):
+        monkeypatch.setattr("aeic_lightning.study.report.page.PICTURE_BUDGET", budget)
+        write_report([files / "study.json"], tmp_path / "page.html", resamples=0)
+        found = re.search(r"(\d) of 2 images that the runs wrote", (tmp_path / "page.html").read_text())
+        return int(found[1]) if found else 0
+
+    pictures = Pictures(10**6)
+    comparison(Study.read([files / "study.json"]).sets[0], pictures, 1)
+    one = sum(map(len, pictures.embed()))
+    assert [shown(budget) for budget in (10**6, one, 100)] == [2, 1, 0]
 
 
 # ---------------------------------------------------------------------- configs, taps, pictures

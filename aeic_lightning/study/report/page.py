@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from aeic_lightning import __version__
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
-from aeic_lightning.study.claims import Answer
+from aeic_lightning.study.claims import Answer, Claim
 from aeic_lightning.study.paper_points import published as paper_points
 from aeic_lightning.study.report.candidates import candidates
 from aeic_lightning.study.report.gains import gains
@@ -68,14 +68,15 @@ def write_report(
         title: of the page; the question, for a study that has one.
         answered: what the page says first (`answers_by_set`).
         headline: how many of the claims that have an answer are said in full above the first plot; a table has all.
-        max_images: largest number of images a set that are embedded, with every run's reconstruction.
+        max_images: largest number of images a set that are embedded, with every run's reconstruction; fewer where that
+            many do not fit.
         resamples: of the BD-rate's bootstrap.
         command: that made the page, for its record.
         arms: what each arm is, in words, by its label.
         images: what each set of images is, in words, by the names of its images.
         root: of a sweep that has left candidates out, which the page shows.
 
-    Raises UserError for what cannot be read, for a reference that nothing matches, and for pictures that do not fit.
+    Raises UserError for what cannot be read and for a reference that nothing matches.
     """
     study = study if isinstance(study, Study) else Study.read(study)
     results = study.results
@@ -89,11 +90,9 @@ def write_report(
     if unmatched:
         known = ", ".join(repr(c.name) for s in sets for c in s.curves)
         raise UserError(f"--reference {unmatched[0]}: no curve is called so or has that label; there are {known}")
-    pictures = Pictures(PICTURE_BUDGET)
     # Before the plots and intervals, which take long.
     told = answered[0][1][0].claim if answered and answered[0][1] else None
-    compared = [comparison(s, pictures, max_images, told) for s in sets]
-    uris = pictures.embed()
+    compared, pictures, uris = _compared(sets, max_images, told)
     drawn: dict[str, Any] = {}  # id -> plot, or its variants by name
     sections = [image_section(i, s, study, references, drawn, compared[i], resamples) for i, s in enumerate(sets)]
     for section, image_set in zip(sections, sets, strict=True):
@@ -129,6 +128,18 @@ def write_report(
     write_whole(out, page)
     plots = sum(len(d.get("variants", [1])) for d in drawn.values())
     return f"{len(results)} results, {plots} plots, {len(pictures)} pictures, {len(page.encode()) / 1e6:.1f} MB"
+
+
+def _compared(
+    sets: Sequence[ImageSet], max_images: int, claim: Claim | None
+) -> tuple[list[dict[str, Any] | None], Pictures, list[str]]:
+    """Comparisons of each set, of as many images as fit; their pictures, and the data URIs of these."""
+    while True:
+        pictures = Pictures(PICTURE_BUDGET)
+        compared = [comparison(s, pictures, max_images, claim) for s in sets]
+        if (uris := pictures.embed()) is not None:
+            return compared, pictures, uris
+        max_images -= 1
 
 
 def _first_plot(

@@ -83,8 +83,8 @@ class Pictures:
             self._places[content] = len(self._places)
         return self._places[content]
 
-    def embed(self) -> list[str]:
-        """Data URIs in the order in which the pictures were taken."""
+    def embed(self) -> list[str] | None:
+        """Data URIs in the order in which the pictures were taken; None where they do not fit in any way."""
         encoded: list[bytes] = []
         for kind, quality, shrink in self.WAYS:
             encoded, spent = [], 0
@@ -96,10 +96,7 @@ class Pictures:
             else:
                 break
         else:
-            raise UserError(
-                f"{len(self)} pictures do not fit into {self.budget / 1e6:.0f} MB; name fewer runs, or leave "
-                "pictures out with --max-images"
-            )
+            return None
         self.described = "as the PNG files that the runs wrote"
         if kind == "JPEG":
             size = "" if shrink == 1 else f" and shrunk to 1/{shrink} of their width and height"
