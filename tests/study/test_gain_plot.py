@@ -58,6 +58,24 @@ def test_a_rung_passes_where_curves_share_half_of_their_range_with_the_teachers(
     assert extra["arm enc", 100] == pytest.approx(60)
 
 
+def test_an_arm_is_worth_the_updates_that_none_needs_for_its_quality():
+    """`none` gains 2 dB from 100 to 400 updates, so that 1 dB is worth their geometric mean."""
+    steps = {("none", 100): 0.0, ("none", 400): 2.0, ("half", 100): 1.0, ("half", 400): 2.5, ("worse", 100): -1.0}
+    results = [
+        replace(r, labels=r.labels | {"arm": arm, "rung": rung})
+        for (arm, rung), more in steps.items()
+        for r in curve(RATES, QUALITIES + more, f"{arm} {rung}")
+    ]
+    found = {(row["arm"], row["rung"]): row["worth"] for row in section(results)["rows"]}
+    assert found == {
+        ("arm none", 100): None,
+        ("arm none", 400): None,
+        ("arm half", 100): "200",
+        ("arm half", 400): "more than 400",
+        ("arm worse", 100): "fewer than 100",
+    }
+
+
 def test_without_a_ladder_or_an_arm_none_there_is_nothing():
     one = [r for r in ladder() if r.labels.get("rung") != 400]
     assert section(one) is None

@@ -1,13 +1,16 @@
 """The page's part about a ladder of budgets: what an arm gains over training alone, against the updates of both."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
 
+from aeic_lightning.errors import UserError
 from aeic_lightning.metrics.table import Metric
-from aeic_lightning.study.bd_rate import BDRate
+from aeic_lightning.study.bd_rate import BDRate, bd_quality
 from aeic_lightning.study.report import plots
 from aeic_lightning.study.study import Curve, ImageSet, Study, label_text
 
@@ -41,15 +44,40 @@ def gains(
     teachers = [c for c in images.curves if c.labels.get("role") == "teacher" or c.labels.get("arm") == "teacher"]
     against = teachers[0] if len(teachers) == 1 else None
     rows = []
-    for rung in rungs:
-        (reference,) = alone[rung]
+    references = {rung: alone[rung][0] for rung in rungs}
+    for rung, reference in references.items():
         for curve in ladder[rung]:
             gain = None if curve is reference else study.rates(reference, [curve], [metric.name], resamples=resamples)
             extra = study.rates(against, [curve], [metric.name], resamples=resamples) if against else None
-            rows.append({"rung": rung, "arm": arm_of(curve), "gain": gain and gain[0], "teacher": extra and extra[0]})
+            row = {"rung": rung, "arm": arm_of(curve), "gain": gain and gain[0], "teacher": extra and extra[0]}
+            rows.append(row | {"worth": worth(curve, references, metric) if gain else None})
     passing = sorted({row["rung"] for row in rows if row["teacher"] and row["teacher"].percent is not None})
     drawn[key] = _plot(rows, metric)
     return {"id": key, "metric": metric, "rows": rows, "teacher": against, "passing": passing}
+
+
+def worth(curve: Curve, references: Mapping[int, Curve], metric: Metric) -> str | None:
+    """After how many updates arm `none` has the curve's quality at equal bits, in words.
+
+    Between two rungs the difference in quality is interpolated over the logarithm of the updates. None where the curve
+    and `none` share too few rates.
+
+    Args:
+        curve: of another arm.
+        references: the curves of `none` by their rungs, lowest first.
+        metric: the quality.
+    """
+    ahead = []
+    for rung, reference in references.items():
+        with suppress(UserError):
+            found = bd_quality(reference.results, curve.results, metric.name, resamples=0)
+            ahead.append((rung, found.difference if metric.higher else -found.difference))
+    for (low, before), (high, after) in pairwise(ahead):
+        if before >= 0 > after:
+            return f"{low * (high / low) ** (before / (before - after)):,.0f}"
+    if ahead and ahead[-1][1] >= 0:
+        return f"more than {ahead[-1][0]:,}"
+    return f"fewer than {ahead[0][0]:,}" if ahead else None
 
 
 def arm_of(curve: Curve) -> str:
