@@ -1,6 +1,6 @@
 """Do C on x86-64, ARM and WebAssembly give the bytes of Python, and does Python decode them all?
 
-    python -m benchmarks.c_crops MODEL --images photos/train [--count 10000]
+    python -m benchmarks.c_crops MODEL --images photos/train [--count 10000] [--seed 0]
 
 Crops of 64 photographs, of 1 to 96 pixels a side, one in ten noise and one in ten a single colour, at any of the 256
 positions of the dial, are coded by Python, decoded by Python, and coded by `send` of `export --c`: natively, by QEMU on
@@ -82,11 +82,12 @@ def main() -> int:
     parser.add_argument("model", help="a checkpoint or a shipped model of a sender in integers")
     parser.add_argument("--images", required=True)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the photographs, crops and positions")
     args = parser.parse_args()
     torch.set_num_threads(1)
     bitstream = Bitstream(load_model(args.model))
     levels = bitstream.model.rate_levels
-    chance = random.Random(0)
+    chance = random.Random(args.seed)
     photos = [centre(path) for path in chance.sample(find_images(Path(args.images)), PHOTOS)]
     differ, escaped, size = dict.fromkeys([*SENDERS, WASM], 0), 0, 0
     with tempfile.TemporaryDirectory() as place:

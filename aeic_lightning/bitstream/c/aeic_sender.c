@@ -65,6 +65,8 @@ static void *take(arena *a, size_t bytes) {
 
 /* ---------------------------------------------------------------- networks, a row at a time */
 
+enum { AT_ONCE = 4 }; /* pixels of a pointwise layer: a weight is read once for all */
+
 typedef struct {
     const layer *layer;
     int width, height; /* of the output */
@@ -79,12 +81,17 @@ typedef struct {
 typedef struct network {
     node nodes[MOST_LAYERS];
     int count;
+    int16_t *values; /* of the pixels that a pointwise layer takes at once */
     const uint8_t *(*source)(void *context, int row); /* NULL where it fails */
     void *context;
 } network;
 
 static void build(network *net, arena *a, const layer *layers, int count, int width, int height, int ends_wide) {
+    int most = 0;
+    for (int i = 0; i < count; i++)
+        if (layers[i].kind == POINTWISE && layers[i].in > most) most = layers[i].in;
     net->count = count;
+    net->values = take(a, sizeof(int16_t) * AT_ONCE * (size_t)most);
     for (int i = 0; i < count; i++) {
         const layer *l = &layers[i];
         node *n = &net->nodes[i];
@@ -150,20 +157,42 @@ static void depthwise(const node *n, int row) {
 static int32_t product(const layer *l, const uint8_t *in, int output) {
     const int8_t *weight = l->weight + (size_t)output * l->in;
     int32_t sum = l->bias[output];
-    for (int k = 0; k < l->in; k++) sum += weight[k] * in[k];
+    for (int k = 0; k < l->in; k++) {
+        int16_t w = weight[k], value = in[k]; /* processors add up products of 16 bits */
+        sum += w * value;
+    }
     return clamped(rounded(sum, l->shift[output]), l->low, l->high);
 }
 
-static void pointwise(const node *n, const uint8_t *in, const uint8_t *base) {
+static void products(const layer *l, const int16_t *in, int output, int32_t *sums) {
+    const int8_t *weight = l->weight + (size_t)output * l->in;
+    const int16_t *in1 = in + l->in, *in2 = in1 + l->in, *in3 = in2 + l->in;
+    int32_t sum0 = l->bias[output], sum1 = sum0, sum2 = sum0, sum3 = sum0;
+    for (int k = 0; k < l->in; k++) {
+        int16_t w = weight[k];
+        sum0 += w * in[k], sum1 += w * in1[k], sum2 += w * in2[k], sum3 += w * in3[k];
+    }
+    sums[0] = sum0, sums[1] = sum1, sums[2] = sum2, sums[3] = sum3;
+}
+
+static void pointwise(const node *n, int16_t *values, const uint8_t *in, const uint8_t *base) {
     const layer *l = n->layer;
-    size_t at = 0;
-    for (int x = 0; x < n->width; x++, in += l->in)
-        for (int o = 0; o < l->out; o++, at++) {
-            int32_t value = product(l, in, o);
-            if (n->wide) n->wide[at] = (int16_t)value;
-            else if (base) n->out[at] = (uint8_t)clamped(value + base[at], 0, 255);
-            else n->out[at] = (uint8_t)(value + l->zero_out);
+    for (int x = 0; x < n->width; x += AT_ONCE) {
+        int count = n->width - x < AT_ONCE ? n->width - x : AT_ONCE, used = count * l->in;
+        for (int k = 0; k < used; k++) values[k] = *in++;
+        for (int k = used; k < AT_ONCE * l->in; k++) values[k] = 0;
+        for (int o = 0; o < l->out; o++) {
+            int32_t sums[AT_ONCE];
+            products(l, values, o, sums);
+            for (int i = 0; i < count; i++) {
+                size_t at = (size_t)(x + i) * l->out + (size_t)o;
+                int32_t value = clamped(rounded(sums[i], l->shift[o]), l->low, l->high);
+                if (n->wide) n->wide[at] = (int16_t)value;
+                else if (base) n->out[at] = (uint8_t)clamped(value + base[at], 0, 255);
+                else n->out[at] = (uint8_t)(value + l->zero_out);
+            }
         }
+    }
 }
 
 /* A row of the output of layer `i`, or of the source for -1; rows are asked for in rising order. */
@@ -197,7 +226,7 @@ static const uint8_t *pull(network *net, int i, int row) {
             const node *first = &net->nodes[i - 2];
             base = ring_row(first, row) + (size_t)(first->layer->size / 2) * first->layer->in;
         }
-        pointwise(n, below, base);
+        pointwise(n, net->values, below, base);
     }
     return n->wide ? (const uint8_t *)n->wide : n->out;
 }
@@ -341,6 +370,7 @@ typedef struct {
     int16_t *z;       /* symbols [channel][position] */
     uint8_t *hidden;  /* [position][channel], what the last layer of h_s takes */
     uint8_t *level;   /* [channel][position]: of the table; SKIPPED; or with ESCAPES */
+    uint64_t *tables; /* of each channel of y: a bit for each table that it has symbols of */
     uint16_t *gain;   /* of each channel of y */
     uint8_t *gain_shift;
     network net;
@@ -454,19 +484,21 @@ static void put_z(const job *j, coder *c) {
             }
 }
 
-static void put_y(const job *j, coder *c, const size_t *counts, int escapes) {
-    size_t positions = (size_t)(j->h * j->w), all = positions * Y_CHANNELS;
-    for (int level = 0; level < Y_TABLES_COUNT; level++)
-        for (size_t i = 0, left = counts[level]; left; i++)
-            if ((j->level[i] & ~ESCAPES) == level && j->level[i] != SKIPPED) {
-                put_symbol(c, &Y_TABLES[level], residual_of(j, (int)(i / positions), i % positions));
-                left--;
-            }
-    for (int part = 0; escapes && part < 3; part++)
+/* By table, of each by channel: first all symbols, then, where there are escapes, the three parts of these. */
+static void put_y(const job *j, coder *c, int escapes) {
+    size_t positions = (size_t)(j->h * j->w);
+    for (int part = -1; part < (escapes ? 3 : 0); part++)
         for (int level = 0; level < Y_TABLES_COUNT; level++)
-            for (size_t i = 0; i < all; i++)
-                if (j->level[i] == (level | ESCAPES))
-                    put_escape(c, &Y_TABLES[level], residual_of(j, (int)(i / positions), i % positions), part);
+            for (int channel = 0; channel < Y_CHANNELS; channel++) {
+                if (!(j->tables[channel] >> level & 1)) continue;
+                const uint8_t *of = j->level + (size_t)channel * positions;
+                for (size_t at = 0; at < positions; at++) {
+                    if (part < 0 ? (of[at] & ~ESCAPES) != level : of[at] != (level | ESCAPES)) continue;
+                    int32_t residual = residual_of(j, channel, at);
+                    if (part < 0) put_symbol(c, &Y_TABLES[level], residual);
+                    else put_escape(c, &Y_TABLES[level], residual, part);
+                }
+            }
 }
 
 static int level_of(int32_t scale) {
@@ -478,7 +510,7 @@ static int level_of(int32_t scale) {
 
 /* z and y at a position of the dial, into `c`; the check of the latents if it is wanted. Returns 0 unless it fails. */
 static int put_latents(job *j, arena a, coder *c, uint8_t *check) {
-    size_t positions = (size_t)(j->h * j->w), counts[64] = {0};
+    size_t positions = (size_t)(j->h * j->w);
     network *net = &j->net;
     int escapes = 0;
     sha256 sha;
@@ -508,6 +540,7 @@ static int put_latents(job *j, arena a, coder *c, uint8_t *check) {
         for (int channel = 0; channel < Z_CHANNELS; channel++)
             for (size_t at = 0; at < (size_t)(j->zh * j->zw); at++) sha_add_int32(&sha, z_hat(j, channel, at));
     }
+    memset(j->tables, 0, sizeof(uint64_t) * Y_CHANNELS);
     for (int channel = 0; channel < Y_CHANNELS; channel++)
         for (size_t at = 0; at < positions; at++) {
             uint8_t *level = &j->level[(size_t)channel * positions + at];
@@ -516,13 +549,13 @@ static int put_latents(job *j, arena a, coder *c, uint8_t *check) {
             if (scale >= SKIP_THRESHOLD) {
                 residual = residual_of(j, channel, at);
                 *level = (uint8_t)level_of(scale);
-                counts[*level]++;
+                j->tables[channel] |= (uint64_t)1 << *level;
                 if (is_outside(&Y_TABLES[*level], residual)) *level |= ESCAPES, escapes = 1;
             }
             if (check) sha_add_int32(&sha, residual * 256 + mean_of(j, channel, at));
         }
     if (check) sha_end(&sha, check);
-    put_y(j, c, counts, escapes);
+    put_y(j, c, escapes);
     finish(c);
     return 0;
 }
@@ -586,6 +619,7 @@ static arena lay_out_latents(job *j, arena a) {
     j->z = take(&a, sizeof(int16_t) * (size_t)(j->zh * j->zw) * Z_CHANNELS);
     j->hidden = take(&a, positions * HIDDEN);
     j->level = take(&a, positions * Y_CHANNELS);
+    j->tables = take(&a, sizeof(uint64_t) * Y_CHANNELS);
     j->gain = take(&a, sizeof(uint16_t) * Y_CHANNELS);
     j->gain_shift = take(&a, Y_CHANNELS);
     return a;
