@@ -109,9 +109,9 @@ class Rounds:
         return run.folder / "evaluated" / f"{validation_set(self.sweep)}.json"
 
     def _models(self) -> list[Path]:
-        out = Path(self.sweep.report["out"]) / "models"
+        root = self.sweep.root / "models"
         names = [Path(model).name for model in self.sweep.report["evaluate"].get("models") or []]
-        return [out / name / f"{validation_set(self.sweep)}.json" for name in names]
+        return [root / name / f"{validation_set(self.sweep)}.json" for name in names]
 
     def _write(self) -> None:
         record = [

@@ -32,8 +32,8 @@ def evaluate_run(sweep: Sweep, name: str) -> None:
     run = next((run for run in sweep.runs if run.name == name), None)
     if run is None:
         raise UserError(f"--evaluate {name}: the sweep has no such run; --dry-run lists them")
-    wanted, out = sweep.report.get("evaluate") or {}, Path(sweep.report.get("out") or sweep.root)
-    evaluated([run], wanted | {"images": {validation_set(sweep): None}}, out)
+    wanted = sweep.report.get("evaluate") or {}
+    evaluated([run], wanted | {"images": {validation_set(sweep): None}}, sweep.root)
 
 
 def validation_set(sweep: Sweep) -> str:
@@ -42,11 +42,12 @@ def validation_set(sweep: Sweep) -> str:
     return next((name for name, folder in images.items() if folder is None), "validation")
 
 
-def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Path]:
+def evaluated(runs: Sequence[Run], wanted: dict[str, Any], root: Path) -> list[Path]:
     """Evaluate every run, and every model, on every set of images; the result files, run by run.
 
-    A run's files are in its folder as `evaluated/SET.json`, or `SET_256x256.json` with `max_size`, a model's in `out`.
-    What is there, of the same checkpoint and levels, is kept, so that a study that was stopped goes on.
+    A run's files are in its folder as `evaluated/SET.json`, or `SET_256x256.json` with `max_size`, a model's in
+    `models/NAME` of the sweep's root. What is there, of the same checkpoint and levels, is kept, so that a study that
+    was stopped goes on.
 
     Raises UserError for images that are not there.
     """
@@ -56,7 +57,7 @@ def evaluated(runs: Sequence[Run], wanted: dict[str, Any], out: Path) -> list[Pa
     levels = [float(level) for level in wanted.get("levels") or []]
     places = [(str(run.checkpoint), run.folder / "evaluated", {}) for run in runs]
     for model in wanted.get("models") or []:
-        places.append((model, out / "models" / Path(model).name, wanted.get("labels") or {}))
+        places.append((model, root / "models" / Path(model).name, wanted.get("labels") or {}))
     max_size = wanted.get("max_size")
     sets = {}
     for name, folder in (wanted.get("images") or {"validation": None}).items():

@@ -312,7 +312,7 @@ def _report(sweep: Sweep) -> None:
         from aeic_lightning.study.sweep_evaluation import evaluated
 
         with _threads_of(sweep.runs):
-            paths = evaluated(runs, wanted["evaluate"], out)
+            paths = evaluated(runs, wanted["evaluate"], sweep.root)
     results = read_results(paths)
     write_results(out / "results.json", results)
     study = Study(results)

@@ -118,9 +118,7 @@ class Fake:
                 WORSE[width][rung] + 0.001 * seed,
                 {"w": width, "seed": seed},
             )
-            write(
-                Path(str(run.folder.parents[1])) / "out/models/small-teacher/validation.json", 0.0, {"arm": "teacher"}
-            )
+            write(run.folder.parent / "models" / "small-teacher" / "validation.json", 0.0, {"arm": "teacher"})
         if not self.error:
             (run.folder / "finished").touch()
         return self
@@ -180,6 +178,14 @@ def test_only_who_stays_goes_to_the_next_rung(tmp_path, sweep_with, capfd):
     assert values[2] == pytest.approx({"w=48": 0.0105})
     # LPIPS falls by 0.1 where the bits triple: so that factor to the power of 0.105 makes up for 0.0105.
     assert last["candidates"]["w=48"]["percent"] == pytest.approx(100 * (3**0.105 - 1), rel=1e-3)
+
+
+def test_a_report_in_another_place_has_the_same_runs(tmp_path, sweep_with):
+    _, reported = sweep_with(read(tmp_path), Fake())
+    again = read_sweep(tmp_path / "sweep.yaml", [f"report.out={tmp_path}/elsewhere"])
+    _, later = sweep_with(again, fake := Fake())
+    assert fake.ran == []
+    assert set(later) == set(reported)
 
 
 @pytest.mark.parametrize("stops_after", [3, 20, 21, 25])
