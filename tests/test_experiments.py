@@ -256,7 +256,7 @@ def test_two_steps_of_other_encoders_in_the_study(tmp_path, photos, monkeypatch)
 
 
 ARMS = ["dec", "frozen_decoder", "scratch", "teacher_longer", "adapter", "adapter_enc", "random_teacher"]
-ARMS += ["paper_none", "paper_enc", "paper_dec", "paper_enc_dec", "paper_random", "latents"]
+ARMS += ["paper_none", "paper_enc", "paper_dec", "paper_enc_dec", "paper_random", "latents", "painted"]
 
 
 def test_every_arm_is_known_here():
@@ -280,6 +280,8 @@ def test_two_steps_of_the_other_arms(trained, tmp_path, on_photos, name, adapter
     if name in ("random_teacher", "paper_random"):
         untrained = trained("small/teacher_stage1", *on_photos)
         words += [f"--vars.random_teacher={untrained / 'checkpoints' / 'last.ckpt'}"]
+    if name == "painted":
+        words += ["--vars.start=small-student"]
     fit(f"arms/{name}", tmp_path, *on_photos, *words)
     assert json.loads((tmp_path / name / "metrics_val.json").read_text())
 
