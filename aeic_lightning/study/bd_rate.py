@@ -401,7 +401,8 @@ def _points(results: list[Result], metric: str, rates: str, images: list[str] | 
                 "tell them apart by a label"
             )
         by_seed[seed] = result
-    seeds = list(dict.fromkeys(seed for by_seed in table.values() for seed in by_seed))
+    # In one order for all curves, since those of the same seeds are drawn together.
+    seeds = sorted({seed for by_seed in table.values() for seed in by_seed}, key=lambda seed: (str(type(seed)), seed))
     for setting, by_seed in table.items():
         missing = [seed for seed in seeds if seed not in by_seed]
         if missing:

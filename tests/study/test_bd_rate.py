@@ -265,6 +265,16 @@ def test_seeds_are_drawn_where_there_are_several():
     assert high > 5
 
 
+def test_seeds_are_drawn_together_in_whatever_order_they_were_listed():
+    """A seed that is hard for both curves cancels, so that the interval has no width."""
+    qualities, hard = column(30, 33, 36, 39), {0: 0.0, 1: 2.0, 2: -1.0}
+    reference = [r for s, q in hard.items() for r in curve(column(0.1, 0.2, 0.4, 0.8), qualities - q, seed=s)]
+    test = [r for s, q in hard.items() for r in curve(column(0.08, 0.16, 0.32, 0.64), qualities - q, seed=s)]
+    low, high = bd_rate(reference, test[8:] + test[:8], "psnr", resamples=200).interval
+    assert low == pytest.approx(high)
+    assert low == pytest.approx(-20)
+
+
 def test_a_set_figure_has_an_interval_over_seeds_alone():
     def with_fid(results, shift):
         return [replace(r, set_metrics={"fid": {"value": 50 - 3 * i + shift}}) for i, r in enumerate(results)]
