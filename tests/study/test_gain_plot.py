@@ -46,6 +46,7 @@ def test_every_arm_is_compared_with_training_alone_at_its_own_rung():
     assert lines.keys() == {"arm enc", "arm dec"}
     assert lines["arm enc"][0] == [100, 400]
     assert lines["arm enc"][1] == pytest.approx([-20, -5])
+    assert drawn["gains"]["layout"]["xaxis"]["tickvals"] == [100, 400]
 
 
 def test_a_rung_passes_where_curves_share_half_of_their_range_with_the_teachers():

@@ -110,4 +110,7 @@ def _plot(rows: Sequence[dict[str, Any]], metric: Metric) -> plots.Plot:
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": plots.GREY, "width": 1})
     title = f"bits at equal {metric.full} against {label_text('arm', ALONE)} (%)"
-    return plots.with_legend(plots.finished(figure, "updates at a constant rate, then the branch", title, log_x=True))
+    plot = plots.finished(figure, "updates at a constant rate, then the branch", title, log_x=True)
+    rungs = sorted({row["rung"] for row in rows})
+    plot["layout"]["xaxis"] |= {"tickvals": rungs, "ticktext": [f"{rung:,}" for rung in rungs]}
+    return plots.with_legend(plot)
