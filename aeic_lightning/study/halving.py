@@ -28,7 +28,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.files import write_whole
 from aeic_lightning.output import finite_or_null
 from aeic_lightning.study.results import Result, agree, read_results
-from aeic_lightning.study.sweep_evaluation import validation_set
+from aeic_lightning.study.sweep_evaluation import model_folder, validation_set
 from aeic_lightning.study.sweep_file import Halving, Run, Sweep
 
 FILE = "halving.json"  # in the root of a sweep: what was decided, for readers
@@ -109,9 +109,8 @@ class Rounds:
         return run.folder / "evaluated" / f"{validation_set(self.sweep)}.json"
 
     def _models(self) -> list[Path]:
-        root = self.sweep.root / "models"
-        names = [Path(model).name for model in self.sweep.report["evaluate"].get("models") or []]
-        return [root / name / f"{validation_set(self.sweep)}.json" for name in names]
+        models = self.sweep.report["evaluate"].get("models") or []
+        return [model_folder(self.sweep.root, model) / f"{validation_set(self.sweep)}.json" for model in models]
 
     def _write(self) -> None:
         record = [

@@ -42,6 +42,11 @@ def validation_set(sweep: Sweep) -> str:
     return next((name for name, folder in images.items() if folder is None), "validation")
 
 
+def model_folder(root: Path, model: str) -> Path:
+    """Where a sweep keeps its evaluation of a model that it did not train."""
+    return root / "models" / Path(model).name
+
+
 def evaluated(runs: Sequence[Run], wanted: dict[str, Any], root: Path) -> list[Path]:
     """Evaluate every run, and every model, on every set of images; the result files, run by run.
 
@@ -57,7 +62,7 @@ def evaluated(runs: Sequence[Run], wanted: dict[str, Any], root: Path) -> list[P
     levels = [float(level) for level in wanted.get("levels") or []]
     places = [(str(run.checkpoint), run.folder / "evaluated", {}) for run in runs]
     for model in wanted.get("models") or []:
-        places.append((model, root / "models" / Path(model).name, wanted.get("labels") or {}))
+        places.append((model, model_folder(root, model), wanted.get("labels") or {}))
     max_size = wanted.get("max_size")
     sets = {}
     for name, folder in (wanted.get("images") or {"validation": None}).items():

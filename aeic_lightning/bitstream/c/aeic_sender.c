@@ -136,6 +136,11 @@ static void shuffle(const node *n, const uint8_t *below, int line) {
     }
 }
 
+/* What a layer makes of a sum. */
+static int32_t scaled(const layer *l, int32_t sum, int output) {
+    return clamped(rounded(sum, l->shift[output]), l->low, l->high);
+}
+
 static void depthwise(const node *n, int row) {
     const layer *l = n->layer;
     int size = l->size, channels = l->in;
@@ -148,8 +153,7 @@ static void depthwise(const node *n, int row) {
                 for (int c = 0; c < channels; c++) n->sums[c] += weight[c] * in[c];
         }
         for (int c = 0; c < channels; c++) {
-            int32_t value = clamped(rounded(n->sums[c], l->shift[c]), l->low, l->high);
-            n->out[(size_t)x * channels + c] = (uint8_t)(value + l->zero_out);
+            n->out[(size_t)x * channels + c] = (uint8_t)(scaled(l, n->sums[c], c) + l->zero_out);
         }
     }
 }
@@ -157,11 +161,8 @@ static void depthwise(const node *n, int row) {
 static int32_t product(const layer *l, const uint8_t *in, int output) {
     const int8_t *weight = l->weight + (size_t)output * l->in;
     int32_t sum = l->bias[output];
-    for (int k = 0; k < l->in; k++) {
-        int16_t w = weight[k], value = in[k]; /* processors add up products of 16 bits */
-        sum += w * value;
-    }
-    return clamped(rounded(sum, l->shift[output]), l->low, l->high);
+    for (int k = 0; k < l->in; k++) sum += weight[k] * in[k];
+    return scaled(l, sum, output);
 }
 
 static void products(const layer *l, const int16_t *in, int output, int32_t *sums) {
@@ -186,7 +187,7 @@ static void pointwise(const node *n, int16_t *values, const uint8_t *in, const u
             products(l, values, o, sums);
             for (int i = 0; i < count; i++) {
                 size_t at = (size_t)(x + i) * l->out + (size_t)o;
-                int32_t value = clamped(rounded(sums[i], l->shift[o]), l->low, l->high);
+                int32_t value = scaled(l, sums[i], o);
                 if (n->wide) n->wide[at] = (int16_t)value;
                 else if (base) n->out[at] = (uint8_t)clamped(value + base[at], 0, 255);
                 else n->out[at] = (uint8_t)(value + l->zero_out);

@@ -49,8 +49,10 @@ def gains(
         for curve in ladder[rung]:
             gain = None if curve is reference else study.rates(reference, [curve], [metric.name], resamples=resamples)
             extra = study.rates(against, [curve], [metric.name], resamples=resamples) if against else None
-            row = {"rung": rung, "arm": arm_of(curve), "gain": gain and gain[0], "teacher": extra and extra[0]}
-            rows.append(row | {"worth": worth(curve, references, metric) if gain else None})
+            rows.append({
+                "rung": rung, "arm": arm_of(curve), "gain": gain and gain[0], "teacher": extra and extra[0],
+                "worth": worth(curve, references, metric) if gain else None,
+            })  # fmt: skip
     passing = sorted({row["rung"] for row in rows if row["teacher"] and row["teacher"].percent is not None})
     drawn[key] = _plot(rows, metric)
     return {"id": key, "metric": metric, "rows": rows, "teacher": against, "passing": passing}
