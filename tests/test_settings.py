@@ -155,6 +155,7 @@ CODEC = {
     "rate_levels": Change([2.0, 0.5]),
     "encoder": Change({"class_path": "tests.models.plain_encoder.PlainEncoder", "init_args": {"width": 8}}),
     "z_only": Change(True),
+    "by_rows": Change(True, refused="QuadtreeContext goes over the whole image in 4 steps"),
     "start": Change("pytorch"),
     "context": Change({"class_path": OWN + "OwnContext"}),
     "h_a": Change({"class_path": OWN + "OwnAnalysis"}),

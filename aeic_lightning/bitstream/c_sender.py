@@ -127,6 +127,8 @@ def check(codec: LatentCodec) -> None:
             )
     if not isinstance(codec.context, NoContext):
         raise UserError(f"codec.context is {type(codec.context).__name__}; a sender in C takes NoContext")
+    if not codec.config.by_rows:
+        raise UserError("codec.by_rows is false; a sender in C writes streams by rows alone: train with codec.by_rows")
 
 
 def model_source(bitstream: Bitstream, codec: LatentCodec) -> str:

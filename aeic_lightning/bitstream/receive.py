@@ -48,21 +48,19 @@ class Receiver(wire.ExportedHalf):
         """The latents of a file. Raises UserError for one that is damaged, or of another model."""
         stream = wire.unpack(data, self.fingerprint, has_level=self.levels > 0)
         size, z_size = self.sizes(stream.height, stream.width)
-        reader = wire.SymbolReader(stream.payload)
-        z = np.zeros((1, len(self.z_tables), *z_size), np.float32)
 
         def code(mean: np.ndarray, levels: np.ndarray, coded: np.ndarray) -> np.ndarray:
             residual = np.zeros(mean.shape, np.float32)
-            residual[coded] = reader.read(levels, self.y_tables)
+            residual[coded] = reader.read_y(levels, np.flatnonzero(coded), size)
             return residual
 
         try:
-            z_hat = reader.read(wire.channel_numbers(z), self.z_tables).reshape(z.shape).astype(np.float32)
-            z_hat = z_hat + self.medians
+            reader = wire.PayloadReader(stream.payload, self.z_tables, self.y_tables, self.rows)
+            z_hat = reader.read_z((len(self.z_tables), *z_size))[None].astype(np.float32) + self.medians
             y_hat = self.in_steps(z_hat, size, code)
         except AssertionError as error:  # constriction's, for bytes that fit no symbol
             raise wire.UserError("the bytes fit no symbols: the file is damaged") from error
-        if wire.latents_check(z_hat, y_hat) != stream.check:
+        if wire.latents_check(z_hat, y_hat, self.rows) != stream.check:
             raise wire.UserError("the decoded latents are not the sender's, so the picture would be wrong")
         return Decoded(stream.height, stream.width, z_hat, y_hat, stream.level)
 

@@ -66,18 +66,18 @@ class Sender(wire.ExportedHalf):
 
     def encode_latents(self, y: np.ndarray, z: np.ndarray, height: int, width: int, dial: int | None) -> bytes:
         """The file of y (1, M, h, w) and z (1, N, h/r, w/r)."""
-        writer = wire.SymbolWriter()
+        writer = wire.PayloadWriter(self.z_tables, self.y_tables, self.rows)
         symbols = np.rint(z - self.medians).clip(-wire.LARGEST, wire.LARGEST)
-        writer.write(symbols.flatten(), wire.channel_numbers(symbols), self.z_tables)
+        writer.write_z(symbols[0])
         z_hat = symbols + self.medians
 
         def code(mean: np.ndarray, levels: np.ndarray, coded: np.ndarray) -> np.ndarray:
             residual = np.where(coded, np.rint(y - mean), np.float32(0)).clip(-wire.LARGEST, wire.LARGEST)
-            writer.write(residual[coded], levels, self.y_tables)
+            writer.write_y(residual[coded], levels, np.flatnonzero(coded), y.shape[2:])
             return residual
 
         y_hat = self.in_steps(z_hat, y.shape[2:], code)
-        check = wire.latents_check(z_hat, y_hat)
+        check = wire.latents_check(z_hat, y_hat, self.rows)
         return wire.pack(wire.Stream(height, width, check, writer.getvalue(), dial), self.fingerprint)
 
     def within(self, pixels: np.ndarray, most: int) -> bytes:

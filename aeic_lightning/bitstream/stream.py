@@ -20,8 +20,8 @@ from aeic_lightning.bitstream.wire import (
     LARGEST,
     MEDIAN_STEPS,
     PRECISION,
-    SymbolReader,
-    SymbolWriter,
+    PayloadReader,
+    PayloadWriter,
     Table,
     dial_level,
     dial_position,
@@ -129,6 +129,7 @@ class Tables:
     z_tables: list[Table]
     y_tables: list[Table]
     pattern: Pattern = QUADTREE
+    by_rows: bool = False  # the order of a payload
 
     @classmethod
     def of(
@@ -137,6 +138,7 @@ class Tables:
         skip_threshold: float | None,
         prior: FactorizedPrior,
         pattern: Pattern = QUADTREE,
+        by_rows: bool = False,
     ) -> "Tables":
         """The tables of a codec whose prior's quantiles are up to date; `pattern` is its context model's."""
         return cls(
@@ -147,7 +149,13 @@ class Tables:
             prior_tables(prior),
             gaussian_tables(),
             pattern,
+            by_rows,
         )
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of y in a band of a payload by rows: those of one row of z; None for one in another order."""
+        return self.grid.z_stride if self.by_rows else None
 
     @property
     def conditional(self) -> GaussianConditional:
@@ -171,11 +179,14 @@ class Tables:
             "z": [{"low": t.low, "counts": t.counts.tolist()} for t in self.z_tables],
             "y": [{"low": t.low, "counts": t.counts.tolist()} for t in self.y_tables],
             "pattern": self.pattern,
+            "by_rows": self.by_rows,
         }
 
     def to_bytes(self) -> bytes:
-        """For the fingerprint, which is older than `multiple`, `z_stride` and `pattern`."""
+        """For the fingerprint, which is older than `multiple`, `z_stride`, `pattern` and `by_rows`."""
         values = self.to_dict()
+        if not self.by_rows:
+            del values["by_rows"]
         values["stride"] = values.pop("multiple") // 2
         del values["z_stride"]
         if self.pattern == QUADTREE:
@@ -252,7 +263,8 @@ class LatentCoder:
         y, z = y.float().cpu(), z.float().cpu()
         if not (y.isfinite().all() and z.isfinite().all()):
             raise UserError("the latents are not finite: the model has diverged; use an earlier checkpoint")
-        shared, writers = self.shared, [SymbolWriter() for _ in dials]
+        shared = self.shared
+        writers = [PayloadWriter(shared.z_tables, shared.y_tables, shared.rows) for _ in dials]
         counts = [0 for _ in dials]
 
         def code(mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
@@ -262,22 +274,22 @@ class LatentCoder:
             residual = residual.clamp(-LARGEST, LARGEST)
             for i, writer in enumerate(writers):
                 where = _numbers(coded[i])
-                writer.write(residual[i].take(where).numpy(), shared.levels(scale[i].take(where)), shared.y_tables)
+                levels = shared.levels(scale[i].take(where))
+                writer.write_y(residual[i].take(where).numpy(), levels, where.numpy(), y.shape[2:])
                 counts[i] += len(where)
             return residual + mean
 
         with exact_mode():
             symbols = (z - shared.medians).round().clamp(-LARGEST, LARGEST)
             for image, writer in zip(symbols, writers, strict=True):
-                writer.write(image.flatten().numpy(), _channels(image), shared.z_tables)
+                writer.write_z(image.numpy())
             z_hat = symbols + shared.medians
             y_hat = self._y_hat(z_hat, (y.shape[2], y.shape[3]), code)
         encoded = []
         parts = zip(z_hat.split(1), y_hat.split(1), dials, writers, counts, strict=True)
         for one_z, one_y, dial, writer, count in parts:
-            stream = wire.Stream(
-                height, width, wire.latents_check(one_z.numpy(), one_y.numpy()), writer.getvalue(), dial
-            )
+            check = wire.latents_check(one_z.numpy(), one_y.numpy(), shared.rows)
+            stream = wire.Stream(height, width, check, writer.getvalue(), dial)
             data, level = wire.pack(stream, self.fingerprint), dial_level(dial, self.levels)
             encoded.append(Encoded(data, one_z, one_y, writer.bits, count, writer.escaped, level))
         return encoded
@@ -304,7 +316,7 @@ class LatentCoder:
         Raises UserError if any of them is damaged.
         """
         streams = [self._unpack(data) for data in files]
-        shared, readers = self.shared, [SymbolReader(stream.payload) for stream in streams]
+        shared = self.shared
         sizes, *others = {shared.grid.sizes(stream.height, stream.width) for stream in streams}
         if others:
             raise ValueError("the latents of these files have different sizes")
@@ -315,25 +327,27 @@ class LatentCoder:
             coded = mask & shared.conditional.is_coded(scale)
             for i, reader in enumerate(readers):
                 where = _numbers(coded[i])
-                values = torch.from_numpy(reader.read(shared.levels(scale[i].take(where)), shared.y_tables)).float()
-                residual[i].view(-1)[where] = values  # put_ is refused under use_deterministic_algorithms
+                values = reader.read_y(shared.levels(scale[i].take(where)), where.numpy(), (h, w))
+                # put_ is refused under use_deterministic_algorithms.
+                residual[i].view(-1)[where] = torch.from_numpy(values).float()
             return residual + mean
 
         wrong = (
             "the decoded latents are not the sender's (%s), so the picture would be wrong; run `verify` on this machine"
         )
         try:
+            readers = [PayloadReader(s.payload, shared.z_tables, shared.y_tables, shared.rows) for s in streams]
             with exact_mode():
                 z_hat = torch.zeros(len(files), len(shared.z_tables), zh, zw)
                 for image, reader in zip(z_hat, readers, strict=True):
-                    image.copy_(torch.from_numpy(reader.read(_channels(image), shared.z_tables)).view_as(image))
+                    image.copy_(torch.from_numpy(reader.read_z(tuple(image.shape))))
                 z_hat += shared.medians
                 y_hat = self._y_hat(z_hat, (h, w), code)
         except AssertionError as error:  # constriction's, for bytes that fit no symbol
             raise UserError(wrong % "the bytes fit no symbols") from error
         decoded = []
         for stream, one_z, one_y in zip(streams, z_hat.split(1), y_hat.split(1), strict=True):
-            if wire.latents_check(one_z.numpy(), one_y.numpy()) != stream.check:
+            if wire.latents_check(one_z.numpy(), one_y.numpy(), shared.rows) != stream.check:
                 raise UserError(wrong % "their check value differs")
             level = dial_level(stream.level, self.levels)
             decoded.append(Decoded(stream.height, stream.width, one_z, one_y, level))
@@ -380,7 +394,9 @@ def coding(model: CompressionModel, fast: bool) -> Coding:
 @coding.register
 def _aeic_coding(model: AEIC, fast: bool) -> Coding:
     codec = model.codec
-    shared = Tables.of(codec.grid, codec.conditional.skip_threshold, codec.prior, codec.context.pattern)
+    shared = Tables.of(
+        codec.grid, codec.conditional.skip_threshold, codec.prior, codec.context.pattern, codec.config.by_rows
+    )
     return Coding(HyperSynthesis(codec.h_s), exact_context(codec.context), shared, Sender(codec, fast))
 
 
@@ -505,11 +521,6 @@ def reconstruct_batch(model: CompressionModel, decoded: Sequence[Decoded], fast:
 def _numbers(mask: Tensor) -> Tensor:
     """Where a (M, h, w) mask is true, in (channel, row, column) order."""
     return mask.flatten().nonzero().squeeze(1)
-
-
-def _channels(z: Tensor) -> np.ndarray:
-    """The channel number of every element of (C, h, w), flat."""
-    return np.repeat(np.arange(len(z), dtype=np.uint16), z[0].numel())
 
 
 def _integers(z_hat: Tensor, y_hat: Tensor) -> tuple[np.ndarray, np.ndarray]:

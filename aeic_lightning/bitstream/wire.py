@@ -152,9 +152,20 @@ def integers_of(z_hat: np.ndarray, y_hat: np.ndarray) -> tuple[np.ndarray, np.nd
     return (z_hat * MEDIAN_STEPS).astype("<i4"), (y_hat * MEAN_STEPS).astype("<i4")
 
 
-def latents_check(z_hat: np.ndarray, y_hat: np.ndarray) -> bytes:
-    """The check value of decoded latents."""
-    return hashlib.sha256(b"".join(part.tobytes() for part in integers_of(z_hat, y_hat))).digest()[:_LATENTS]
+def latents_check(z_hat: np.ndarray, y_hat: np.ndarray, rows: int | None = None) -> bytes:
+    """The check value of decoded latents (1, C, h, w); by rows where y is coded in bands of so many."""
+    z, y = integers_of(z_hat, y_hat)
+    if rows is None:
+        return hashlib.sha256(z.tobytes() + y.tobytes()).digest()[:_LATENTS]
+    digests = (_digest_by_rows(part, step) for part, step in ((z, 1), (y, rows)))
+    return hashlib.sha256(b"".join(digests)).digest()[:_LATENTS]
+
+
+def _digest_by_rows(values: np.ndarray, rows: int) -> bytes:
+    digest = hashlib.sha256()
+    for top in range(0, values.shape[2], rows):
+        digest.update(values[:, :, top : top + rows].tobytes())
+    return digest.digest()
 
 
 def _file_check(fingerprint: bytes, front: bytes, back: bytes | memoryview) -> bytes:
@@ -363,6 +374,95 @@ def _groups(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield int(number), order[ends[number] - counts[number] : ends[number]]
 
 
+class PayloadWriter:
+    """The payload of one image: z, then the steps of y. `bits` and `escaped` are those of `SymbolWriter`.
+
+    With `rows`, the rows of y in a band, z is coded row by row and y band by band, by a range coder of its own each, so
+    that a sender can write both while it reads the image.
+    """
+
+    def __init__(self, z_tables: Sequence[Table], y_tables: Sequence[Table], rows: int | None) -> None:
+        self.z_tables, self.y_tables, self.rows = z_tables, y_tables, rows
+        self._y = SymbolWriter()
+        self._z = SymbolWriter() if rows else self._y
+
+    @property
+    def bits(self) -> float:
+        """Ideal code length of what was written."""
+        return sum(writer.bits for writer in {self._y, self._z})
+
+    @property
+    def escaped(self) -> int:
+        """How many values lay outside of their tables."""
+        return sum(writer.escaped for writer in {self._y, self._z})
+
+    def write_z(self, symbols: np.ndarray) -> None:
+        """Code z less its medians, (N, h, w)."""
+        values, channels = symbols.flatten(), channel_numbers(symbols.shape)
+        for part in _in_bands(np.arange(len(values)), symbols.shape[1:], 1 if self.rows else None):
+            self._z.write(values[part], channels[part], self.z_tables)
+
+    def write_y(self, values: np.ndarray, levels: np.ndarray, where: np.ndarray, size: tuple[int, ...]) -> None:
+        """Code residuals (n,) of one step by the levels of their scales; `where` (n,) says which of (M, *size)."""
+        for part in _in_bands(where, size, self.rows):
+            self._y.write(values[part], levels[part], self.y_tables)
+
+    def getvalue(self) -> bytes:
+        """The payload; with `rows` the length of the bytes of z stands at its end, to be read backwards."""
+        if not self.rows:
+            return self._y.getvalue()
+        z = self._z.getvalue()
+        return self._y.getvalue() + z + varint(len(z))[::-1]
+
+
+class PayloadReader:
+    """Reads what `PayloadWriter` wrote. Raises AssertionError for some bytes that it cannot have written."""
+
+    def __init__(self, payload: bytes, z_tables: Sequence[Table], y_tables: Sequence[Table], rows: int | None) -> None:
+        self.z_tables, self.y_tables, self.rows = z_tables, y_tables, rows
+        if not rows:
+            self._y = self._z = SymbolReader(payload)
+            return
+        try:
+            count, taken = _read_varint(payload[:-4:-1], 0)
+        except IndexError:
+            raise AssertionError("the payload ends within its last field") from None
+        end = len(payload) - taken
+        if count > end:
+            raise AssertionError("the bytes of z are more than the payload's")
+        self._y, self._z = SymbolReader(payload[: end - count]), SymbolReader(payload[end - count : end])
+
+    def read_z(self, shape: tuple[int, ...]) -> np.ndarray:
+        """int32 (N, h, w): z less its medians."""
+        channels = channel_numbers(shape)
+        values = np.empty(len(channels), np.int32)
+        for part in _in_bands(np.arange(len(values)), shape[1:], 1 if self.rows else None):
+            values[part] = self._z.read(channels[part], self.z_tables)
+        return values.reshape(shape)
+
+    def read_y(self, levels: np.ndarray, where: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        """int32 (n,): the residuals that were written with the same levels and places."""
+        values = np.empty(len(levels), np.int32)
+        for part in _in_bands(where, size, self.rows):
+            values[part] = self._y.read(levels[part], self.y_tables)
+        return values
+
+
+def channel_numbers(shape: tuple[int, ...]) -> np.ndarray:
+    """The channel of every element of (C, h, w), flat."""
+    return np.repeat(np.arange(shape[0], dtype=np.uint16), math.prod(shape[1:]))
+
+
+def _in_bands(where: np.ndarray, size: tuple[int, ...], rows: int | None) -> Iterator[slice | np.ndarray]:
+    """Parts of `where`, positions in (C, *size): one for each band of so many rows, or all as one."""
+    if rows is None:
+        yield slice(None)
+        return
+    height, width = size
+    for _, part in _groups(where // width % height // rows):
+        yield part
+
+
 def _distance(values: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """How far values lie outside of the table (1 or more), and whether below it."""
     negative = values < table.low
@@ -435,6 +535,7 @@ class ExportedHalf:
         self.z_tables, self.y_tables = (
             [Table(t["low"], np.array(t["counts"], np.int64)) for t in tables[letter]] for letter in "zy"
         )
+        self.rows = self.z_stride if tables.get("by_rows") else None
         self._graphs: dict[str, Any] = {}
 
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -483,11 +584,6 @@ class ExportedHalf:
             y_hat = code(mean, np.searchsorted(self.bounds, scale[coded], side="right"), coded) + mean
             base = np.where(mask, y_hat, base) if len(self.pattern) > 1 else y_hat
         return base
-
-
-def channel_numbers(z: np.ndarray) -> np.ndarray:
-    """The channel of every element of (1, C, h, w), flat."""
-    return np.repeat(np.arange(z.shape[1]), z[0, 0].size)
 
 
 def sha256(path: Path) -> str:

@@ -120,6 +120,13 @@ function groups(numbers) {
   return [...found].sort((a, b) => a[0] - b[0]);
 }
 
+// Parts of [0, 1, ...], where `where` are positions in channels of this height and width: one part for each band of so
+// many rows, or all as one for null.
+function inBands(where, [height, width], rows) {
+  const all = Array.from(where, (_, i) => i);
+  return rows === null ? [all] : groups(all.map((i) => Math.floor((Math.floor(where[i] / width) % height) / rows))).map(([, part]) => part);
+}
+
 export function writeSymbols(encoder, values, numbers, tables) {
   const outside = [];
   for (const [number, where] of groups(numbers)) {
@@ -155,16 +162,90 @@ export function readSymbols(decoder, numbers, tables) {
   return values;
 }
 
+// ---------------------------------------------------------------------- the payload
+
+// As `PayloadWriter` and `PayloadReader` of the package: by rows where `rows`, those of a band of y, is not null.
+export class PayloadWriter {
+  constructor(zTables, yTables, rows) {
+    Object.assign(this, { zTables, yTables, rows, y: new Encoder() });
+    this.z = rows === null ? this.y : new Encoder();
+  }
+
+  write(encoder, values, numbers, tables, parts) {
+    for (const part of parts) writeSymbols(encoder, part.map((i) => values[i]), part.map((i) => numbers[i]), tables);
+  }
+
+  writeZ(values, channels, size) {
+    this.write(this.z, values, channels, this.zTables, inBands(values.map((_, i) => i), size, this.rows && 1));
+  }
+
+  writeY(values, levels, where, size) {
+    this.write(this.y, values, levels, this.yTables, inBands(where, size, this.rows));
+  }
+
+  bytes() {
+    if (this.rows === null) return this.y.bytes();
+    const z = this.z.bytes();
+    return Uint8Array.from([...this.y.bytes(), ...z, ...varint(z.length).reverse()]);
+  }
+}
+
+export class PayloadReader {
+  constructor(payload, zTables, yTables, rows) {
+    Object.assign(this, { zTables, yTables, rows });
+    if (rows === null) this.y = this.z = new Decoder(payload);
+    else {
+      let end = payload.length, count = 0;
+      for (const shift of [0, 7, 14]) {
+        if (!end) throw new CodecError("the bytes fit no symbols");
+        const byte = payload[--end];
+        count |= (byte & 127) << shift;
+        if (byte < 128) break;
+      }
+      if (count > end) throw new CodecError("the bytes fit no symbols");
+      this.y = new Decoder(payload.slice(0, end - count));
+      this.z = new Decoder(payload.slice(end - count, end));
+    }
+  }
+
+  read(decoder, numbers, tables, parts) {
+    const values = new Int32Array(numbers.length);
+    for (const part of parts) {
+      const read = readSymbols(decoder, part.map((i) => numbers[i]), tables);
+      part.forEach((i, k) => (values[i] = read[k]));
+    }
+    return values;
+  }
+
+  readZ(channels, size) {
+    return this.read(this.z, channels, this.zTables, inBands(Array.from(channels, (_, i) => i), size, this.rows && 1));
+  }
+
+  readY(levels, where, size) {
+    return this.read(this.y, levels, this.yTables, inBands(where, size, this.rows));
+  }
+}
+
 // ---------------------------------------------------------------------- the stream
 
 async function digest(...parts) {
+  return (await sha256(...parts)).slice(0, 3);
+}
+
+async function sha256(...parts) {
   const all = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
   let at = 0;
   for (const part of parts) {
     all.set(new Uint8Array(part.buffer ?? part, part.byteOffset ?? 0, part.byteLength), at);
     at += part.byteLength;
   }
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", all)).slice(0, 3);
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", all));
+}
+
+// SHA-256 of the rows of (C, height, width), a band of `rows` rows after the other.
+function sha256ByRows(values, [height, width], rows) {
+  const ordered = inBands(values.map((_, i) => i), [height, width], rows).flat();
+  return sha256(Int32Array.from(ordered, (i) => values[i]));
 }
 
 function varint(value) {
@@ -259,6 +340,7 @@ export class Codec {
     this.zTables = tables.z.map(makeTable);
     this.yTables = tables.y.map(makeTable);
     this.bounds = Float32Array.from(tables.level_bounds_times_2_to_20, (bound) => bound / 2 ** 20);
+    this.rows = tables.by_rows ? tables.z_stride : null;
     this.threshold = tables.skip_threshold === null ? -Infinity : Math.fround(tables.skip_threshold);
   }
 
@@ -339,8 +421,10 @@ export class Codec {
     return Uint16Array.from({ length: dims[1] * size }, (_, i) => Math.floor(i / size));
   }
 
-  check(zHat, yHat) {
-    return digest(Int32Array.from(zHat, (value) => value * MEDIAN_STEPS), Int32Array.from(yHat, (value) => value * MEAN_STEPS));
+  async check(zHat, zDims, yHat, yDims) {
+    const z = Int32Array.from(zHat, (value) => value * MEDIAN_STEPS), y = Int32Array.from(yHat, (value) => value * MEAN_STEPS);
+    if (this.rows === null) return digest(z, y);
+    return digest(await sha256ByRows(z, zDims.slice(2), 1), await sha256ByRows(y, yDims.slice(2), this.rows));
   }
 
   median(i, dims) {
@@ -349,16 +433,16 @@ export class Codec {
 
   // {data, zHat, yHat, dims} of y and z.
   async encodeLatents(y, z, height, width, dial) {
-    const encoder = new Encoder();
+    const writer = new PayloadWriter(this.zTables, this.yTables, this.rows);
     const symbols = Float32Array.from(z.data, (value, i) => clamp(rint(Math.fround(value - this.median(i, z.dims)))));
-    writeSymbols(encoder, symbols, this.channels(z.dims), this.zTables);
+    writer.writeZ(symbols, this.channels(z.dims), z.dims.slice(2));
     const zHat = symbols.map((value, i) => value + this.median(i, z.dims));
     const yHat = await this.steps(zHat, z.dims, y.dims, (coded, mean, scale) => {
       const values = coded.map((i) => clamp(rint(Math.fround(y.data[i] - mean[i]))));
-      writeSymbols(encoder, values, coded.map((i) => this.level(scale[i])), this.yTables);
+      writer.writeY(values, coded.map((i) => this.level(scale[i])), coded, y.dims.slice(2));
       return values;
     });
-    const stream = { height, width, check: await this.check(zHat, yHat), dial, payload: encoder.bytes() };
+    const stream = { height, width, check: await this.check(zHat, z.dims, yHat, y.dims), dial, payload: writer.bytes() };
     return { data: await pack(stream, this.fingerprint), zHat, yHat, dims: y.dims, dial, height, width };
   }
 
@@ -387,11 +471,11 @@ export class Codec {
     const { multiple, stride, z_stride: zStride } = this.tables, { height, width } = stream;
     const h = (Math.ceil(height / multiple) * multiple) / stride, w = (Math.ceil(width / multiple) * multiple) / stride;
     const zDims = [1, this.zTables.length, Math.ceil(h / zStride), Math.ceil(w / zStride)];
-    const decoder = new Decoder(stream.payload);
-    const zHat = Float32Array.from(readSymbols(decoder, this.channels(zDims), this.zTables), (value, i) => value + this.median(i, zDims));
+    const reader = new PayloadReader(stream.payload, this.zTables, this.yTables, this.rows);
+    const zHat = Float32Array.from(reader.readZ(this.channels(zDims), zDims.slice(2)), (value, i) => value + this.median(i, zDims));
     const dims = [1, this.tables.channels, h, w];
-    const yHat = await this.steps(zHat, zDims, dims, (coded, _, scale) => readSymbols(decoder, coded.map((i) => this.level(scale[i])), this.yTables));
-    if (!equal(await this.check(zHat, yHat), stream.check))
+    const yHat = await this.steps(zHat, zDims, dims, (coded, _, scale) => reader.readY(coded.map((i) => this.level(scale[i])), coded, [h, w]));
+    if (!equal(await this.check(zHat, zDims, yHat, dims), stream.check))
       throw new CodecError("the decoded latents are not the sender's, so the picture would be wrong");
     return { data, zHat, yHat, dims, dial: stream.dial, height, width };
   }

@@ -32,6 +32,7 @@ def part(path: str, **arguments) -> dict:
 CODECS = {
     "checkerboard": {"context": part(f"{CONTEXTS}.CheckerboardContext", width=24, depth=1)},
     "none": {"context": part(f"{CONTEXTS}.NoContext")},
+    "none, by rows": {"context": part(f"{CONTEXTS}.NoContext"), "by_rows": True},
     "own order": {"context": part(f"{OWN}.RowsContext", width=16)},
     "own hyperprior": {
         "h_a": part(f"{OWN}.PlainHyperAnalysis", width=12),

@@ -53,13 +53,12 @@ static uint8_t as_byte(int32_t value, int zero) { return (uint8_t)(clamped(value
 
 typedef struct {
     uint8_t *base; /* NULL: only count */
-    size_t used, peak;
+    size_t used;
 } arena;
 
 static void *take(arena *a, size_t bytes) {
     void *at = a->base ? a->base + a->used : NULL;
     a->used += (bytes + 7) & ~(size_t)7;
-    if (a->used > a->peak) a->peak = a->used;
     return at;
 }
 
@@ -293,44 +292,57 @@ static void sha_add_int32(sha256 *s, int32_t value) {
     sha_add(s, bytes, 4);
 }
 
-/* The first three bytes. */
-static void sha_end(sha256 *s, uint8_t *three) {
+static void sha_end(sha256 *s, uint8_t *digest) {
     uint64_t bits = 8 * s->bytes;
     uint8_t end = 0x80, zero = 0, length[8];
     sha_add(s, &end, 1);
     while (s->bytes % 64 != 56) sha_add(s, &zero, 1);
     for (int i = 0; i < 8; i++) length[i] = (uint8_t)(bits >> (56 - 8 * i));
     sha_add(s, length, 8);
-    for (int i = 0; i < 3; i++) three[i] = (uint8_t)(s->state[0] >> (24 - 8 * i));
+    for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(s->state[i / 4] >> (24 - i % 4 * 8));
 }
 
 /* ---------------------------------------------------------------- range coder */
 
+/* Two coders share the room: that of y writes upwards from its start, that of z downwards from its end. */
+typedef struct {
+    uint8_t *out;
+    size_t used, size;
+    int full;
+} room;
+
 typedef struct {
     uint64_t low, range;
-    uint8_t *out;
-    size_t count, room; /* bytes written, of so many */
-    int full;
+    room *room;
+    int down;
+    size_t count; /* bytes written */
 } coder;
+
+static uint8_t *byte_at(const coder *c, size_t i) { return c->room->out + (c->down ? c->room->size - 1 - i : i); }
 
 static void carry(coder *c) {
     size_t i = c->count;
-    while (i > 0 && ++c->out[--i] == 0) {
+    while (i > 0 && ++*byte_at(c, --i) == 0) {
     }
+}
+
+static void put_bytes(coder *c, uint64_t value, int count) {
+    if (c->room->used + (size_t)count > c->room->size) {
+        c->room->full = 1;
+        return;
+    }
+    c->room->used += (size_t)count;
+    for (int i = 0; i < count; i++) *byte_at(c, c->count++) = (uint8_t)(value >> (56 - 8 * i));
 }
 
 static void put(coder *c, uint32_t start, uint32_t count) {
     uint64_t scale = c->range >> 24, before = c->low;
-    if (c->full) return;
+    if (c->room->full) return;
     c->low += scale * start;
     if (c->low < before) carry(c);
     c->range = scale * count;
     if (c->range >> 32) return;
-    if (c->count + 4 > c->room) {
-        c->full = 1;
-        return;
-    }
-    for (int i = 0; i < 4; i++) c->out[c->count++] = (uint8_t)(c->low >> (56 - 8 * i));
+    put_bytes(c, c->low, 4);
     c->low <<= 32;
     c->range <<= 32;
 }
@@ -349,32 +361,33 @@ static void finish(coder *c) {
         if (up >= c->range) continue;
         uint64_t value = c->low + up;
         if (value < c->low) carry(c);
-        if (c->count + 8 > c->room) {
-            c->full = 1;
-            return;
-        }
-        for (int i = 0; i < 8 - zeros; i++) c->out[c->count++] = (uint8_t)(value >> (56 - 8 * i));
+        put_bytes(c, value, 8 - zeros);
         break;
     }
-    while (c->count > 0 && c->out[c->count - 1] == 0) c->count--;
+    for (; c->count > 0 && *byte_at(c, c->count - 1) == 0; c->count--) c->room->used--;
 }
 
 /* ---------------------------------------------------------------- the stream */
+
+enum { BAND = Z_STRIDE }; /* rows of y that are coded together, those of a row of z */
 
 typedef struct {
     const aeic_image *image;
     int padded_width;
     int h, w, zh, zw; /* positions of y and of z */
     int position;     /* of the dial */
-    uint8_t *row;     /* source of the network that runs */
-    int16_t *y;       /* [position][channel], 6 binary digits after the point */
-    int16_t *z;       /* symbols [channel][position] */
-    uint8_t *hidden;  /* [position][channel], what the last layer of h_s takes */
-    uint8_t *level;   /* [channel][position]: of the table; SKIPPED; or with ESCAPES */
+    network g_a, h_a, h_s;
+    uint8_t *pixels, *y_bytes, *z_bytes; /* a row of what each of them takes */
+    int16_t *y;       /* [row][x][channel], 6 binary digits after the point: the last `kept` rows */
+    int kept, made;   /* rows of y */
+    int16_t *z;       /* a row of symbols [channel][x] */
+    uint8_t *hidden;  /* of a band [row][x][channel], what the last layer of h_s takes */
+    uint8_t *level;   /* of a band [channel][row][x]: of the table; SKIPPED; or with ESCAPES */
     uint64_t *tables; /* of each channel of y: a bit for each table that it has symbols of */
     uint16_t *gain;   /* of each channel of y */
     uint8_t *gain_shift;
-    network net;
+    coder y_coder, z_coder;
+    sha256 *z_hash; /* NULL where no check is wanted */
 } job;
 
 enum { ESCAPES = 64, SKIPPED = 255 };
@@ -390,39 +403,36 @@ static int reflected(int i, int side) {
 static const uint8_t *pixel_row(void *context, int row) {
     job *j = context;
     const aeic_image *image = j->image;
-    if (image->read_row(image->context, reflected(row, image->height), j->row)) return NULL;
+    if (image->read_row(image->context, reflected(row, image->height), j->pixels)) return NULL;
     for (int x = image->width; x < j->padded_width; x++)
-        memcpy(j->row + 3 * (size_t)x, j->row + 3 * (size_t)reflected(x, image->width), 3);
-    return j->row;
+        memcpy(j->pixels + 3 * (size_t)x, j->pixels + 3 * (size_t)reflected(x, image->width), 3);
+    return j->pixels;
 }
 
-/* In steps of 1/256 of the quantiser. */
-static int32_t scaled_y(const job *j, size_t at, int channel) {
-    int32_t y = j->y[at * Y_CHANNELS + (size_t)channel];
+static int16_t *kept_row(const job *j, int row) { return j->y + (size_t)(row % j->kept * j->w) * Y_CHANNELS; }
+
+/* y in steps of 1/256 of the quantiser. */
+static int32_t scaled_y(const job *j, int32_t y, int channel) {
     if (LEVELS == 0) return 4 * y;
     return clamped(rounded(y * (int32_t)j->gain[channel], j->gain_shift[channel]), -LARGEST_Y, LARGEST_Y);
 }
 
+/* What h_a takes; g_a runs as far as it is needed. */
 static const uint8_t *y_row(void *context, int row) {
     job *j = context;
-    memset(j->row, 128, (size_t)j->zw * Z_STRIDE * Y_CHANNELS);
-    if (row < j->h)
-        for (int x = 0; x < j->w; x++)
-            for (int c = 0; c < Y_CHANNELS; c++)
-                j->row[(size_t)x * Y_CHANNELS + (size_t)c] = as_byte(rounded(scaled_y(j, (size_t)(row * j->w + x), c), 5), 128);
-    return j->row;
-}
-
-static int32_t z_hat(const job *j, int channel, size_t at) {
-    return j->z[(size_t)channel * (size_t)(j->zh * j->zw) + at] * 64 + Z_MEDIANS[channel];
-}
-
-static const uint8_t *z_row(void *context, int row) {
-    job *j = context;
-    for (int x = 0; x < j->zw; x++)
-        for (int c = 0; c < Z_CHANNELS; c++)
-            j->row[(size_t)x * Z_CHANNELS + (size_t)c] = as_byte(rounded(z_hat(j, c, (size_t)(row * j->zw + x)), 3), 128);
-    return j->row;
+    memset(j->y_bytes, 128, (size_t)j->zw * Z_STRIDE * Y_CHANNELS);
+    if (row >= j->h) return j->y_bytes;
+    int16_t *y = kept_row(j, row);
+    if (row == j->made) {
+        const uint8_t *made = pull(&j->g_a, G_A_LAYERS - 1, row);
+        if (!made) return NULL;
+        memcpy(y, made, sizeof(int16_t) * (size_t)j->w * Y_CHANNELS);
+        j->made++;
+    }
+    for (int x = 0; x < j->w; x++)
+        for (int c = 0; c < Y_CHANNELS; c++, y++)
+            j->y_bytes[x * Y_CHANNELS + c] = as_byte(rounded(scaled_y(j, *y, c), 5), 128);
+    return j->y_bytes;
 }
 
 /* The gains at the dial's position: logarithms between those of two levels, to the base 2 in steps of 1/256. */
@@ -439,6 +449,7 @@ static void set_gains(job *j) {
     }
 }
 
+/* Of position `at` of a band. */
 static int32_t mean_of(const job *j, int channel, size_t at) {
     return product(&H_S[H_S_LAYERS - 1], j->hidden + at * HIDDEN, channel);
 }
@@ -447,8 +458,11 @@ static int32_t scale_of(const job *j, int channel, size_t at) {
     return product(&H_S[H_S_LAYERS - 1], j->hidden + at * HIDDEN, Y_CHANNELS + channel) + 256;
 }
 
-static int32_t residual_of(const job *j, int channel, size_t at) {
-    return rounded_to_even(scaled_y(j, at, channel) - mean_of(j, channel, at), 8);
+/* `top` is the first row of the band. */
+static int32_t residual_of(const job *j, int top, int channel, size_t at) {
+    int row = (int)(at / (size_t)j->w), x = (int)(at % (size_t)j->w);
+    int32_t y = kept_row(j, top + row)[x * Y_CHANNELS + channel];
+    return rounded_to_even(scaled_y(j, y, channel) - mean_of(j, channel, at), 8);
 }
 
 static int is_outside(const table *t, int32_t value) { return value < t->low || value >= t->low + (int32_t)t->symbols - 1; }
@@ -469,25 +483,20 @@ static void put_escape(coder *c, const table *t, int32_t value, int part) {
 }
 
 static void put_z(const job *j, coder *c) {
-    size_t count = (size_t)(j->zh * j->zw);
     int escapes = 0;
-    for (int channel = 0; channel < Z_CHANNELS; channel++)
-        for (size_t at = 0; at < count; at++) {
-            int32_t value = j->z[(size_t)channel * count + at];
-            put_symbol(c, &Z_TABLES[channel], value);
-            escapes |= is_outside(&Z_TABLES[channel], value);
-        }
-    for (int part = 0; escapes && part < 3; part++)
+    for (int part = -1; part < (escapes ? 3 : 0); part++)
         for (int channel = 0; channel < Z_CHANNELS; channel++)
-            for (size_t at = 0; at < count; at++) {
-                int32_t value = j->z[(size_t)channel * count + at];
-                if (is_outside(&Z_TABLES[channel], value)) put_escape(c, &Z_TABLES[channel], value, part);
+            for (int x = 0; x < j->zw; x++) {
+                const table *t = &Z_TABLES[channel];
+                int32_t value = j->z[channel * j->zw + x];
+                escapes |= is_outside(t, value);
+                if (part < 0) put_symbol(c, t, value);
+                else if (is_outside(t, value)) put_escape(c, t, value, part);
             }
 }
 
-/* By table, of each by channel: first all symbols, then, where there are escapes, the three parts of these. */
-static void put_y(const job *j, coder *c, int escapes) {
-    size_t positions = (size_t)(j->h * j->w);
+/* A band of y, by table, of each by channel: first all symbols, then, where there are escapes, the three parts of these. */
+static void put_y(const job *j, coder *c, int top, size_t positions, int escapes) {
     for (int part = -1; part < (escapes ? 3 : 0); part++)
         for (int level = 0; level < Y_TABLES_COUNT; level++)
             for (int channel = 0; channel < Y_CHANNELS; channel++) {
@@ -495,11 +504,27 @@ static void put_y(const job *j, coder *c, int escapes) {
                 const uint8_t *of = j->level + (size_t)channel * positions;
                 for (size_t at = 0; at < positions; at++) {
                     if (part < 0 ? (of[at] & ~ESCAPES) != level : of[at] != (level | ESCAPES)) continue;
-                    int32_t residual = residual_of(j, channel, at);
+                    int32_t residual = residual_of(j, top, channel, at);
                     if (part < 0) put_symbol(c, &Y_TABLES[level], residual);
                     else put_escape(c, &Y_TABLES[level], residual, part);
                 }
             }
+}
+
+/* What h_s takes; a row of z is made and coded when it is needed first. */
+static const uint8_t *z_row(void *context, int row) {
+    job *j = context;
+    const int16_t *z = (const int16_t *)(const void *)pull(&j->h_a, H_A_LAYERS - 1, row);
+    if (!z) return NULL;
+    for (int c = 0; c < Z_CHANNELS; c++)
+        for (int x = 0; x < j->zw; x++) {
+            int32_t symbol = rounded_to_even(z[x * Z_CHANNELS + c] - Z_MEDIANS[c], 6), z_hat = symbol * 64 + Z_MEDIANS[c];
+            j->z[c * j->zw + x] = (int16_t)symbol;
+            j->z_bytes[x * Z_CHANNELS + c] = as_byte(rounded(z_hat, 3), 128);
+            if (j->z_hash) sha_add_int32(j->z_hash, z_hat);
+        }
+    put_z(j, &j->z_coder);
+    return j->z_bytes;
 }
 
 static int level_of(int32_t scale) {
@@ -509,38 +534,9 @@ static int level_of(int32_t scale) {
     return level;
 }
 
-/* z and y at a position of the dial, into `c`; the check of the latents if it is wanted. Returns 0 unless it fails. */
-static int put_latents(job *j, arena a, coder *c, uint8_t *check) {
-    size_t positions = (size_t)(j->h * j->w);
-    network *net = &j->net;
+/* A band of y: the positions that its first `rows` rows have. */
+static void put_band(job *j, int top, size_t positions, sha256 *hash) {
     int escapes = 0;
-    sha256 sha;
-    set_gains(j);
-    arena again = a;
-    build(net, &again, H_A, H_A_LAYERS, j->zw * Z_STRIDE, j->zh * Z_STRIDE, 1);
-    net->source = y_row, net->context = j;
-    for (int row = 0; row < j->zh; row++) {
-        const int16_t *z = (const int16_t *)(const void *)pull(net, H_A_LAYERS - 1, row);
-        if (!z) return -1;
-        for (int x = 0; x < j->zw; x++)
-            for (int channel = 0; channel < Z_CHANNELS; channel++)
-                j->z[channel * j->zh * j->zw + row * j->zw + x] =
-                    (int16_t)rounded_to_even(z[x * Z_CHANNELS + channel] - Z_MEDIANS[channel], 6);
-    }
-    put_z(j, c);
-    again = a;
-    build(net, &again, H_S, H_S_LAYERS - 1, j->zw, j->zh, 0);
-    net->source = z_row;
-    for (int row = 0; row < j->h; row++) {
-        const uint8_t *hidden = pull(net, H_S_LAYERS - 2, row);
-        if (!hidden) return -1;
-        memcpy(j->hidden + (size_t)(row * j->w) * HIDDEN, hidden, (size_t)j->w * HIDDEN);
-    }
-    if (check) {
-        sha_start(&sha);
-        for (int channel = 0; channel < Z_CHANNELS; channel++)
-            for (size_t at = 0; at < (size_t)(j->zh * j->zw); at++) sha_add_int32(&sha, z_hat(j, channel, at));
-    }
     memset(j->tables, 0, sizeof(uint64_t) * Y_CHANNELS);
     for (int channel = 0; channel < Y_CHANNELS; channel++)
         for (size_t at = 0; at < positions; at++) {
@@ -548,16 +544,41 @@ static int put_latents(job *j, arena a, coder *c, uint8_t *check) {
             int32_t scale = scale_of(j, channel, at), residual = 0;
             *level = SKIPPED;
             if (scale >= SKIP_THRESHOLD) {
-                residual = residual_of(j, channel, at);
+                residual = residual_of(j, top, channel, at);
                 *level = (uint8_t)level_of(scale);
                 j->tables[channel] |= (uint64_t)1 << *level;
                 if (is_outside(&Y_TABLES[*level], residual)) *level |= ESCAPES, escapes = 1;
             }
-            if (check) sha_add_int32(&sha, residual * 256 + mean_of(j, channel, at));
+            if (hash) sha_add_int32(hash, residual * 256 + mean_of(j, channel, at));
         }
-    if (check) sha_end(&sha, check);
-    put_y(j, c, escapes);
-    finish(c);
+    put_y(j, &j->y_coder, top, positions, escapes);
+}
+
+/* z and y at a position of the dial, into the two coders; the check of the latents if it is wanted. 0 unless it fails. */
+static int put_latents(job *j, uint8_t *check) {
+    sha256 hashes[2];
+    for (int i = 0; i < 2; i++) sha_start(&hashes[i]);
+    j->z_hash = check ? hashes : NULL;
+    set_gains(j);
+    for (int top = 0; top < j->h; top += BAND) {
+        int rows = j->h - top < BAND ? j->h - top : BAND;
+        for (int row = 0; row < rows; row++) {
+            const uint8_t *hidden = pull(&j->h_s, H_S_LAYERS - 2, top + row);
+            if (!hidden) return -1;
+            memcpy(j->hidden + (size_t)(row * j->w) * HIDDEN, hidden, (size_t)j->w * HIDDEN);
+        }
+        put_band(j, top, (size_t)(rows * j->w), check ? hashes + 1 : NULL);
+    }
+    finish(&j->z_coder);
+    finish(&j->y_coder);
+    if (check) {
+        uint8_t digests[64];
+        for (int i = 0; i < 2; i++) sha_end(&hashes[i], digests + 32 * i);
+        sha_start(hashes);
+        sha_add(hashes, digests, 64);
+        sha_end(hashes, digests);
+        memcpy(check, digests, 3);
+    }
     return 0;
 }
 
@@ -568,8 +589,23 @@ static size_t put_varint(uint8_t *out, int value) {
     return count;
 }
 
+/* Behind the bytes of y those of z, and their number, to be read backwards. Returns how many bytes these are in all. */
+static size_t join(const job *j, const room *r) {
+    size_t y = j->y_coder.count, z = j->z_coder.count;
+    uint8_t *from = r->out + r->size - z, number[3];
+    for (size_t i = 0; i < z / 2; i++) {
+        uint8_t first = from[i];
+        from[i] = from[z - 1 - i];
+        from[z - 1 - i] = first;
+    }
+    memmove(r->out + y, from, z);
+    size_t count = put_varint(number, (int)z), end = y + z + count;
+    for (size_t i = 0; i < count; i++) r->out[end - 1 - i] = number[i];
+    return end;
+}
+
 /* The whole file, or AEIC_TOO_LARGE; without its checks where only its size matters. */
-static long put_file(job *j, arena a, int position, uint8_t *out, size_t most, int checks) {
+static long put_file(job *j, int position, uint8_t *out, size_t most, int checks) {
     size_t front = 1;
     out[0] = 0xAF;
     front += put_varint(out + front, j->image->height - 1);
@@ -579,51 +615,69 @@ static long put_file(job *j, arena a, int position, uint8_t *out, size_t most, i
     uint8_t *file_check = out + front, *back = file_check + 3;
     size_t start = front + 6 + (LEVELS > 0);
     if (most < start) return AEIC_TOO_LARGE;
-    coder c = {0, UINT64_MAX, out + start, 0, most - start + 16, 0};
-    j->position = position;
-    if (put_latents(j, a, &c, checks ? back : NULL)) return AEIC_NO_PIXELS;
+    room r = {out + start, 0, most - start + 16, 0};
+    coder y = {0, UINT64_MAX, &r, 0, 0}, z = {0, UINT64_MAX, &r, 1, 0};
+    j->position = position, j->y_coder = y, j->z_coder = z;
+    if (put_latents(j, checks ? back : NULL)) return AEIC_NO_PIXELS;
     if (LEVELS > 0) back[3] = (uint8_t)position;
-    if (c.full || start + c.count > most) return AEIC_TOO_LARGE;
+    if (r.full) return AEIC_TOO_LARGE;
+    size_t end = start + join(j, &r);
+    if (end > most) return AEIC_TOO_LARGE;
     if (checks) {
         sha256 sha;
+        uint8_t digest[32];
         sha_start(&sha);
         sha_add(&sha, FINGERPRINT, 32);
         sha_add(&sha, out, front);
-        sha_add(&sha, back, start + c.count - front - 3);
-        sha_end(&sha, file_check);
+        sha_add(&sha, back, end - front - 3);
+        sha_end(&sha, digest);
+        memcpy(file_check, digest, 3);
     }
-    return (long)(start + c.count);
+    return (long)end;
 }
 
-/* Sizes and memory of a job; what is taken after `a` is returned is given back after each network. */
-static arena lay_out(job *j, uint8_t *memory) {
-    arena a = {memory, 0, 0};
+/* The last row of its input that a row of a network's output takes, away from the borders. */
+static int reach(const layer *layers, int count, int row) {
+    while (count--) {
+        const layer *l = &layers[count];
+        if (l->kind == DEPTHWISE) row += l->size / 2;
+        if (l->kind == UNSHUFFLE) row = row * l->size + l->size - 1;
+        if (l->kind == SHUFFLE) row /= l->size;
+    }
+    return row;
+}
+
+/* Sizes of a job, which starts at the top of the image, and its memory, in which it lies itself; with NULL, how much memory
+ * that is. With `whole`, y is kept, and made once. */
+static size_t lay_out(job *j, uint8_t *memory, int whole) {
+    arena a = {memory, 0};
+    take(&a, sizeof *j);
     const aeic_image *image = j->image;
     int width = (image->width + PADDING - 1) / PADDING * PADDING, height = (image->height + PADDING - 1) / PADDING * PADDING;
+    enum { FAR = 1024 * BAND };
     j->padded_width = width;
     j->h = height / STRIDE, j->w = width / STRIDE;
     j->zh = (j->h + Z_STRIDE - 1) / Z_STRIDE, j->zw = (j->w + Z_STRIDE - 1) / Z_STRIDE;
-    size_t positions = (size_t)(j->h * j->w);
-    j->y = take(&a, sizeof(int16_t) * positions * Y_CHANNELS);
-    arena first = a;
-    j->row = take(&first, 3 * (size_t)width);
-    build(&j->net, &first, G_A, G_A_LAYERS, width, height, 1);
-    if (memory) return a;
-    a.peak = first.peak;
-    return a;
-}
-
-static arena lay_out_latents(job *j, arena a) {
-    size_t positions = (size_t)(j->h * j->w), z_row_bytes = (size_t)j->zw * Z_CHANNELS;
-    size_t y_row_bytes = (size_t)j->zw * Z_STRIDE * Y_CHANNELS;
-    j->row = take(&a, y_row_bytes > z_row_bytes ? y_row_bytes : z_row_bytes);
-    j->z = take(&a, sizeof(int16_t) * (size_t)(j->zh * j->zw) * Z_CHANNELS);
-    j->hidden = take(&a, positions * HIDDEN);
-    j->level = take(&a, positions * Y_CHANNELS);
+    j->kept = reach(H_A, H_A_LAYERS, reach(H_S, H_S_LAYERS - 1, FAR + BAND - 1)) - FAR + 1;
+    if (whole || j->kept > j->h) j->kept = j->h;
+    if (j->kept < j->h) j->made = 0;
+    size_t band = (size_t)(BAND * j->w);
+    j->y = take(&a, sizeof(int16_t) * (size_t)(j->kept * j->w) * Y_CHANNELS);
+    j->pixels = take(&a, 3 * (size_t)width);
+    j->y_bytes = take(&a, (size_t)j->zw * Z_STRIDE * Y_CHANNELS);
+    j->z_bytes = take(&a, (size_t)j->zw * Z_CHANNELS);
+    j->z = take(&a, sizeof(int16_t) * (size_t)j->zw * Z_CHANNELS);
+    j->hidden = take(&a, band * HIDDEN);
+    j->level = take(&a, band * Y_CHANNELS);
     j->tables = take(&a, sizeof(uint64_t) * Y_CHANNELS);
     j->gain = take(&a, sizeof(uint16_t) * Y_CHANNELS);
     j->gain_shift = take(&a, Y_CHANNELS);
-    return a;
+    build(&j->g_a, &a, G_A, G_A_LAYERS, width, height, 1);
+    build(&j->h_a, &a, H_A, H_A_LAYERS, j->zw * Z_STRIDE, j->zh * Z_STRIDE, 1);
+    build(&j->h_s, &a, H_S, H_S_LAYERS - 1, j->zw, j->zh, 0);
+    j->g_a.source = pixel_row, j->h_a.source = y_row, j->h_s.source = z_row;
+    j->g_a.context = j->h_a.context = j->h_s.context = j;
+    return a.used;
 }
 
 static int fits(const aeic_image *image) {
@@ -633,43 +687,37 @@ static int fits(const aeic_image *image) {
 
 int aeic_levels(void) { return LEVELS; }
 
-static size_t memory_of(job *j) {
-    arena a = lay_out(j, NULL), b = lay_out_latents(j, a), c = b;
-    build(&j->net, &b, H_A, H_A_LAYERS, j->zw * Z_STRIDE, j->zh * Z_STRIDE, 1);
-    build(&j->net, &c, H_S, H_S_LAYERS - 1, j->zw, j->zh, 0);
-    return b.peak > c.peak ? b.peak : c.peak;
-}
-
-size_t aeic_memory(int width, int height) {
+static size_t memory_of(int width, int height, int whole) {
     aeic_image image = {width, height, NULL, NULL};
     job j;
     j.image = &image;
-    return fits(&image) ? memory_of(&j) : 0;
+    return fits(&image) ? lay_out(&j, NULL, whole) : 0;
 }
 
+size_t aeic_memory(int width, int height) { return memory_of(width, height, 0); }
+
+size_t aeic_memory_once(int width, int height) { return memory_of(width, height, 1); }
+
 long aeic_encode(const aeic_image *image, int position, void *memory, size_t size, uint8_t *out, size_t most) {
-    job j;
+    job *j = memory;
     if (!fits(image)) return AEIC_BAD_SIZE;
     if (position < -1 || position > 255) return AEIC_BAD_LEVEL;
-    j.image = image;
-    if (size < memory_of(&j)) return AEIC_NO_MEMORY;
-    arena a = lay_out(&j, memory);
-    j.net.source = pixel_row, j.net.context = &j;
-    for (int row = 0; row < j.h; row++) {
-        const uint8_t *y = pull(&j.net, G_A_LAYERS - 1, row);
-        if (!y) return AEIC_NO_PIXELS;
-        memcpy(j.y + (size_t)(row * j.w) * Y_CHANNELS, y, sizeof(int16_t) * (size_t)j.w * Y_CHANNELS);
-    }
-    a = lay_out_latents(&j, a);
+    if (size < sizeof *j) return AEIC_NO_MEMORY;
+    j->image = image, j->made = 0;
+    if (size < lay_out(j, NULL, 0)) return AEIC_NO_MEMORY;
+    int whole = size >= lay_out(j, NULL, 1);
     if (position < 0 && LEVELS > 0) {
-        int low = 0, high = 256; /* the stream at `low` fits, that at `high` does not */
-        if (put_file(&j, a, 0, out, most, 0) < 0) return AEIC_TOO_LARGE;
+        int low = -1, high = 256; /* the stream at `low` fits, that at `high` does not */
         while (high - low > 1) {
-            int middle = (low + high) / 2;
-            if (put_file(&j, a, middle, out, most, 0) < 0) high = middle;
-            else low = middle;
+            int middle = low < 0 ? 0 : (low + high) / 2;
+            lay_out(j, memory, whole);
+            long bytes = put_file(j, middle, out, most, 0);
+            if (bytes >= 0) low = middle;
+            else if (bytes == AEIC_NO_PIXELS || middle == 0) return bytes;
+            else high = middle;
         }
         position = low;
     }
-    return put_file(&j, a, position, out, most, 1);
+    lay_out(j, memory, whole);
+    return put_file(j, position, out, most, 1);
 }

@@ -21,7 +21,8 @@ enum {
 };
 
 /* The photograph. `read_row` writes 3 * width bytes (red, green, blue) of a row from 0 to height - 1, and returns 0
- * unless it fails. Rows are asked for in rising order; then up to 63 of them again, for the reflected border. */
+ * unless it fails. Rows are asked for in rising order, then up to 63 of them again, for the reflected border; and once
+ * more from the top for each position that a bisection tries, unless there is `aeic_memory_once`. */
 typedef struct {
     int width, height;
     int (*read_row)(void *context, int row, uint8_t *pixels);
@@ -31,8 +32,11 @@ typedef struct {
 /* Rate levels of the model: 0 if it has one rate, else the dial has positions 0 (smallest streams) to 255. */
 int aeic_levels(void);
 
-/* Bytes of working memory that an image takes; 0 for a size that no stream holds. */
+/* Bytes of working memory that an image takes, whatever its height; 0 for a size that no stream holds. */
 size_t aeic_memory(int width, int height);
+
+/* As much with room for all of y, which grows with the height: with it a bisection reads the photograph once. */
+size_t aeic_memory_once(int width, int height);
 
 /* Writes the stream to `out` and returns its number of bytes, or an error.
  *

@@ -4,7 +4,7 @@
  * at most WIDTH x HEIGHT pixels and writes frame.aeic; a device takes the frame from its camera instead. */
 #include "aeic_sender.h"
 
-enum { WIDTH = 320, HEIGHT = 240, WORK = 160 * 1024, STACK = 8192, MOST = 65536 };
+enum { WIDTH = 320, HEIGHT = 240, WORK = 200 * 1024, STACK = 8192, MOST = 65536 };
 
 static uint8_t frame[WIDTH * HEIGHT * 3 + 32], out[MOST + AEIC_SLACK];
 static uint64_t work[WORK / 8];

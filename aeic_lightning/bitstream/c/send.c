@@ -125,7 +125,7 @@ int main(int count, char **words) {
         position = (int)at;
         if (at - position > 0.5 || (at - position == 0.5 && position % 2)) position++;
     }
-    size_t size = aeic_memory(image.width, image.height);
+    size_t size = (position < 0 && levels ? aeic_memory_once : aeic_memory)(image.width, image.height);
     void *memory = malloc(size);
     uint8_t *out = malloc(most + AEIC_SLACK);
     int status = write_stream(&image, position, memory, size, out, most, words[2]);

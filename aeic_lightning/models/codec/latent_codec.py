@@ -81,6 +81,8 @@ class CodecConfig:
             docs/howto_encoder.md.
         z_only: send z alone, for rates below all others (under 0.005 bpp at AEIC's sizes): no symbol of y is coded, and
             y_hat is the mean that the context model predicts from z_hat, in training, estimate and stream.
+        by_rows: streams in bands of rows, so that a sender's memory need not grow with the height (docs/bitstream.md).
+            Only for a context model of one step, `NoContext`; costs two or three bytes a file.
         start: the weights that training begins with. `ours` keeps the variance through the resampling convolutions,
             starts residual branches at zero and scales near 1, so that short trainings begin to learn at once;
             `pytorch`, as the release, leaves all convolutions as PyTorch makes them.
@@ -105,6 +107,7 @@ class CodecConfig:
     rate_levels: list[float] | None = None
     encoder: dict[str, Any] | None = None
     z_only: bool = False
+    by_rows: bool = False
     start: Literal["ours", "pytorch"] = "ours"
     context: dict[str, Any] | None = None
     h_a: dict[str, Any] | None = None
@@ -281,6 +284,12 @@ class LatentCodec(nn.Module):
             phi_channels = _context(config, channels).phi_channels
         self.h_s = _hyper_synthesis(config, z_channels, phi_channels, self.z_stride)
         self.context = _context(config, channels)
+        steps = len(self.context.pattern)
+        if config.by_rows and steps > 1:
+            raise UserError(
+                f"codec.by_rows: {type(self.context).__name__} goes over the whole image in {steps} steps; "
+                "take NoContext, or by_rows: false"
+            )
         self.conditional = GaussianConditional(NOTHING_CODED if config.z_only else config.skip_threshold)
         self.gains = GainUnits(channels, config.rate_levels) if config.rate_levels else None
         self.g_s = _synthesis(config, channels, stride)
