@@ -1,12 +1,12 @@
-"""Instructions that encoders execute for one photograph, counted by Valgrind.
+"""Instructions that encoders execute for one photograph, counted by Valgrind, and their processor time without it.
 
     python -m benchmarks.instructions PHOTO [--senders AEIC-SE small-student jpeg webp avif avif/4 SEND_FOLDER]
 
 PHOTO is coded once and three times in processes of their own, and half of the difference is printed, by pixel and with
 the memory that the Python process held at most. `SEND_FOLDER` is what `export --c` wrote: its `send` is built and
-counted whole. Models run at their middle level through `Codec.compress` in PyTorch on one thread, AEIC-SE with random
-weights; Pillow's codecs at quality 1 (AVIF at 30, speed 4), `avif/4` at a quarter of the sides. Valgrind offers AVX2
-and no AVX-512, so counts are of that code.
+measured whole; its memory is what it says of itself, without the C library. Models run at their middle level through
+`Codec.compress` in PyTorch on one thread, AEIC-SE with random weights; Pillow's codecs at quality 1 (AVIF at 30, speed
+4), `avif/4` at a quarter of the sides. Valgrind offers AVX2 and no AVX-512, so counts are of that code.
 """
 
 import argparse
@@ -48,7 +48,7 @@ else:
         codec.compress(image)
 for _ in range(int(times)):
     encode()
-print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
+print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1], "KiB")
 """
 
 
@@ -64,17 +64,28 @@ def counted(command: list[str]) -> int:
     return int(found[1].replace(",", ""))
 
 
-def of_sender(photo: Path, sender: str, folder: Path) -> tuple[int, float | None]:
-    """Instructions of coding `photo` once, and the MiB of the process, where it is a Python process."""
+def used(command: list[str]) -> tuple[float, str]:
+    """Processor seconds of a process, and what it prints."""
+    before = os.times()
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system, said
+
+
+def of_sender(photo: Path, sender: str, folder: Path) -> tuple[int, float, float]:
+    """Instructions and processor seconds of coding `photo` once, and the MiB of a process that does."""
     if not Path(sender).is_dir():
         command = [sys.executable, "-c", CODE.replace("{pillow!r}", repr(PILLOW)), str(photo), sender]
-        once, more = (counted([*command, str(times)]) for times in TIMES)
-        held = subprocess.run([*command, "1"], capture_output=True, text=True, check=True).stdout
-        return (more - once) // (TIMES[1] - TIMES[0]), int(held) / 1024
+        once, more = ([*command, str(times)] for times in TIMES)
+        added = TIMES[1] - TIMES[0]
+        (seconds, said), (seconds_more, _) = used(once), used(more)
+        return (counted(more) - counted(once)) // added, (seconds_more - seconds) / added, int(said.split()[0]) / 1024
     subprocess.run(["make", "-s", "-C", sender, "send"], check=True)
     ppm = folder / "photo.ppm"
     Image.fromarray(read_image(photo)).save(ppm)
-    return counted([str(Path(sender).resolve() / "send"), str(ppm), str(folder / "photo.aeic")]), None
+    command = [str(Path(sender).resolve() / "send"), str(ppm), str(folder / "photo.aeic")]
+    seconds, said = used(command)
+    return counted(command), seconds, int(re.findall(r"(\d+) bytes of working memory", said)[0]) / 2**20
 
 
 def main() -> None:
@@ -85,12 +96,11 @@ def main() -> None:
     args = parser.parse_args()
     with Image.open(args.photo) as image:
         pixels = image.width * image.height
-    print("| sender | instructions a pixel | memory of the process, MiB |\n|---|---|---|")
+    print("| sender | instructions a pixel | processor seconds | memory, MiB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for sender in args.senders:
-            instructions, memory = of_sender(args.photo, sender, Path(folder))
-            held = "" if memory is None else f"{memory:,.0f}"
-            print(f"| {sender} | {instructions / pixels:,.0f} | {held} |", flush=True)
+            instructions, seconds, held = of_sender(args.photo, sender, Path(folder))
+            print(f"| {sender} | {instructions / pixels:,.0f} | {seconds:.3f} | {held:,.2f} |", flush=True)
 
 
 if __name__ == "__main__":
