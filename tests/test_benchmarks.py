@@ -18,8 +18,8 @@ from aeic_lightning.metrics.table import find_metric
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
-from aeic_lightning.study.results import Result
-from benchmarks import batch, denoiser, effort, instructions, merged, precision, shipped, shipped_page, steps
+from aeic_lightning.study.results import Result, write_results
+from benchmarks import batch, denoiser, effort, instructions, merged, paired, precision, shipped, shipped_page, steps
 from benchmarks.__main__ import main, with_section
 from benchmarks.cuda import SMALL, Clock, measure, write
 from benchmarks.shipped_store import CROP, spread
@@ -244,6 +244,27 @@ def test_an_interval_is_that_of_the_mean():
     assert abs(low - (values.mean() - half)) < 0.03
     assert abs(high - (values.mean() + half)) < 0.03
     assert shipped_page.interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+
+
+def test_results_less_one_of_them_image_by_image(tmp_path, capsys, monkeypatch):
+    """Of images in another order; by their names the second is 0.1 and 0.3 better, and has 40 more in FID."""
+    for name, values, fid in (("first", {"a": 0.5, "b": 0.9}, 160.0), ("second", {"b": 0.6, "a": 0.4}, 200.0)):
+        images = [{"name": image, "crc32": 1, "bytes": 10, "lpips_lite2": value} for image, value in values.items()]
+        means = {"lpips_lite2": {"mean": 0.6, "images": 2}}
+        result = Result(name, "checkpoint", {}, means, {"fid_lite2": {"value": fid}}, images)
+        write_results(tmp_path / f"{name}.json", [result])
+    files = [str(tmp_path / f"{name}.json") for name in ("first", "second")]
+    monkeypatch.setattr("sys.argv", ["paired", *files])
+    paired.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines == [
+        "| second | bytes | +0.0000 | +0.0000 to +0.0000 |",
+        "| second | lpips_lite2 | -0.2000 | -0.3000 to -0.1000 |",
+        "| second | fid_lite2 | +40 | |",
+    ]
+    monkeypatch.setattr("sys.argv", ["paired", *files, "--reference", "third"])
+    with pytest.raises(SystemExit, match="no result is called third"):
+        paired.main()
 
 
 def test_bits_at_equal_quality(tmp_path, capsys):
