@@ -20,11 +20,11 @@ from tests.experiment_names import all_but_few_slow, names
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "micro"
-ARMS = ["integer_none", "integer_enc", "integer_latents", "float_none", "float_enc"]
+ARMS = ["integer_none", "integer_enc", "integer_latents", "float_none", "float_enc", "float_latents"]
 
 
 def test_every_file_is_known_here():
-    assert names("micro") == {*ARMS, "base", "distilled", "student"}
+    assert names("micro") == {*ARMS, "base", "distilled", "latents", "student"}
 
 
 def test_the_sender_is_within_its_budget():
@@ -44,7 +44,7 @@ def test_every_shape_and_block_of_the_search_is_an_encoder():
             assert MicroEncoder(**shape[key] | block[key])(torch.empty(1, 3, 64, 64)).shape[2:] == (2, 2)
 
 
-@pytest.mark.parametrize("name", all_but_few_slow(["student", "integer_latents", "float_enc"], "integer_latents"))
+@pytest.mark.parametrize("name", all_but_few_slow(["student", "float_latents", "float_enc"], "float_latents"))
 def test_two_steps(name, tmp_path, monkeypatch):
     """Of the arms with distillation, which hold the others; the receiver stays that of a shipped model."""
     photos = tmp_path / "photos"
