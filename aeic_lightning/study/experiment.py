@@ -23,6 +23,8 @@ ASIDE = re.compile(
 )
 CALLBACK = re.compile(r"(trainer\.callbacks\.\d+)\.(.*)")
 FROM = re.compile(r"(init_from|receiver_from|teacher)(\.path)?")
+LATER = {"codec.by_rows": False}
+"""Settings that older runs do without, and the value that says the same: runs of before and after pool."""
 OVERRIDDEN = ("trainer.max_steps", "trainer.max_epochs")
 """Limits of a run that was extended: the last one counts."""
 
@@ -36,9 +38,8 @@ def experiment_settings(config: dict[str, Any], record: dict[str, Any] | None = 
     """
     values = flat(config, lists=True)
     ours = _own_callbacks(values)
-    found = {
-        _short(key): _text(key, value) for key, value in values.items() if _counts(key, ours) and value is not None
-    }
+    values = {key: value for key, value in values.items() if value is not None and value is not LATER.get(_short(key))}
+    found = {_short(key): _text(key, value) for key, value in values.items() if _counts(key, ours)}
     record = record or {}
     found |= {f"source of {module}": digest[:12] for module, digest in (record.get("sources") or {}).items()}
     found |= {f"files of {_short(key)}": digest[:12] for key, digest in (record.get("data_files") or {}).items()}

@@ -99,6 +99,14 @@ def test_what_a_resume_changed_and_own_sources_count():
     assert differing([a, b]) == ["source of my"]
 
 
+def test_a_run_from_before_a_setting_is_one_of_its_default():
+    before, default, other = (copy.deepcopy(CONFIG) for _ in range(3))
+    default["model"]["init_args"]["codec"]["by_rows"] = False
+    other["model"]["init_args"]["codec"]["by_rows"] = True
+    assert differing([experiment_settings(config) for config in (before, default)]) == []
+    assert differing([experiment_settings(config) for config in (before, other)]) == ["codec.by_rows"]
+
+
 def result(name: str, config: dict | None, seed: int, rate: float = 1.0) -> Result:
     labels = {"role": "student", "arm": "enc", "lambda": rate, "seed": seed}
     return Result(name, "run", labels, {"bpp": {"mean": 0.1, "images": 2}}, settings=experiment_settings(config or {}))
