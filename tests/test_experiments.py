@@ -292,7 +292,7 @@ READ = [
     *(f"long/{name}" for name in LONG),
     *(f"arms/{name}" for name in ARMS),
     *(f"distillation/{name}" for name in sorted(names("distillation"))),
-    *(f"micro/{name}" for name in sorted(names("micro") - {"base", "distilled"})),
+    *(f"micro/{name}" for name in sorted(names("micro") - {"base", "distilled", "latents"})),
 ]
 
 

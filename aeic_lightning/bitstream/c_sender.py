@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aeic_lightning.bitstream.coder import Table
 from aeic_lightning.bitstream.stream import Bitstream
-from aeic_lightning.bitstream.wire import DIAL, MEDIAN_STEPS, Table
+from aeic_lightning.bitstream.wire import DIAL, MEDIAN_STEPS
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import package_folder, write_whole
 from aeic_lightning.images import from_uint8

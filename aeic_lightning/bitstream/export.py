@@ -4,8 +4,8 @@
               hyper_synthesis.onnx  z_hat (1, M/2, h/4, w/4)        -> phi (1, M, h, w)      exact
               context.onnx          base (1, M, h, w), step (1,)    -> mean, scale           exact
                                     (without a context: phi (1, 2M, h, w) alone)
-              tables.json, manifest.json; send.py, wire.py and pictures.py, which need neither PyTorch nor this package
-    receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above; receive.py and wire.py
+              tables.json, manifest.json; send.py, wire.py, coder.py and pictures.py, without PyTorch and this package
+    receive/  hyper_synthesis.onnx, context.onnx, tables.json, manifest.json as above; receive.py, wire.py, coder.py
               synthesis.onnx        y_hat (1, M, h, w)              -> x_hat (1, 3, s h, s w) float32
               or, of a model that decodes large images in tiles, its three parts, which the runtime calls tile by tile:
               features.onnx         y_hat (1, M, h, w)              -> l_T, l_res (stride 8) float32
@@ -192,8 +192,8 @@ def export(
         _export(Synthesis(model), y_hat, receiving / "synthesis.onnx", y_size, ["x_hat"])
     else:
         _export_parts(model, y_hat, y_size, receiving)
-    for half, names in ((sending, ("send.py", "wire.py")), (receiving, ("receive.py", "wire.py"))):
-        for name in names:
+    for half, program in ((sending, "send.py"), (receiving, "receive.py")):
+        for name in (program, "wire.py", "coder.py"):
             write_whole(half / name, Path(__file__).with_name(name).read_bytes())
     write_whole(sending / "pictures.py", Path(pictures.__file__).read_bytes())
     write_whole(sending / "tables.json", json.dumps(bitstream.shared.to_dict()))

@@ -20,10 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 if __package__:
-    from aeic_lightning.bitstream import wire
+    from aeic_lightning.bitstream import coder, wire
 else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import wire  # pyright: ignore[reportMissingImports] (beside this file)
+    import coder  # pyright: ignore[reportMissingImports] (beside this file, as those below)
+    import wire  # pyright: ignore[reportMissingImports]
 
 NOTICE = b"Synthesised by a generative decoder from a few hundred bytes: its details are plausible, not recorded."
 
@@ -55,7 +56,7 @@ class Receiver(wire.ExportedHalf):
             return residual
 
         try:
-            reader = wire.PayloadReader(stream.payload, self.z_tables, self.y_tables, self.rows)
+            reader = coder.PayloadReader(stream.payload, self.z_tables, self.y_tables, self.rows)
             z_hat = reader.read_z((len(self.z_tables), *z_size))[None].astype(np.float32) + self.medians
             y_hat = self.in_steps(z_hat, size, code)
         except AssertionError as error:  # constriction's, for bytes that fit no symbol

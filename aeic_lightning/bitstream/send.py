@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 if __package__:
-    from aeic_lightning.bitstream import wire
+    from aeic_lightning.bitstream import coder, wire
     from aeic_lightning.pictures import PictureError, read
 else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import wire  # pyright: ignore[reportMissingImports] (beside this file, as the one below)
+    import coder  # pyright: ignore[reportMissingImports] (beside this file, as those below)
+    import wire  # pyright: ignore[reportMissingImports]
     from pictures import PictureError, read  # pyright: ignore[reportMissingImports]
 
 
@@ -66,7 +67,7 @@ class Sender(wire.ExportedHalf):
 
     def encode_latents(self, y: np.ndarray, z: np.ndarray, height: int, width: int, dial: int | None) -> bytes:
         """The file of y (1, M, h, w) and z (1, N, h/r, w/r)."""
-        writer = wire.PayloadWriter(self.z_tables, self.y_tables, self.rows)
+        writer = coder.PayloadWriter(self.z_tables, self.y_tables, self.rows)
         symbols = np.rint(z - self.medians).clip(-wire.LARGEST, wire.LARGEST)
         writer.write_z(symbols[0])
         z_hat = symbols + self.medians

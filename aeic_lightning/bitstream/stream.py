@@ -14,15 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from aeic_lightning.bitstream import wire
+from aeic_lightning.bitstream.coder import PRECISION, PayloadReader, PayloadWriter, Table
 from aeic_lightning.bitstream.exact import HyperSynthesis, exact_context, exact_mode
 from aeic_lightning.bitstream.sender import Sender
 from aeic_lightning.bitstream.wire import (
     LARGEST,
     MEDIAN_STEPS,
-    PRECISION,
-    PayloadReader,
-    PayloadWriter,
-    Table,
     dial_level,
     dial_position,
 )

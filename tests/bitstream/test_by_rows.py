@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aeic_lightning.bitstream import wire
+from aeic_lightning.bitstream.coder import PayloadReader, PayloadWriter
 from aeic_lightning.bitstream.receive import Receiver
 from aeic_lightning.bitstream.send import Sender
 from aeic_lightning.bitstream.stream import Bitstream, dial_level, gaussian_tables
@@ -100,11 +101,11 @@ def test_a_payload_is_read_as_it_was_written(height, width, rows, chance):
     coded = random.random((4, rows * height, width)) < 0.6
     where, levels = np.flatnonzero(coded), random.integers(0, 64, coded.sum())
     values = np.rint(random.normal(size=len(levels)) * 3 * np.exp(levels / 10)).astype(np.int64)
-    writer = wire.PayloadWriter(TABLES, TABLES, rows)
+    writer = PayloadWriter(TABLES, TABLES, rows)
     writer.write_z(z)
     writer.write_y(values, levels, where, coded.shape[1:])
     payload = writer.getvalue()
-    reader = wire.PayloadReader(payload, TABLES, TABLES, rows)
+    reader = PayloadReader(payload, TABLES, TABLES, rows)
     assert np.array_equal(reader.read_z(z.shape), z)
     assert np.array_equal(reader.read_y(levels, where, coded.shape[1:]), values)
     assert len(payload) <= writer.bits / 8 + 5
@@ -113,7 +114,7 @@ def test_a_payload_is_read_as_it_was_written(height, width, rows, chance):
 @pytest.mark.parametrize("payload", [b"", b"\x80", b"\xff\xff\xff", b"12\x05"], ids=["none", "open", "long", "many"])
 def test_a_length_of_z_that_cannot_be_is_refused(payload):
     with pytest.raises(AssertionError):
-        wire.PayloadReader(payload, TABLES, TABLES, 4)
+        PayloadReader(payload, TABLES, TABLES, 4)
 
 
 def test_a_damaged_payload_is_refused_behind_a_right_file_check():

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from aeic_lightning.bitstream import stream as tables
-from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter
+from aeic_lightning.bitstream.coder import SymbolReader, SymbolWriter
+from aeic_lightning.bitstream.wire import LARGEST
 from aeic_lightning.models.codec.context import FactorizedPrior
 
 GAUSSIAN = tables.gaussian_tables()

@@ -105,7 +105,7 @@ def write_corpora(folder: Path, made: dict[str, Any]) -> dict[bytes, str]:
     Returns the digest of the latents of each genuine file: those of the model under test, and those of the stand-in.
     """
     from aeic_lightning.bitstream import wire
-    from aeic_lightning.bitstream.wire import SymbolWriter
+    from aeic_lightning.bitstream.coder import SymbolWriter
 
     random = np.random.default_rng(0)
     own, quick, genuine = made["own"], stand_in(made["own"]), {}
@@ -211,7 +211,8 @@ def behind_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[
 
 def coder_target(made: dict[str, Any], genuine: dict[bytes, str]) -> Callable[[bytes], str]:
     """Any bytes as the payload of up to 30 symbols of any tables."""
-    from aeic_lightning.bitstream.wire import LARGEST, SymbolReader, SymbolWriter
+    from aeic_lightning.bitstream.coder import SymbolReader, SymbolWriter
+    from aeic_lightning.bitstream.wire import LARGEST
     from tests.bitstream.test_range_coder import reference_decode
 
     tables = made["own"].shared.y_tables
