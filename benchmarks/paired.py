@@ -12,7 +12,7 @@ import numpy as np
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.study.results import Result, check_same_images, read_results
-from benchmarks.shipped_page import column, interval, metrics_of, present, value_of
+from benchmarks.shipped_page import difference, metrics_of
 
 
 def table(reference: Result, others: list[Result]) -> list[str]:
@@ -21,14 +21,11 @@ def table(reference: Result, others: list[Result]) -> list[str]:
     for other in others:
         check_same_images([reference, other])
         for metric in ("bytes", *metrics_of({0.0: [reference, other]})):
-            if metric in reference.set_metrics:
-                difference = value_of(other, metric) - value_of(reference, metric)
-                lines.append(f"| {other.name} | {metric} | {difference:+.4g} | |")
-                continue
-            values = present(column(other, metric) - column(reference, metric))
-            if len(values):
-                low, high = interval(values)
-                lines.append(f"| {other.name} | {metric} | {np.mean(values):+.4f} | {low:+.4f} to {high:+.4f} |")
+            mean, bounds = difference(reference, other, metric)
+            if bounds is not None:
+                lines.append(f"| {other.name} | {metric} | {mean:+.4f} | {bounds[0]:+.4f} to {bounds[1]:+.4f} |")
+            elif not np.isnan(mean):
+                lines.append(f"| {other.name} | {metric} | {mean:+.4g} | |")
     return lines
 
 

@@ -139,15 +139,20 @@ def differences(by_rate: ByRate, models: int) -> list[str]:
 
 def _difference(ours: Result, other: Result, metric: Metric) -> str:
     name = metric.name
-    if name in ours.set_metrics:
-        value = value_of(other, name) - value_of(ours, name)
-        return "-" if np.isnan(value) else _signed(name, value)
-    values = present(column(other, name) - column(ours, name))
-    if not len(values):
-        return "-"
-    low, high = interval(values)
-    text = f"{_signed(name, values.mean())} ({_signed(name, low)} to {_signed(name, high)})"
+    mean, bounds = difference(ours, other, name)
+    if np.isnan(mean) or bounds is None:
+        return "-" if np.isnan(mean) else _signed(name, mean)
+    low, high = bounds
+    text = f"{_signed(name, mean)} ({_signed(name, low)} to {_signed(name, high)})"
     return f"**{text}**" if (high < 0 if metric.higher else low > 0) else text
+
+
+def difference(ours: Result, other: Result, name: str) -> tuple[float, tuple[float, float] | None]:
+    """The mean of other - ours over the images, NaN where there is none, and its interval: none for a whole set."""
+    if name in ours.set_metrics:
+        return value_of(other, name) - value_of(ours, name), None
+    values = present(column(other, name) - column(ours, name))
+    return (float(values.mean()), interval(values)) if len(values) else (np.nan, None)
 
 
 def column(result: Result, name: str) -> np.ndarray:
