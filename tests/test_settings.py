@@ -25,7 +25,7 @@ from aeic_lightning.losses.tap_term import TapMatch
 from aeic_lightning.models.aeic import AEIC, AEICOutput
 from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.codec.context import QuadtreeContext
-from aeic_lightning.models.decoder import DecoderConfig, UNetConfig, VAEConfig
+from aeic_lightning.models.decoder import DecoderConfig, RestorationConfig, UNetConfig, VAEConfig
 from aeic_lightning.models.decoder.config import PretrainedConfig
 from aeic_lightning.models.decoder.tiling import TilingConfig
 from aeic_lightning.models.layers import HyperAnalysis, HyperSynthesis
@@ -176,6 +176,7 @@ DECODER = {
     "vae.attention": Change(False),
     "vae.patch": Change(4, PATCH, also={"widths": [8, 16]}),
     "vae.blend": Change(8, PATCH),
+    "vae.restoration": Change({"width": 8, "layers": 1}, PATCH | {"patch": 4, "widths": [8, 16]}),
     "pretrained.unet": Change("elsewhere"),
     "pretrained.vae": Change("elsewhere"),
     "pretrained.rank": Change(4, {"rank": 2}),
@@ -235,6 +236,7 @@ def test_every_setting_of_the_decoder():
             decoder = small_decoder()
             own = getattr(decoder, part)
             if part in PARTS:
+                given |= {k: RestorationConfig(**given[k]) for k in given if k == "restoration"}
                 given = {part: PARTS[part](**(vars(own) if own else {}) | given)}
             return built(small_codec(), replace(decoder, **given))
 

@@ -20,6 +20,8 @@ from aeic_lightning.checkpoints.checkpoint import (
 )
 from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.decoder import OneStepDecoder
+from aeic_lightning.models.decoder.restoration import Restoration
 from aeic_lightning.models.decoder.stable_diffusion import base_digests, split_decoder
 
 Counts = dict[str, list[int]]
@@ -138,11 +140,23 @@ class Start:
             raise UserError("receiver_from takes g_s and the decoder; for other parts use init_from: {path, only}")
 
     def load(self, system: Any) -> None:
-        """Load what is given into a system."""
+        """Load what is given into a system, after what its decoder's config names."""
+        load_restoration(system)
         if self.init_from:
             load_stage(system, self.init_from)
         if self.receiver_from:
             load_receiver(system, self.receiver_from)
+
+
+def load_restoration(system: Any) -> None:
+    """Start the restoration network of the VAE decoder from trained weights, where the config names some."""
+    decoder: OneStepDecoder | None = getattr(system.model, "decoder", None)
+    if decoder is None:
+        return
+    network, config = decoder.vae.conv_out, decoder.config.vae.restoration
+    if isinstance(network, Restoration) and config and config.weights:
+        taken = network.load_trained(config.weights)
+        note(system, "restoration", config.weights, {"decoder.vae.conv_out": [taken, len(network.state_dict())]})
 
 
 def load_stage(system: Any, start: StartFrom) -> None:

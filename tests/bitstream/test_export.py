@@ -36,7 +36,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.images import from_uint8, to_uint8
 from aeic_lightning.models.aeic import AEIC
 from aeic_lightning.models.codec.context import QUADTREE, grid_mask
-from aeic_lightning.models.decoder import UNetConfig
+from aeic_lightning.models.decoder import RestorationConfig, UNetConfig, VAEConfig
 from aeic_lightning.models.random_model import random_model, save
 
 
@@ -252,10 +252,13 @@ def test_the_receiver_tiles_as_the_decoder_does(tiled, bitstream, folder, pictur
 
 @pytest.fixture
 def plain(model) -> AEIC:
-    """One rate, no tiles, and an encoder from elsewhere before the same exact arithmetic; a decoder of few layers."""
+    """One rate, no tiles, and an encoder from elsewhere before the same exact arithmetic; a decoder of few layers that
+    ends with a restoration network."""
     encoder = {"class_path": "tests.models.plain_encoder.PlainEncoder", "init_args": {"width": 8}}
     config = replace(model.codec.config, encoder=encoder, widths=None, depths=None, rate_levels=None)
-    decoder = replace(model.decoder.config, unet=UNetConfig([8], [1], layers=1, groups=4), tiling=None)
+    unet = UNetConfig([8], [1], layers=1, groups=4)
+    vae = VAEConfig([8, 16], layers=0, groups=4, attention=False, patch=4, restoration=RestorationConfig(8, 2))
+    decoder = replace(model.decoder.config, unet=unet, vae=vae, tiling=None)
     plain = AEIC(config, decoder)
     theirs = model.codec.state_dict()
     shared = ("h_a.", "h_s.", "context.", "prior.", "g_s.")

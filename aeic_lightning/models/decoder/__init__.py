@@ -1,6 +1,12 @@
 """The one-step diffusion decoder."""
 
-from aeic_lightning.models.decoder.config import DecoderConfig, PretrainedConfig, UNetConfig, VAEConfig
+from aeic_lightning.models.decoder.config import (
+    DecoderConfig,
+    PretrainedConfig,
+    RestorationConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from aeic_lightning.models.decoder.denoiser import Denoiser
 from aeic_lightning.models.decoder.one_step import DecoderOutput, OneStepDecoder
 from aeic_lightning.models.decoder.tiling import TilingConfig
@@ -11,6 +17,7 @@ __all__ = [
     "Denoiser",
     "OneStepDecoder",
     "PretrainedConfig",
+    "RestorationConfig",
     "TilingConfig",
     "UNetConfig",
     "VAEConfig",

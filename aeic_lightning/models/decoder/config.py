@@ -52,6 +52,22 @@ class UNetConfig:
 
 
 @dataclass
+class RestorationConfig:
+    """Sizes of a restoration network that ends a VAE decoder (`restoration.Restoration`).
+
+    Args:
+        width: channels of its layers.
+        layers: 3x3 convolutions between its first and its last.
+        weights: trained ones, which a new run starts from before `init_from`: a `.param` file of ncnn, or
+            PACKAGE/path/in/it for one in an installed package; null: random ones.
+    """
+
+    width: int = 64
+    layers: int = 16
+    weights: str | None = None
+
+
+@dataclass
 class VAEConfig:
     """Sizes of the VAE decoder. The defaults are those of the half-width decoder of the paper.
 
@@ -65,6 +81,7 @@ class VAEConfig:
             resolution, which cost a CPU the most for the least, go.
         blend: with a patch, channels at full resolution from which a 3x3 convolution makes the picture, so that
             neighbouring patches overlap; 0 puts the patches side by side, which leaves a pattern of their period.
+        restoration: with a patch of 4, a network in place of the last convolution; null: none.
     """
 
     widths: list[int] = field(default_factory=lambda: [64, 128, 256, 256])
@@ -73,6 +90,7 @@ class VAEConfig:
     attention: bool = True
     patch: int = 1
     blend: int = 0
+    restoration: RestorationConfig | None = None
 
     def check(self) -> None:
         """Raise UserError where the sizes do not fit together."""
@@ -83,6 +101,10 @@ class VAEConfig:
                 f"decoder: the VAE decoder's blend is {self.blend}; it is 0 or a number of channels, and needs a patch "
                 "above 1"
             )
+        if self.restoration and (self.patch != 4 or self.blend):
+            raise UserError("decoder: the VAE decoder's restoration takes a patch of 4 and no blend")
+        if self.restoration and min(self.restoration.width, self.restoration.layers) < 1:
+            raise UserError("decoder: the VAE decoder's restoration has a width and a number of layers above 0")
         strides = [stride for stride in (1, 2, 4, 8) if stride >= self.patch]
         if len(self.widths) != len(strides):
             raise UserError(

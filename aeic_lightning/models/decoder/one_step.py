@@ -14,6 +14,7 @@ from aeic_lightning.models.decoder import stable_diffusion
 from aeic_lightning.models.decoder.blocks import VAEDecoder
 from aeic_lightning.models.decoder.config import DecoderConfig, PretrainedConfig, VAEConfig
 from aeic_lightning.models.decoder.denoiser import Denoiser
+from aeic_lightning.models.decoder.restoration import Restoration
 from aeic_lightning.models.decoder.tiling import TilingConfig, blend_evenly, blend_tiles, fits
 
 LARGE, OVERLAP = 256, 32
@@ -24,7 +25,9 @@ def vae_decoder(in_channels: int, config: VAEConfig) -> VAEDecoder:
     """latents (B, in_channels, h, w) -> image (B, 3, 8h, 8w)."""
     channels = (config.blend or 3) * config.patch**2
     decoder = VAEDecoder(in_channels, channels, config.widths, config.layers + 1, config.groups, config.attention)
-    if config.patch > 1:
+    if config.restoration:
+        decoder.conv_out = Restoration(config.widths[0], config.restoration)
+    elif config.patch > 1:
         last: list[nn.Module] = [decoder.conv_out, nn.PixelShuffle(config.patch)]
         if config.blend:
             last.append(nn.Conv2d(config.blend, 3, 3, padding=1))
