@@ -52,7 +52,9 @@ evaluated at several rate levels, on sets of images of its own (`study.sweep_eva
 answers first, and answer.md (`study.claims`): each is about two curves, and one that matches none or several stops the
 sweep before its first run. With `optional_claims: true`, claims about runs that are not there are left unanswered. A
 claim is decided with `min_images` and `min_seeds` or more. The page says the first `headline` of them in full, 1 by
-default. `max_images` is how many images of a set the page shows, 6 by default.
+default. `max_images` is how many images of a set the page shows, 6 by default. `earlier` are result files of runs whose
+folders are gone or elsewhere, as a results.json of before: they count like the sweep's own runs, and what is measured
+anew replaces them.
 
 A run is done when its folder holds the file `finished`.
 """
@@ -72,7 +74,7 @@ from aeic_lightning.errors import UserError, did_you_mean
 from aeic_lightning.files import require_images, require_model
 from aeic_lightning.metrics.table import read_metrics
 from aeic_lightning.run_folder import run_folder
-from aeic_lightning.study.results import OF_CONFIGS, agree
+from aeic_lightning.study.results import OF_CONFIGS, agree, read_results
 
 LABELS = "model.init_args.labels."
 OPTIMIZATION = "model.init_args.optimization."
@@ -87,7 +89,7 @@ COMPARISONS = {
 """What ends a sweep with a table of its runs, by the word after `by`; imported by name when it is wanted."""
 REPORT_KEYS = {
     *("out", "title", "arms", "images", "select", "against", "metrics", "files", "evaluate", "max_images"),
-    *("claims", "optional_claims", "headline", "min_images", "min_seeds"),
+    *("claims", "optional_claims", "headline", "min_images", "min_seeds", "earlier"),
 }
 COMPARE_KEYS = {"runs", "out", "by", "models", "bpp"}
 CLAIM_KEYS = {"says", "test", "reference", "metric"}
@@ -515,6 +517,7 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
             _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
             wanted.append(select | entry["reference"])
         ours = (sweep.report.get("evaluate") or {}).get("labels") or {}
+        earlier = [result.labels for result in read_results(sweep.report.get("earlier") or [])]
 
         def is_there(labels: dict[str, Any]) -> bool:
             def sure(names: Container[str]) -> dict[str, Any]:
@@ -522,7 +525,7 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
 
             named = [{key.removeprefix(LABELS) for key in run.settings} for run in sweep.runs]
             runs = any(labelled([run], sure(names)) for run, names in zip(sweep.runs, named, strict=True))
-            return runs or agree(ours, sure(ours))
+            return runs or agree(ours, sure(ours)) or any(agree(known, labels) for known in earlier)
 
         for labels in wanted:
             if not is_there(labels) or not labelled(sweep.runs, select):

@@ -255,6 +255,11 @@ def check_claims(sweep: Sweep, settings: dict[str, dict[str, Any]]) -> None:
         labels = run_labels(config, config.get("seed_everything"))
         expected.append(Result(run.name, "run", labels, {}, settings=experiment_settings(config)))
     expected += [Result(model, "checkpoint", wanted.get("labels") or {}, {}) for model in wanted.get("models") or []]
+    known = {Path(result.name).name for result in expected}
+    before = read_results(sweep.report.get("earlier") or [])
+    before = [result for result in before if result.name.rsplit(" at ", 1)[0] not in known]
+    # Once for all sets of images.
+    expected += [replace(result, kind="run") for result in {repr(r.labels): r for r in before}.values()]
     curves = group(expected)
     for claim in read_claims(sweep.report.get("claims")):
         if find_metric(claim.metric) is None:
@@ -292,6 +297,14 @@ def image_set_words(wanted: dict[str, Any], paths: Sequence[Path]) -> dict[froze
     }
 
 
+def with_earlier(results: Sequence[Result], files: Sequence[str]) -> list[Result]:
+    """The results, and those in `files` of other runs or of other images, with such of their pictures as are there."""
+    measured = {(result.name, result.image_set) for result in results}
+    added = [result for result in read_results(files) if (result.name, result.image_set) not in measured]
+    pictures = [{name: path for name, path in result.pictures.items() if path.is_file()} for result in added]
+    return [*results, *(replace(r, pictures=there) for r, there in zip(added, pictures, strict=True))]
+
+
 def _report_candidates(root: Path, out: Path) -> None:
     """Keep what was decided beside the results, and say how far the rankings at the rungs agree."""
     for name in (halving.FILE, search.FILE):
@@ -313,7 +326,7 @@ def _report(sweep: Sweep) -> None:
 
         with _threads_of(sweep.runs):
             paths = evaluated(runs, wanted["evaluate"], sweep.root)
-    results = read_results(paths)
+    results = with_earlier(read_results(paths), wanted.get("earlier") or [])
     write_results(out / "results.json", results)
     study = Study(results)
     rows = []

@@ -8,11 +8,11 @@ import yaml
 from aeic_lightning.errors import UserError
 from aeic_lightning.study.bd_rate import BDQuality, BDRate
 from aeic_lightning.study.claims import MIN_IMAGES, MIN_SEEDS, Claim, Needs, answers, answers_by_set, markdown
-from aeic_lightning.study.results import Result
+from aeic_lightning.study.results import Result, write_results
 from aeic_lightning.study.runner import run_sweep
 from aeic_lightning.study.study import Curve, ImageSet, Study
 from aeic_lightning.study.sweep_file import read_sweep
-from aeic_lightning.study.views import check_claims
+from aeic_lightning.study.views import check_claims, with_earlier
 
 SWEEPS = Path(__file__).parents[2] / "experiments/sweeps"
 
@@ -202,3 +202,28 @@ def test_the_claims_of_the_shipped_studies_are_about_their_runs(name):
     sweep = read_sweep(SWEEPS / f"{name}.yaml", ["report.evaluate.images.kodak=null"])
     sweep.report["optional_claims"] = False
     check_claims(sweep, {run.name: run.resolved() for run in sweep.runs})
+
+
+def test_results_of_runs_that_are_gone_count_like_runs(tmp_path):
+    """Labels, claims and curves; what is measured anew replaces them, and only pictures that are there are shown."""
+
+    def result(arm: str, seed: int, value: float, **fields) -> Result:
+        labels, images = {"arm": arm, "depth": 1, "seed": seed}, [{"name": "a", "height": 8, "width": 8, "crc32": 1}]
+        psnr = {"psnr": {"mean": value, "images": 1}}
+        return Result(f"{arm}_{seed}", "run", labels, psnr, images=images, **fields)
+
+    (tmp_path / "there.png").write_bytes(b"picture")
+    pictures = {"a": tmp_path / "there.png", "b": tmp_path / "gone.png"}
+    before = [result("b", 0, 20.0, pictures=pictures), result("a", 0, 19.0)]
+    write_results(tmp_path / "before.json", before)
+    anew = [result("a", 0, 21.0), result("a", 1, 22.0)]
+    found = {r.name: r for r in with_earlier(anew, [str(tmp_path / "before.json")])}
+    assert {name: r.value("psnr") for name, r in found.items()} == {"a_0": 21.0, "a_1": 22.0, "b_0": 20.0}
+    assert found["b_0"].pictures == {"a": tmp_path / "there.png"}
+    runs = [{"name": "{arm}_0", "grid": {"arm": ["a"]}, "config": "e.yaml", "labels": {"arm": "{arm}"}}]
+    earlier = {"earlier": [str(tmp_path / "before.json")], "against": [{"reference": {"arm": "b"}}]}
+    assert run_sweep(sweep_of(tmp_path, runs, [CLAIM], **earlier), dry_run=True) == 0
+    with pytest.raises(UserError, match=r"report: no run has the labels \{'arm': 'c'}"):
+        sweep_of(tmp_path, runs, [CLAIM], **(earlier | {"against": [{"reference": {"arm": "c"}}]}))
+    with pytest.raises(UserError, match="no run folder and no result file"):
+        sweep_of(tmp_path, runs, [CLAIM], earlier=[str(tmp_path / "nothing.json")])
