@@ -23,9 +23,10 @@ class Store:
 
     Args:
         folder: made if it is not there.
-        settings: what all rows depend on: models, metrics and their versions.
+        settings: what all rows depend on: models (digests by name), metrics and their versions.
 
-    Raises UserError for a folder whose rows were measured with other settings.
+    A model that is added later is measured alone. Raises UserError for a folder whose rows were measured with other
+    settings.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -36,6 +37,11 @@ class Store:
         except ValueError as error:
             raise UserError(f"{path} is damaged: remove {folder}, or give another folder with --work") from error
         settings = json.loads(json.dumps(settings))
+        if known is not None:
+            known["models"], settings["models"] = (
+                settings["models"] | known["models"],
+                known["models"] | settings["models"],
+            )
         if known is not None and known != settings:
             part = min((key for key in {*known, *settings} if known.get(key) != settings.get(key)), default="")
             raise UserError(f"{folder} holds rows of other {part}: remove it, or give another folder with --work")

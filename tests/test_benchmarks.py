@@ -160,6 +160,16 @@ def test_models_beside_their_rivals_go_on_where_they_stopped(tmp_path, capsys, m
     results(*codecs, "--bpp", "1", "2", "--published", "Kodak")
     drawn = (tmp_path / "out" / "curves.svg").read_text()
     assert all(f">{name}<" in drawn for name in ("mine.ckpt", "WebP 1/2", "AEIC-SE, as published"))
+    coded.clear()
+    mine, yours = tmp_path / "mine.ckpt", tmp_path / "yours.ckpt"
+    yours.write_bytes(mine.read_bytes())
+    two = ["jpeg", "--bpp", "1", "--limit", "1", "--models", str(mine), str(yours)]
+    both = results(*two)
+    assert [row["labels"]["codec"] for row in both] == ["mine.ckpt", "yours.ckpt", "jpeg"]
+    assert [name for name, *_ in coded if name != "warm-up"] == ["astronaut"], "a model that is added is measured alone"
+    yours.write_bytes(yours.read_bytes() + b"changed")
+    assert shipped.main([*words, *two]) == 2
+    assert "holds rows of other models" in capsys.readouterr().err
     assert shipped.main([*words, "jpeg", "--bpp", "1", "--shrink", "64"]) == 2
     assert "holds rows of other shrink: remove it, or give another folder with --work" in capsys.readouterr().err
 
