@@ -210,7 +210,8 @@ def test_results_of_runs_that_are_gone_count_like_runs(tmp_path):
     def result(arm: str, seed: int, value: float, **fields) -> Result:
         labels, images = {"arm": arm, "depth": 1, "seed": seed}, [{"name": "a", "height": 8, "width": 8, "crc32": 1}]
         psnr = {"psnr": {"mean": value, "images": 1}}
-        return Result(f"{arm}_{seed}", "run", labels, psnr, images=images, **fields)
+        settings = {"a.default": "1", "temperature": "1"}
+        return Result(f"{arm}_{seed}", "run", labels, psnr, images=images, settings=settings, **fields)
 
     (tmp_path / "there.png").write_bytes(b"picture")
     pictures = {"a": tmp_path / "there.png", "b": tmp_path / "gone.png"}
