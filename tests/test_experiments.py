@@ -21,6 +21,7 @@ from aeic_lightning.study.sweep_file import RECORD, Sweep, read_sweep
 from benchmarks import denoiser
 from datamodules import sample_photos
 from tests.experiment_names import all_but_few_slow, all_experiments, names
+from tests.models.decoder.test_restoration import reference, stored
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["teacher_stage1", "teacher_stage2", "student_none", "student_enc", "student_enc_dec",
@@ -149,6 +150,27 @@ def test_two_steps_of_the_realistic_decoder(tmp_path, photos, monkeypatch):
     codec = Codec.from_pretrained("small-student")
     add_realistic(codec.model, tmp_path / "real" / "realistic" / "checkpoints" / "last.ckpt")
     assert codec.model.config["realistic"]
+
+
+def test_two_steps_of_the_receiver_that_ends_with_a_restoration_network(tmp_path, photos, monkeypatch):
+    """From the shipped student, of which a folder of weights then holds nothing again but the new stages."""
+    monkeypatch.chdir(ROOT)
+    parts = [
+        word for part in ("base", "student", "restoration") for word in ("--config", f"experiments/small/{part}.yaml")
+    ]
+    trained = stored(reference(64, 16), tmp_path)
+    words = ["fit", *parts, "--vars.start=small-student", f"--vars.root={tmp_path}/small", f"--vars.data={photos}",
+             "--vars.steps=2", "--vars.val_every=2", "--data.init_args.val_count=1", "--data.init_args.batch_size=2",
+             "--data.init_args.val_max_size=[128,128]",
+             f"--model.init_args.decoder.vae.restoration.weights={trained}"]  # fmt: skip
+    assert main(words) == 0
+    record = json.loads((tmp_path / "small" / "restoration" / "run.json").read_text())
+    assert [entry["role"] for entry in record["started_from"]] == ["restoration", "init_from"]
+    last = tmp_path / "small" / "restoration" / "checkpoints" / "last.ckpt"
+    folder = tmp_path / "restored"
+    assert main(["export", "--weights", "--checkpoint", str(last), "--shares", "small-student", "-o", str(folder)]) == 0
+    assert (folder / "model.safetensors").stat().st_size < 2_000_000
+    assert Codec.from_pretrained(folder).model.decoder.config.vae.patch == 4
 
 
 TWO_STEPS = ["vars.steps=2", "vars.val_every=2", "data.init_args.batch_size=2", "data.init_args.val_max_size=[128,128]"]

@@ -25,8 +25,8 @@ def reference(width: int = 8, layers: int = 2) -> nn.Sequential:
     for _ in range(layers):
         parts += [nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width)]
     network = nn.Sequential(*parts, nn.Conv2d(width, 48, 3, padding=1), nn.PixelShuffle(4))
-    for tensor in network.state_dict().values():
-        tensor.copy_(torch.randn_like(tensor).mul(0.2).half().float())
+    for name, tensor in network.state_dict().items():
+        tensor.copy_((torch.rand_like(tensor) if tensor.shape == (width,) and "bias" not in name else tensor).half())
     return network
 
 
