@@ -516,6 +516,10 @@ def _check_ends(sweep: Sweep, file: Path) -> None:
         for entry in sweep.report["against"]:
             _only(entry, {"reference", "within"}, f"{file}: report: an entry of against", needed=("reference",))
             wanted.append(select | entry["reference"])
+        for key in ("files", "earlier"):
+            paths = sweep.report.get(key) or []
+            if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+                raise UserError(f"{file}: report: {key} is a list of result files, not {paths!r}")
         ours = (sweep.report.get("evaluate") or {}).get("labels") or {}
         earlier = [result.labels for result in read_results(sweep.report.get("earlier") or [])]
 

@@ -228,3 +228,5 @@ def test_results_of_runs_that_are_gone_count_like_runs(tmp_path):
         sweep_of(tmp_path, runs, [CLAIM], **(earlier | {"against": [{"reference": {"arm": "c"}}]}))
     with pytest.raises(UserError, match="no run folder and no result file"):
         sweep_of(tmp_path, runs, [CLAIM], earlier=[str(tmp_path / "nothing.json")])
+    with pytest.raises(UserError, match=r"report: earlier is a list of result files, not 'before\.json'"):
+        sweep_of(tmp_path, runs, [CLAIM], earlier="before.json")
