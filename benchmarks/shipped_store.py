@@ -37,11 +37,9 @@ class Store:
         except ValueError as error:
             raise UserError(f"{path} is damaged: remove {folder}, or give another folder with --work") from error
         settings = json.loads(json.dumps(settings))
-        if known is not None:
-            known["models"], settings["models"] = (
-                settings["models"] | known["models"],
-                known["models"] | settings["models"],
-            )
+        if known is not None:  # each side gets the models that the other has more, so that shared names are compared
+            settings["models"] = known["models"] | settings["models"]
+            known["models"] = settings["models"] | known["models"]
         if known is not None and known != settings:
             part = min((key for key in {*known, *settings} if known.get(key) != settings.get(key)), default="")
             raise UserError(f"{folder} holds rows of other {part}: remove it, or give another folder with --work")

