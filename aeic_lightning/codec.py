@@ -52,6 +52,7 @@ class Codec(
         float32: pictures in float32, also where bfloat16 is quicker. The latents are exact in any case.
         card: what a reader of the weights should know: command, data, results.
         objective: the terms that the model was trained on, as in YAML, so that results can state what was held out.
+        realistic_objective: likewise, of the decoder of realistic pictures, if there is one.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Codec(
         card: dict[str, Any] | None = None,
         objective: dict[str, Any] | None = None,
         float32: bool = False,
+        realistic_objective: dict[str, Any] | None = None,
     ) -> None:
         self.model = model.eval()
         self.fast, self.float32 = fast, float32
         self.card = card or {}
-        self.objective = objective
+        self.objective, self.realistic_objective = objective, realistic_objective
         self.bitstream = Bitstream(model, fast)
 
     @classmethod
@@ -109,11 +111,12 @@ class Codec(
         known = read_config(path) if path.is_dir() else {}
         model = load_model(path, "model", receiver, sender=not receiver)
         model = (model.for_decoding() if receiver else model).to(device)
-        return cls(model, fast, known.get("card"), known.get("objective"), float32)
+        return cls(model, fast, known.get("card"), known.get("objective"), float32, known.get("realistic_objective"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and other processes, which make the exact form anew."""
-        return type(self), (self.model, self.fast, self.card, self.objective, self.float32)
+        settings = self.fast, self.card, self.objective, self.float32, self.realistic_objective
+        return type(self), (self.model, *settings)
 
     @property
     def fingerprint(self) -> str:
@@ -241,6 +244,8 @@ class Codec(
         }
         if self.objective:
             config["objective"] = self.objective
+        if self.realistic_objective:
+            config["realistic_objective"] = self.realistic_objective
         write_weights(folder, config, self.model.state_dict(), dtype, shares)
         copy_sources(own_sources(config["model_config"]), folder / SOURCES)
         # The fingerprint of what was written, whose values are rounded.

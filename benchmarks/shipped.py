@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         "run goes on (default: build/shipped/NAME, NAME: that of the results' folder)")  # fmt: skip
     parser.add_argument("--models", nargs="+", default=["small-student", "small-teacher"], metavar="MODEL",
                         help="shipped models by name, folders of weights or checkpoints; the rivals match the "
-                        "first")  # fmt: skip
+                        "first; with @1 (0 to 1) after it, at this realism")  # fmt: skip
     parser.add_argument("--bpp", nargs="+", type=float, default=list(RATES), metavar="R", help="bits per pixel")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), metavar="NAME",
                         help=f"rivals, as `anchors --codecs` takes them (default: {' '.join(CODECS)})")  # fmt: skip
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> None:
     """The whole benchmark."""
     images = open_images(args.images)
     anchors = [Anchor.parse(name) for name in args.codecs]
-    models = {Path(model).name: Checkpoint(model) for model in args.models}
+    models = {Path(model).name: opened(model) for model in args.models}
     figures = measurement(args.backbones)
     info = {name: entry for name, entry in figures.quality.info.items() if "bpp" not in name}
     settings = {
@@ -110,6 +110,15 @@ def measure(args: argparse.Namespace) -> None:
     if not complete:
         raise UserError(f"no image of {args.images} was measured whole yet; give more --minutes")
     write(args, benchmark, complete, len(images))
+
+
+def opened(model: str) -> Checkpoint:
+    """A model by name or path, perhaps with @ and a realism after it."""
+    path, at, realism = model.rpartition("@")
+    try:
+        return Checkpoint(path, realism=float(realism)) if at else Checkpoint(model)
+    except ValueError as error:
+        raise UserError(f"{model}: after the @ comes a realism from 0 to 1") from error
 
 
 def write(args: argparse.Namespace, benchmark: "Benchmark", complete: list[Measured], count: int) -> None:

@@ -25,7 +25,7 @@ from aeic_lightning.bitstream.wire import (
 )
 from aeic_lightning.errors import UserError
 from aeic_lightning.images import to_uint8
-from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.aeic import AEIC, REALISTIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import LatentGrid
 from aeic_lightning.models.codec.context import QUADTREE, SCALE_FLOOR, FactorizedPrior, GaussianConditional, Pattern
@@ -471,13 +471,17 @@ class Bitstream(LatentCoder):
 
 
 def fingerprint(modules: Iterable[nn.Module], shared: Tables) -> bytes:
-    """SHA-256 of all that a stream and its picture depend on: weights, exact weights, tables, settings."""
+    """SHA-256 of all that a stream and its picture depend on: weights, exact weights, tables, settings.
+
+    A second decoder, of realistic pictures, is left out: a model that is given one still reads its streams.
+    """
     digest = hashlib.sha256(FORMAT)
     digest.update(shared.to_bytes())
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
-            if name.endswith("prior.quantiles"):
-                continue  # solved for, not trained: the tables speak for them
+            # Quantiles are solved for, not trained: the tables speak for them.
+            if name.endswith("prior.quantiles") or name.startswith(REALISTIC):
+                continue
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.digest()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from aeic_lightning.checkpoints.weights import read_weights
 from aeic_lightning.errors import UserError
 from aeic_lightning.files import locate, missing
-from aeic_lightning.models.aeic import AEIC, StoredDecoder
+from aeic_lightning.models.aeic import AEIC, REALISTIC, StoredDecoder
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.models.codec import CodecConfig, Stored, StoredEncoder
 from aeic_lightning.models.codec.context import FactorizedPrior
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 RATE_UPDATES = "rate_updates"
 """Entry of a checkpoint: updates that trained a rate, in its stage and in those before; older ones lack it."""
-REALISTIC = "realistic."
-"""What the tensors of a second decoder begin with: of pictures alone, no training starts from them."""
 FEW_RATE_UPDATES = 100
 """Below, an entropy model is as good as untrained."""
 

@@ -6,7 +6,8 @@ what a repository on the Hugging Face Hub holds. Wherever a checkpoint is asked 
 shipped model will do.
 
 A model whose receiver is that of a shipped one need not hold it again: `shares` in `config.json` then names that model,
-the SHA-256 of its weights and the parts that are taken from there.
+the SHA-256 of its weights and the parts that are taken from there. Of a second decoder, of realistic pictures, only
+what differs from the first is held.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = "aeic_lightning weights 1"
 DTYPES = ("float16", "float32")
 WEIGHTS = "model.safetensors"
+DECODER = "decoder."
 
 
 def write_weights(
@@ -54,6 +56,8 @@ def write_weights(
         stored[name] = tensor.detach().cpu().to(kind).contiguous()
         if not stored[name].isfinite().all():
             raise UserError(f"{name} has values that are not finite in {dtype}; the model has diverged")
+    twins = {_twin(name): tensor for name, tensor in stored.items() if name.startswith(DECODER)}
+    stored = {name: t for name, t in stored.items() if not (name in twins and t.equal(twins[name]))}
     if shares is not None:
         other, digest = _shipped(shares)
         ours, theirs = _by_part(stored), _by_part(other)
@@ -101,6 +105,8 @@ def read_weights(folder: str | Path) -> dict[str, Any]:
                 f"this version of aeic_lightning; install the one that wrote the folder ({config['aeic_lightning']})"
             )
         state |= {name: tensor for name, tensor in other.items() if _part(name) in shares["parts"]}
+    if config.get("model_config", {}).get("realistic"):
+        state = {_twin(name): tensor for name, tensor in state.items() if name.startswith(DECODER)} | state
     tensors = {f"model.{name}": t.float() if t.is_floating_point() else t for name, t in state.items()}
     return config | {"state_dict": tensors}
 
@@ -114,6 +120,13 @@ def _shipped(name: str) -> "tuple[dict[str, Tensor], str]":
         raise UserError(f"no shipped model {name!r} to share parts with; there are {', '.join(known) or 'none'}")
     data = (known[name] / WEIGHTS).read_bytes()
     return load(data), hashlib.sha256(data).hexdigest()
+
+
+def _twin(name: str) -> str:
+    """The tensor of the second decoder that corresponds to one of the first."""
+    from aeic_lightning.models.aeic import REALISTIC
+
+    return REALISTIC + name.removeprefix(DECODER)
 
 
 def _part(name: str) -> str:

@@ -47,6 +47,10 @@ class LatentOutput(NamedTuple):
     rate_weight: Tensor | None
 
 
+REALISTIC = "realistic."
+"""What the tensors of a second decoder begin with: no stream depends on them, and no training starts from them."""
+
+
 class StoredDecoder(Stored):
     """The tensors of a decoder. The sender needs neither its networks nor their libraries."""
 

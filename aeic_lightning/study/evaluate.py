@@ -38,20 +38,25 @@ class Checkpoint:
     Args:
         path: of the checkpoint.
         device: name of that of the receiver's networks; the sender and the coder are on the CPU, as always.
+        realism: of the pictures, as `decompress` takes it.
 
-    Raises UserError where there is no such device, and for a checkpoint that cannot be read.
+    Raises UserError where there is no such device, for a checkpoint that cannot be read, and for a realism that the
+    model does not have.
     """
 
-    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+    def __init__(self, path: str | Path, device: str = "cpu", realism: float | None = None) -> None:
         self.path = locate(path)
         self.device = torch_device(device)
         checkpoint = read_checkpoint(path)
-        self.objective = checkpoint.get("objective")  # weights apart from a run bring it along
+        self.realism = realism or None
+        # Weights apart from a run bring along what they were trained on.
+        self.objective = checkpoint.get("realistic_objective" if realism else "objective")
         self.step = checkpoint.get("global_step")
         self.sizes = checkpoint["model_config"]
-        self.receiver = load_model(path).for_decoding().to(self.device)
+        model = load_model(path)
+        self.receiver = model.at_realism(realism).for_decoding().to(self.device)
         # A model of its own, since the coder must stay on the CPU.
-        sender = load_model(path, receiver=False) if self.device.type != "cpu" else self.receiver
+        sender = load_model(path, receiver=False) if self.device.type != "cpu" else model
         self.bitstream = Codec(sender).bitstream
         self.bitstream.watch = self._count
         self._bits = 0.0  # likelihood estimate of what the file that is written holds of y
@@ -257,7 +262,8 @@ def evaluate_checkpoint(
     if checkpoint.config:
         fields["metric_info"] = with_part_in_training(fields["metric_info"], seen_in_training(checkpoint.config))
     described = dict(checkpoint.description)
-    described["labels"] = described["labels"] | point.labels | (labels or {})
+    painted = {} if checkpoint.realism is None else {"realism": checkpoint.realism}
+    described["labels"] = described["labels"] | painted | point.labels | (labels or {})
     described["name"] = (name or described["name"]) + point.words
     return Result(kind="checkpoint", pictures=progress.written, **described, **fields)
 

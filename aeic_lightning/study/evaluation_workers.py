@@ -22,15 +22,18 @@ class Workers:
     """Up to `count` processes with a checkpoint and a measurement of their own; the threads are divided among them.
 
     Args:
-        path, device: of `Checkpoint`.
+        path, device, realism: of `Checkpoint`.
         settings: of `measurement`.
         count: of processes.
     """
 
-    def __init__(self, path: str, device: str, settings: dict[str, Any], count: int) -> None:
+    def __init__(
+        self, path: str, device: str, settings: dict[str, Any], count: int, realism: float | None = None
+    ) -> None:
         self.count = count
         self.threads = max(1, (os.cpu_count() or 1) // count)
-        self._pool = ProcessPoolExecutor(count, get_context("spawn"), _start, (path, device, settings, self.threads))
+        given = path, device, settings, self.threads, realism
+        self._pool = ProcessPoolExecutor(count, get_context("spawn"), _start, given)
 
     def __enter__(self) -> "Workers":
         return self
@@ -58,9 +61,9 @@ class Workers:
 _state: dict[str, Any] = {}
 
 
-def _start(path: str, device: str, settings: dict[str, Any], threads: int) -> None:
+def _start(path: str, device: str, settings: dict[str, Any], threads: int, realism: float | None) -> None:
     torch.set_num_threads(threads)
-    checkpoint = Checkpoint(path, device)
+    checkpoint = Checkpoint(path, device, realism)
     _state.update(checkpoint=checkpoint, measure=measurement(**settings).to(checkpoint.device))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from aeic_lightning.checkpoints.checkpoint import (
     RATE_UPDATES,
-    REALISTIC,
     check_base,
     check_fits,
     load_strictly,
@@ -19,7 +18,7 @@ from aeic_lightning.checkpoints.checkpoint import (
     with_prefix,
 )
 from aeic_lightning.errors import UserError, did_you_mean
-from aeic_lightning.models.aeic import AEIC
+from aeic_lightning.models.aeic import AEIC, REALISTIC
 from aeic_lightning.models.decoder import OneStepDecoder
 from aeic_lightning.models.decoder.restoration import Restoration
 from aeic_lightning.models.decoder.stable_diffusion import base_digests, split_decoder

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from aeic_lightning import Codec
 from aeic_lightning.bitstream import export
@@ -16,6 +17,7 @@ from aeic_lightning.checkpoints.checkpoint import add_realistic, load_aeic
 from aeic_lightning.cli import main
 from aeic_lightning.errors import UserError
 from aeic_lightning.models.random_model import save
+from aeic_lightning.study.evaluate import Checkpoint
 from aeic_lightning.systems.start import StartFrom, take_over
 from tests.bitstream.small import LEVELS, small
 
@@ -41,6 +43,7 @@ def folder(models, tmp_path_factory):
     for name, model in zip(("faithful", "realistic"), models, strict=True):
         save(model, root / f"{name}.ckpt")
     words = ["export", "--weights", "--checkpoint", str(root / "faithful.ckpt")]
+    assert main([*words, "-o", str(root / "faithful")]) == 0
     assert main([*words, "--realistic", str(root / "realistic.ckpt"), "-o", str(root / "both")]) == 0
     return root
 
@@ -68,10 +71,28 @@ def test_one_stream_gives_both_pictures_and_those_between(folder, models):
     assert (np.asarray(codec.decompress(data)) == found[0.0]).all(), "the model itself stays faithful"
 
 
+def test_what_equals_the_first_decoder_is_held_once(models, tmp_path):
+    model = copy.deepcopy(models[0])
+    model.realistic = copy.deepcopy(model.decoder)
+    with torch.no_grad():
+        for parameter in model.realistic.vae.parameters():
+            parameter.add_(1 / 64)
+    objectives = {"mse": 8.0}, {"mse": 2.0, "adversarial": {"weight": 0.1, "backbone": "hed"}}
+    Codec(model, objective=objectives[0], realistic_objective=objectives[1]).save_pretrained(tmp_path / "both")
+    held = load_file(tmp_path / "both" / "model.safetensors")
+    assert {n.split(".")[1] for n in held if n.startswith("realistic.")} == {"vae"}
+    found = Codec.from_pretrained(tmp_path / "both").model
+    for name, tensor in model.realistic.state_dict().items():
+        assert found.realistic.state_dict()[name].equal(tensor.half().float()), name
+    assert tuple(Checkpoint(tmp_path / "both", realism=r).objective for r in (None, 1.0)) == objectives
+
+
 def test_the_sender_needs_not_know_and_streams_name_both(folder, models):
     both = Codec.from_pretrained(folder / "both", float32=True)
     stored = json.loads((folder / "both" / "config.json").read_text())
-    assert stored["fingerprint"] == both.fingerprint != Codec(models[0]).fingerprint
+    faithful = Codec.from_pretrained(folder / "faithful")
+    assert stored["fingerprint"] == both.fingerprint == faithful.fingerprint, "a model that is given one reads on"
+    assert faithful.compress(NOISE) == both.compress(NOISE)
     (folder / "noise.png").unlink(missing_ok=True)
     Image.fromarray(NOISE).save(folder / "noise.png")
     words = ["--checkpoint", str(folder / "both"), "-o", str(folder / "out"), "--force"]
@@ -159,3 +180,36 @@ def test_training_starts_from_the_faithful_decoder(models, folder):
     expected = models[0].state_dict()
     for name, tensor in fresh.state_dict().items():
         assert "quantiles" in name or torch.equal(tensor, expected[name].half().float()), name
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_evaluate_measures_the_picture_of_the_realism_that_was_ordered(folder, tmp_path, workers):
+    (tmp_path / "images").mkdir()
+    for name, picture in (("a", NOISE), ("b", NOISE[::-1])):
+        Image.fromarray(picture).save(tmp_path / "images" / f"{name}.png")
+    words = [
+        "evaluate",
+        "--checkpoint",
+        str(folder / "both"),
+        "--images",
+        str(tmp_path / "images"),
+        "--backbones",
+        "hed",
+    ]
+    words += ["--workers", workers]
+    assert main([*words, "--realism", "1", "-o", str(tmp_path / "one.json")]) == 0
+    result = json.loads((tmp_path / "one.json").read_text())["results"][0]
+    assert result["labels"]["realism"] == 1
+    codec = Codec.from_pretrained(folder / "both")
+    found = codec.decompress_array(codec.compress(NOISE), realism=1.0).astype(float)
+    psnr = 10 * np.log10(255**2 / ((found - NOISE) ** 2).mean())
+    assert result["images"][0]["psnr"] == pytest.approx(psnr, abs=0.05)
+
+
+def test_evaluate_refuses_a_realism_that_the_model_does_not_have(folder, tmp_path, capsys):
+    Image.fromarray(NOISE).save(tmp_path / "a.png")
+    words = ["evaluate", "--images", str(tmp_path), "-o", str(tmp_path / "one.json"), "--realism", "1"]
+    assert main([*words, "--checkpoint", str(folder / "faithful")]) == 2
+    assert "no realistic weights" in capsys.readouterr().err
+    assert main([*words, "--reconstructions", str(tmp_path)]) == 2
+    assert "--realism goes with --checkpoint" in capsys.readouterr().err

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--levels", nargs="+", type=float, metavar="LEVEL", help=levels)
     targets = "the best file of each image within R bits per pixel, one result per rate"
     rate.add_argument("--bpp", nargs="+", type=float, metavar="R", help=targets)
+    realism = "of the pictures, from 0 to 1, as `decompress` takes it"
+    parser.add_argument("--realism", type=float, metavar="R", help=realism)
     parser.add_argument("--device", default="cpu", help="where a checkpoint's receiver runs, e.g. cuda (default cpu)")
     workers = "processes that code and measure the images of a checkpoint; the threads are divided (default 1)"
     parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
@@ -72,6 +74,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         raise UserError("--max-size would crop the originals alone; leave it out with --reconstructions")
     if (args.levels or args.bpp) and not args.checkpoint:
         raise UserError("--levels and --bpp go with --checkpoint; pictures that are there already have their rate")
+    if args.realism is not None and not args.checkpoint:
+        raise UserError("--realism goes with --checkpoint; pictures that are there are as they are")
     if args.workers < 1 or (args.workers > 1 and not args.checkpoint):
         raise UserError("--workers is 1 or more, and goes with --checkpoint")
     for bpp in args.bpp or []:
@@ -101,11 +105,11 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         warn_of_untrained_rate(args.checkpoint)
         options = {"name": args.name, "labels": labels, "pictures": args.pictures}
         points = [RatePoint(level=level) for level in args.levels or []] + [RatePoint(bpp=r) for r in args.bpp or []]
-        checkpoint = Checkpoint(args.checkpoint, args.device)
+        checkpoint = Checkpoint(args.checkpoint, args.device, args.realism)
         results = []
         with contextlib.ExitStack() as stack:
             if (workers := min(args.workers, len(images))) > 1:
-                started = Workers(args.checkpoint, args.device, settings, workers)
+                started = Workers(args.checkpoint, args.device, settings, workers, args.realism)
                 options["workers"] = stack.enter_context(started)
             for point in points or [RatePoint()]:
                 if args.pictures and point.words:

@@ -158,7 +158,8 @@ def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
     if args.realistic:
         model = load_aeic(args.checkpoint)
         add_realistic(model, args.realistic)
-        codec = Codec(model, card=codec.card, objective=codec.objective)
+        trained = objective(args.realistic)
+        codec = Codec(model, card=codec.card, objective=codec.objective, realistic_objective=trained)
     codec.card = card(args.checkpoint, codec.card, args.card, args.results, Path(args.out).name)
     codec.objective = codec.objective or objective(args.checkpoint)
     return lambda folder: codec.write(folder, Path(args.out).name, shares=args.shares)
