@@ -168,6 +168,11 @@ class Codec(
 
         return Refinement(self.bitstream, self.objective, effort)
 
+    @property
+    def has_realistic(self) -> bool:
+        """Whether there is a second set of decoder weights: `realism` may then be above 0."""
+        return getattr(self.model, "realistic", None) is not None
+
     def decompress(self, data: bytes, realism: float | None = None) -> Image.Image:
         """The picture of a stream (bytes, bytearray or memoryview), RGB.
 

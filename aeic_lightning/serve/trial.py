@@ -105,6 +105,12 @@ def trial(codec: Codec, name: str, image: np.ndarray, bpp: float) -> Iterator[Ev
     if over:
         yield {"note": f"{made.bpp:.4f} bpp is the lowest rate that {name} reaches for this photograph; aim: {bpp:.3f}"}
     yield {"codec": asdict(made) | {"stream": _data_url(stream, "application/octet-stream"), "over": False}}
+    if codec.has_realistic:
+        yield {"doing": f"{name}: the same file, realistic"}
+        began = time.perf_counter()
+        picture = codec.decompress_array(stream, realism=1.0)
+        seconds = time.perf_counter() - began
+        yield {"codec": asdict(original.coded(_realistic(name), picture, len(stream), (None, seconds), False))}
     for kind, title in TITLES.items():
         try:
             check_codec(kind)
@@ -115,15 +121,21 @@ def trial(codec: Codec, name: str, image: np.ndarray, bpp: float) -> Iterator[Ev
 
 
 def opened(codec: Codec, name: str, stream: bytes) -> Iterator[Event]:
-    """The picture of a stream that the model wrote. Raises UserError for a damaged one."""
+    """The picture of a stream that the model wrote, and the realistic one. Raises UserError for a damaged stream."""
     yield {"doing": f"{name}: decompressing {len(stream)} bytes"}
-    began = time.perf_counter()
-    picture = codec.decompress_array(stream)
-    seconds = time.perf_counter() - began
-    height, width = picture.shape[:2]
-    bpp = 8 * len(stream) / (height * width)
-    made = Coded(name, len(stream), bpp, _url(picture), decode_seconds=seconds)
-    yield {"codec": asdict(made) | {"stream": _data_url(stream, "application/octet-stream")}}
+    for title, realism in ((name, 0.0), (_realistic(name), 1.0))[: 1 + codec.has_realistic]:
+        began = time.perf_counter()
+        picture = codec.decompress_array(stream, realism)
+        seconds = time.perf_counter() - began
+        height, width = picture.shape[:2]
+        bpp = 8 * len(stream) / (height * width)
+        made = Coded(title, len(stream), bpp, _url(picture), decode_seconds=seconds)
+        yield {"codec": asdict(made) | {"stream": _data_url(stream, "application/octet-stream")}}
+
+
+def _realistic(name: str) -> str:
+    """The name of the model's picture of full realism, from the same file."""
+    return f"{name}, realistic"
 
 
 class Original:
@@ -133,7 +145,7 @@ class Original:
         self.height, self.width = image.shape[:2]
         self.tensor = _tensor(image)
 
-    def coded(self, name: str, picture: np.ndarray, size: int, times: tuple[float, float], over: bool) -> Coded:
+    def coded(self, name: str, picture: np.ndarray, size: int, times: tuple[float | None, float], over: bool) -> Coded:
         """A codec's picture with its metrics."""
         x_hat = _tensor(picture)
         quality = float(psnr(self.tensor[None], x_hat[None])[0])

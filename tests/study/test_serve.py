@@ -1,6 +1,7 @@
 """The page to try the codec: in a browser at two widths, its limits, and that it is for its own machine alone."""
 
 import base64
+import copy
 import io
 import json
 import re
@@ -199,6 +200,26 @@ def test_streams_that_cannot_be_opened(url):
     assert "no .aeic stream" in json.loads(ask(url + "/open", b"x")[1])["error"]
     other = Codec.from_pretrained("small-student").compress(np.zeros((32, 32, 3), np.uint8), level=0)
     assert "none of small-teacher" in json.loads(ask(url + "/open", other)[1].splitlines()[-1])["error"]
+
+
+def test_a_model_with_both_decoders_shows_both_pictures_of_one_file(photo):
+    codec = copy.deepcopy(Codec.from_pretrained("small-teacher"))
+    codec.model.realistic = copy.deepcopy(codec.model.decoder)
+    with torch.no_grad():
+        for parameter in codec.model.realistic.vae.parameters():
+            parameter.mul_(1.02)
+    events = [*trial.trial(codec, "m", trial.prepare(photo.read_bytes()), 0.2)]
+    faithful, realistic = (event["codec"] for event in events if event.get("codec", {}).get("name", "").startswith("m"))
+    assert realistic["name"] == "m, realistic"
+    assert realistic["bytes"] == faithful["bytes"]
+    assert realistic["stream"] is None
+    stream = base64.b64decode(faithful["stream"].partition(",")[2])
+    for shown, realism in ((faithful, 0.0), (realistic, 1.0)):
+        data = base64.b64decode(shown["picture"].partition(",")[2])
+        assert (np.asarray(Image.open(io.BytesIO(data))) == codec.decompress_array(stream, realism)).all()
+    again = [event["codec"] for event in trial.opened(codec, "m", stream) if "codec" in event]
+    assert [one["name"] for one in again] == ["m", "m, realistic"]
+    assert [one["picture"] for one in again] == [faithful["picture"], realistic["picture"]]
 
 
 def test_large_photographs_are_reduced():
