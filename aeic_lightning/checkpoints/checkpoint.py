@@ -304,9 +304,9 @@ def check_fits(module: nn.Module, state: dict[str, Tensor], path: str | Path, ro
 
 
 def add_realistic(model: AEIC, path: str | Path) -> None:
-    """Give `model` the decoder of a checkpoint whose codec is its own, bit for bit.
+    """Give `model` the decoder of a checkpoint whose g_s and gains are its own, bit for bit.
 
-    Raises UserError for another codec or decoder, for adapters over a pretrained base, and where there is one already.
+    Raises UserError for another g_s or decoder, for adapters over a pretrained base, and where there is one already.
     """
     role = "realistic"
     if model.realistic is not None:
@@ -319,12 +319,15 @@ def add_realistic(model: AEIC, path: str | Path) -> None:
     ours, theirs = (one.decoder.state_dict() for one in (model, other))
     if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
         raise UserError(f"{role}: the decoder of {path} has other sizes; train it from the faithful checkpoint")
-    ours, theirs = (one.codec.state_dict() for one in (model, other))
-    # Quantiles are solved for, not trained.
-    moved = [n for n in ours if "quantiles" not in n and not (n in theirs and torch.equal(ours[n], theirs[n]))]
+    painting = ("g_s.", "gains.")
+    ours, theirs = (
+        {name: tensor for name, tensor in one.codec.state_dict().items() if name.startswith(painting)}
+        for one in (model, other)
+    )
+    moved = [name for name in ours if not (name in theirs and torch.equal(ours[name], theirs[name]))]
     if ours.keys() != theirs.keys() or moved:
         raise UserError(
             f"{role}: codec.{moved[0] if moved else min(ours.keys() ^ theirs.keys())} of {path} is not the model's, so "
-            "they do not read the same streams; train it with init_from and optimization.freeze: [codec]"
+            "its decoder paints from other features; train it with init_from and optimization.freeze: [codec]"
         )
     model.realistic = other.decoder

@@ -158,13 +158,16 @@ def test_a_model_of_one_decoder_says_that_it_has_no_other(models, folder, capsys
     assert "no realistic weights" in capsys.readouterr().err
 
 
-def test_weights_that_read_other_streams_are_refused(models, folder, tmp_path):
+def test_weights_that_paint_from_other_features_are_refused(models, folder, tmp_path):
     moved = copy.deepcopy(models[1])
     name, tensor = next(iter(moved.codec.g_s.named_parameters()))
     tensor.data.flatten()[0] += 1e-3
     save(moved, tmp_path / "moved.ckpt")
-    with pytest.raises(UserError, match=rf"codec\.g_s\.{name} .*do not read the same streams"):
+    with pytest.raises(UserError, match=rf"codec\.g_s\.{name} .*paints from other features"):
         add_realistic(copy.deepcopy(models[0]), tmp_path / "moved.ckpt")
+    sender = copy.deepcopy(models[0])  # another g_a over the same receiver, as micro-student over small-student
+    next(sender.codec.g_a.parameters()).data.add_(1.0)
+    add_realistic(sender, folder / "realistic.ckpt")
     with pytest.raises(UserError, match="already"):
         add_realistic(load_aeic(folder / "both"), folder / "realistic.ckpt")
 
