@@ -9,7 +9,6 @@ README.md, results/kodak/README.md      the table between its marks, of results/
 import argparse
 import base64
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,12 +69,12 @@ def gallery(docs: Path) -> None:
         image = prepare(samples[name].read_bytes())
         entries = [event["codec"] for event in trial(codec, DEFAULT, image, AIM) if "codec" in event]
         pictures = [_opened(entry["picture"]) for entry in entries]
-        files = ["original", *(re.match(r"[\w-]+", entry["name"])[0].lower() for entry in entries)]  # type: ignore[index]
+        files = ["original", *(file_of(entry["name"]) for entry in entries)]
         for file, picture in zip(files, [Image.fromarray(image), *pictures], strict=True):
             write_whole(folder / f"{name}-{file}.webp", _encoded(picture, "WEBP", quality=82, method=6))
         sections.append(section(name, image.shape, files, entries))
         if name == SHOWN[0]:
-            best = [entry["name"].startswith(("small", "WebP", "AVIF")) for entry in entries]
+            best = [entry["name"].startswith(("small", "AVIF")) for entry in entries]
             chosen = [(e, p) for e, p, shown in zip(entries, pictures, best, strict=True) if shown]
             first = side_by_side(Image.fromarray(image), chosen)
             write_whole(folder / "first.webp", _encoded(first, "WEBP", quality=82, method=6))
@@ -87,7 +86,8 @@ HEAD = """# Gallery
 
 Four photographs that came with scikit-image, coded by `{model}` at {aim:g} bits per pixel, or at its lowest rate.
 JPEG, WebP and AVIF have at most the same bytes, at {scales} of the picture's size, whichever is best in
-LPIPS. A codec marked with * has no file so small, and shows its smallest. `python -m benchmarks.show` makes this page.
+LPIPS. A codec marked with * has no file so small, and shows its smallest. The realistic picture (`--realism 1`) is of
+the same file as the model's other one. `python -m benchmarks.show` makes this page.
 
 Fine detail is invented by the decoder. On your own photographs: [try it on your machine](howto_try.md), or
 [in this browser](https://OWNER.github.io/aeic_lightning/codec/index.html), which uploads nothing.
@@ -101,6 +101,11 @@ Fine detail is invented by the decoder. On your own photographs: [try it on your
 </style>
 
 """
+
+
+def file_of(codec: str) -> str:
+    """`jpeg` of "JPEG at 1/4 size", `small-student-realistic` of "small-student, realistic"."""
+    return codec.partition(" at ")[0].replace(", ", "-").lower()
 
 
 def section(name: str, shape: tuple[int, ...], files: Sequence[str], entries: Sequence[dict[str, Any]]) -> str:
