@@ -27,6 +27,7 @@ from aeic_lightning.errors import UserError
 from aeic_lightning.extras import require
 from aeic_lightning.files import CONFIG, locate, missing, write_whole
 from aeic_lightning.images import from_uint8, pixels_of
+from aeic_lightning.models.aeic import REALISTIC
 from aeic_lightning.models.base import CompressionModel
 from aeic_lightning.output import counted
 from aeic_lightning.own_classes import SOURCES, copy_sources, own_sources
@@ -241,9 +242,10 @@ class Codec(
         What equals the parts of the shipped model `shares` is left out, and taken from there when the folder is read.
         The source of an encoder that is not this package's is copied beside the weights, into `sources/`.
         """
+        parameters = (p.numel() for name, p in self.model.named_parameters() if not name.startswith(REALISTIC))
         config = {
             "model_config": self.model.config,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(parameters),
             "aeic_lightning": __version__,
             "card": self.card,
         }

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from aeic_lightning import Codec
-from aeic_lightning.checkpoints.checkpoint import add_realistic, load_model
+from aeic_lightning.checkpoints.checkpoint import load_model
+from aeic_lightning.checkpoints.weights import read_config
 from aeic_lightning.cli import main
 from aeic_lightning.config import _layers, load_config
+from aeic_lightning.files import locate
 from aeic_lightning.losses.objective import objective_settings, read_objective
 from aeic_lightning.study.results import read_result
 from aeic_lightning.study.runner import run_sweep
@@ -138,18 +140,22 @@ def test_two_steps_with_the_settings_for_a_gpu(tmp_path, photos, monkeypatch):
 
 
 def test_two_steps_of_the_realistic_decoder(tmp_path, photos, monkeypatch):
-    """From the shipped student; its folder of weights then has both decoders."""
+    """From the shipped teacher; its folder of weights then has both decoders, and says how the second was trained."""
     monkeypatch.chdir(ROOT)
     parts = [
-        word for part in ("base", "student", "realistic") for word in ("--config", f"experiments/small/{part}.yaml")
+        word for part in ("base", "teacher", "realistic") for word in ("--config", f"experiments/small/{part}.yaml")
     ]
-    words = ["fit", *parts, "--vars.start=small-student", f"--vars.root={tmp_path}/real", f"--vars.data={photos}",
+    words = ["fit", *parts, "--vars.start=small-teacher", f"--vars.root={tmp_path}/real", f"--vars.data={photos}",
              "--vars.steps=2", "--vars.val_every=2", "--data.init_args.val_count=1", "--data.init_args.batch_size=2",
              "--data.init_args.val_max_size=[128,128]"]  # fmt: skip
     assert main(words) == 0
-    codec = Codec.from_pretrained("small-student")
-    add_realistic(codec.model, tmp_path / "real" / "realistic" / "checkpoints" / "last.ckpt")
-    assert codec.model.config["realistic"]
+    trained = tmp_path / "real" / "realistic" / "checkpoints" / "last.ckpt"
+    words = ["export", "--weights", "--checkpoint", "small-teacher", "--realistic", str(trained)]
+    assert main([*words, "-o", str(tmp_path / "both")]) == 0
+    config = read_config(tmp_path / "both")
+    assert config["fingerprint"] == read_config(locate("small-teacher"))["fingerprint"]
+    assert config["realistic_objective"]["adversarial"]["backbone"] == "hed"
+    assert config["card"]["realistic decoder"][0].endswith(", 2 steps")
 
 
 def test_two_steps_of_the_receiver_that_ends_with_a_restoration_network(tmp_path, photos, monkeypatch):

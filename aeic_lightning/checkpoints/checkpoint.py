@@ -306,11 +306,9 @@ def check_fits(module: nn.Module, state: dict[str, Tensor], path: str | Path, ro
 def add_realistic(model: AEIC, path: str | Path) -> None:
     """Give `model` the decoder of a checkpoint whose g_s and gains are its own, bit for bit.
 
-    Raises UserError for another g_s or decoder, for adapters over a pretrained base, and where there is one already.
+    It replaces an earlier one. Raises UserError for another g_s or decoder, and for adapters over a pretrained base.
     """
     role = "realistic"
-    if model.realistic is not None:
-        raise UserError(f"{role}: the model has realistic weights already; give the faithful checkpoint by itself")
     if model.decoder.config.pretrained:
         raise UserError(
             f"{role}: the decoder is an adapter over a pretrained base; only whole decoders are interpolated"

@@ -38,6 +38,12 @@ def card(
     return made
 
 
+def realistic(checkpoint: str | Path) -> Card:
+    """The entry on the training of a second decoder, of realistic pictures; empty where the checkpoint has no run."""
+    known = _training(locate(checkpoint))
+    return {"realistic decoder": [f"{known['command']}, {known['steps']} steps"]} if "command" in known else {}
+
+
 def objective(checkpoint: str | Path) -> dict[str, Any] | None:
     """The objective that a run's checkpoint was trained on, as its `config.yaml` has it; None where there is no run."""
     path = locate(checkpoint)

@@ -79,6 +79,8 @@ def test_what_equals_the_first_decoder_is_held_once(models, tmp_path):
             parameter.add_(1 / 64)
     objectives = {"mse": 8.0}, {"mse": 2.0, "adversarial": {"weight": 0.1, "backbone": "hed"}}
     Codec(model, objective=objectives[0], realistic_objective=objectives[1]).save_pretrained(tmp_path / "both")
+    config = json.loads((tmp_path / "both" / "config.json").read_text())
+    assert config["parameters"] == sum(p.numel() for p in models[0].parameters()), "of the first alone"
     held = load_file(tmp_path / "both" / "model.safetensors")
     assert {n.split(".")[1] for n in held if n.startswith("realistic.")} == {"vae"}
     found = Codec.from_pretrained(tmp_path / "both").model
@@ -168,8 +170,13 @@ def test_weights_that_paint_from_other_features_are_refused(models, folder, tmp_
     sender = copy.deepcopy(models[0])  # another g_a over the same receiver, as micro-student over small-student
     next(sender.codec.g_a.parameters()).data.add_(1.0)
     add_realistic(sender, folder / "realistic.ckpt")
-    with pytest.raises(UserError, match="already"):
-        add_realistic(load_aeic(folder / "both"), folder / "realistic.ckpt")
+
+
+def test_a_second_decoder_may_be_replaced(models, folder, tmp_path):
+    save(models[0], tmp_path / "other.ckpt")
+    both = load_aeic(folder / "both")
+    add_realistic(both, folder / "faithful")
+    assert all(map(torch.equal, both.realistic.parameters(), both.decoder.parameters()))
 
 
 def test_training_starts_from_the_faithful_decoder(models, folder):

@@ -152,14 +152,14 @@ def _web(args: argparse.Namespace) -> Callable[[Path], None]:
 def _weights(args: argparse.Namespace) -> Callable[[Path], None]:
     from aeic_lightning.checkpoints.checkpoint import add_realistic, load_aeic
     from aeic_lightning.codec import Codec
-    from aeic_lightning.study.model_card import card, objective
+    from aeic_lightning.study.model_card import card, objective, realistic
 
     codec = Codec.from_pretrained(args.checkpoint)
     if args.realistic:
         model = load_aeic(args.checkpoint)
         add_realistic(model, args.realistic)
-        trained = objective(args.realistic)
-        codec = Codec(model, card=codec.card, objective=codec.objective, realistic_objective=trained)
+        known, trained = codec.card | realistic(args.realistic), objective(args.realistic)
+        codec = Codec(model, card=known, objective=codec.objective, realistic_objective=trained)
     codec.card = card(args.checkpoint, codec.card, args.card, args.results, Path(args.out).name)
     codec.objective = codec.objective or objective(args.checkpoint)
     return lambda folder: codec.write(folder, Path(args.out).name, shares=args.shares)
