@@ -86,8 +86,8 @@ HEAD = """# Gallery
 
 Four photographs that came with scikit-image, coded by `{model}` at {aim:g} bits per pixel, or at its lowest rate.
 JPEG, WebP and AVIF have at most the same bytes, at {scales} of the picture's size, whichever is best in
-LPIPS. A codec marked with * has no file so small, and shows its smallest. The realistic picture (`--realism 1`) is of
-the same file as the model's other one. `python -m benchmarks.show` makes this page.
+LPIPS. A codec marked with * has no file so small, and shows its smallest. The picture of `decompress --realism 0.5` is
+of the same file as the model's other one. `python -m benchmarks.show` makes this page.
 
 Fine detail is invented by the decoder. On your own photographs: [try it on your machine](howto_try.md), or
 [in this browser](https://OWNER.github.io/aeic_lightning/codec/index.html), which uploads nothing.
@@ -104,8 +104,8 @@ Fine detail is invented by the decoder. On your own photographs: [try it on your
 
 
 def file_of(codec: str) -> str:
-    """`jpeg` of "JPEG at 1/4 size", `small-student-realistic` of "small-student, realistic"."""
-    return codec.partition(" at ")[0].replace(", ", "-").lower()
+    """`jpeg` of "JPEG at 1/4 size", `student-realism-0.5` of "student, realism 0.5"."""
+    return codec.partition(" at ")[0].replace(", ", "-").replace(" ", "-").lower()
 
 
 def section(name: str, shape: tuple[int, ...], files: Sequence[str], entries: Sequence[dict[str, Any]]) -> str:
@@ -130,7 +130,10 @@ def section(name: str, shape: tuple[int, ...], files: Sequence[str], entries: Se
 
 def side_by_side(original: Image.Image, coded: Sequence[tuple[dict[str, Any], Image.Image]]) -> Image.Image:
     """The original and pictures with their bytes below: two rows of two."""
-    cells = [("original", original), *((f"{e['name']}, {e['bytes']:,} bytes", p) for e, p in coded)]
+    cells = [("original", original)]
+    for entry, picture in coded:
+        model, comma, realism = entry["name"].partition(", ")
+        cells.append((f"the same file, {realism}" if comma else f"{model}, {entry['bytes']:,} bytes", picture))
     width, height, bar, gap = *original.size, 54, 6
     sheet = Image.new("RGB", (2 * width + gap, 2 * (height + bar)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(40)  # 12 pixels on a phone

@@ -210,15 +210,15 @@ def test_a_model_with_both_decoders_shows_both_pictures_of_one_file(photo):
             parameter.mul_(1.02)
     events = [*trial.trial(codec, "m", trial.prepare(photo.read_bytes()), 0.2)]
     faithful, realistic = (event["codec"] for event in events if event.get("codec", {}).get("name", "").startswith("m"))
-    assert realistic["name"] == "m, realistic"
+    assert realistic["name"] == "m, realism 0.5"
     assert realistic["bytes"] == faithful["bytes"]
     assert realistic["stream"] is None
     stream = base64.b64decode(faithful["stream"].partition(",")[2])
-    for shown, realism in ((faithful, 0.0), (realistic, 1.0)):
+    for shown, realism in ((faithful, 0.0), (realistic, 0.5)):
         data = base64.b64decode(shown["picture"].partition(",")[2])
         assert (np.asarray(Image.open(io.BytesIO(data))) == codec.decompress_array(stream, realism)).all()
     again = [event["codec"] for event in trial.opened(codec, "m", stream) if "codec" in event]
-    assert [one["name"] for one in again] == ["m", "m, realistic"]
+    assert [one["name"] for one in again] == ["m", "m, realism 0.5"]
     assert [one["picture"] for one in again] == [faithful["picture"], realistic["picture"]]
 
 
