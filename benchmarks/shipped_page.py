@@ -22,8 +22,7 @@ ByRate = dict[float, list[Result]]
 
 def page(head: str, sections: dict[str, ByRate], models: int) -> str:
     """Markdown: every group of images has its tables. The first `models` results of a rate are of models."""
-    first = next(iter(next(iter(sections.values())).values()))[0]
-    lines = [head, "", *_explanation(first)]
+    lines = [head, "", *_explanation(next(iter(next(iter(sections.values())).values()))[:models])]
     for group, by_rate in sections.items():
         images = len(next(iter(by_rate.values()))[0].images)
         lines += ["", f"## {group[:1].upper()}{group[1:]} ({images} images)"] if group else []
@@ -43,22 +42,29 @@ def metrics_of(by_rate: ByRate) -> dict[str, Metric]:
     return {m.name: m for m in [*(m for m in found if m not in late), *late]}
 
 
-def _explanation(first: Result) -> list[str]:
-    ours = called(first)
-    parts = {name: info.get("in_training") for name, info in first.metric_info.items() if info.get("in_training")}
-    trained = sorted(name for name, part in parts.items() if part != "held out")
+def _explanation(models: Sequence[Result]) -> list[str]:
+    first = models[0]
+    ours, trained = called(first), _in_training(first)
+    others = {called(model): [name for name in _in_training(model) if name not in trained] for model in models[1:]}
+    also = "".join(f" Of {name} also: {', '.join(more)}." for name, more in others.items() if more)
     return [
         "Means with 95 % intervals (bootstrap over images). bpp: bytes of files over pixels; the rivals have the bytes "
         f"of the file that {ours} makes of each image, where they can make files so small. AVIF 1/2: the picture at "
         "half of its sides, enlarged with Lanczos or with the network that is named. over: images whose smallest file "
         "is larger than the target. Times: seconds per image, on one thread.",
         "",
-        f"In the loss of {ours}, or on its network: {', '.join(trained) or 'nothing'}. Held out: all others. `hed` is "
-        "a VGG16 that was trained on for edges after ImageNet, with equal weights for all channels: another family "
-        "than EfficientNet, and not the published LPIPS or DISTS. FID and KID (here x 1000) are of few patches: "
+        f"In the loss of {ours}, or on its network: {', '.join(trained) or 'nothing'}.{also} Held out: all others. "
+        "`hed` is a VGG16 that was trained on for edges after ImageNet, with equal weights for all channels: another "
+        "family than EfficientNet, and not the published LPIPS or DISTS. FID and KID (here x 1000) are of few patches: "
         "compare them within this table alone."
         + (f" text_legibility is of the {text} images that have text." if (text := _with_text(first)) else ""),
     ]
+
+
+def _in_training(result: Result) -> list[str]:
+    """Metrics that are terms of the model's loss, or on a network of it."""
+    parts = {name: info.get("in_training") for name, info in result.metric_info.items() if info.get("in_training")}
+    return sorted(name for name, part in parts.items() if part != "held out")
 
 
 def _with_text(result: Result) -> int:
