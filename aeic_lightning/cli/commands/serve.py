@@ -60,8 +60,10 @@ def _serve(args: argparse.Namespace) -> None:
     require("serve", "fastapi", "uvicorn")
     check_device(args.device)
     from aeic_lightning.files import require_model, shipped_models
+    from aeic_lightning.zoo import DEFAULT
 
-    models = {name: name for name in shipped_models()}
+    # The page begins with the first: the model that `compress` takes.
+    models = {name: name for name in sorted(shipped_models(), key=lambda name: name != DEFAULT)}
     for checkpoint in args.checkpoint:
         require_model(checkpoint)
         path = Path(checkpoint)
