@@ -25,9 +25,9 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from aeic_lightning.files import shipped_models, write_whole
+from aeic_lightning.files import write_whole
 from aeic_lightning.serve.app import make_app
-from aeic_lightning.zoo import DEFAULT
+from aeic_lightning.zoo import names
 
 ROOT = Path(__file__).parents[1]
 PHOTO = Path(skimage.data.__file__).with_name("coffee.png")
@@ -107,8 +107,7 @@ def _serving() -> Iterator[str]:
     """The page of `serve` with the shipped models."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        offered = sorted(shipped_models(), key=lambda name: name != DEFAULT)
-        server = uvicorn.Server(uvicorn.Config(make_app({name: name for name in offered}), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(make_app({name: name for name in names()}), log_level="error"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -125,7 +125,8 @@ def trial(codec: Codec, name: str, image: np.ndarray, bpp: float) -> Iterator[Ev
 def opened(codec: Codec, name: str, stream: bytes) -> Iterator[Event]:
     """The picture of a stream that the model wrote, and the realistic one. Raises UserError for a damaged stream."""
     yield {"doing": f"{name}: decompressing {len(stream)} bytes"}
-    for title, realism in ((name, 0.0), (_realistic(name), REALISM))[: 1 + codec.has_realistic]:
+    shown = {name: 0.0} | ({_realistic(name): REALISM} if codec.has_realistic else {})
+    for title, realism in shown.items():
         began = time.perf_counter()
         picture = codec.decompress_array(stream, realism)
         seconds = time.perf_counter() - began

@@ -43,6 +43,11 @@ class Shipped:
     card: dict[str, Any]
 
 
+def names() -> list[str]:
+    """What `load` takes, the default first: the order in which a reader is offered them."""
+    return sorted(shipped_models(), key=lambda name: name != DEFAULT)
+
+
 def models() -> list[Shipped]:
     """The models of this installation, by name."""
     return [_read(name, folder) for name, folder in shipped_models().items()]

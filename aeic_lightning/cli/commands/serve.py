@@ -59,11 +59,10 @@ def _serve(args: argparse.Namespace) -> None:
         raise UserError(f"--port is {args.port}; a port is from 0 to 65535")
     require("serve", "fastapi", "uvicorn")
     check_device(args.device)
-    from aeic_lightning.files import require_model, shipped_models
-    from aeic_lightning.zoo import DEFAULT
+    from aeic_lightning.files import require_model
+    from aeic_lightning.zoo import names
 
-    # The page begins with the first: the model that `compress` takes.
-    models = {name: name for name in sorted(shipped_models(), key=lambda name: name != DEFAULT)}
+    models = {name: name for name in names()}
     for checkpoint in args.checkpoint:
         require_model(checkpoint)
         path = Path(checkpoint)
