@@ -20,7 +20,7 @@ from aeic_lightning.models.codec import CodecConfig
 from aeic_lightning.models.random_model import random_model, save
 from aeic_lightning.output import counted
 from aeic_lightning.study.model_card import card
-from aeic_lightning.zoo import models, writer_of
+from aeic_lightning.zoo import EARLIER, models, writer_of
 
 SIZES = {"context_width": 16, "context_depth": 1, "l_T_channels": 8, "l_res_channels": 8}
 WIDTHS = {"synthesis_widths": [16, 16, 16], "synthesis_depths": [1, 1, 1]}
@@ -285,6 +285,21 @@ def test_a_stream_of_no_shipped_model_says_so(folder, photo, tmp_path, capsys):
     (tmp_path / "a.aeic").write_bytes(data)
     assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path)]) == 2
     assert "none of those that ship" in capsys.readouterr().err
+
+
+def test_a_stream_of_a_model_that_ships_no_more_says_where_its_weights_are(tmp_path, capsys):
+    """Streams of 64x64 pixels, written by the models that shipped before."""
+    streams = {
+        "small-student": "af3f3f0bb2e043af8958a40097af481c5ff424fbd90ed1df967e5c8b67cc6c",
+        "micro-student": "af3f3f02ac8ce61cbb7973003ecf48a71b72733b71aecf78444e353623657e8a4a7938e77ea503",
+    }
+    for name, data in streams.items():
+        (tmp_path / "a.aeic").write_bytes(bytes.fromhex(data))
+        assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert f"an earlier {name} (model {data[6:10]}) wrote it" in said
+        assert "commit 77459bf" in said
+    assert not {model.fingerprint[:4] for model in models()} & EARLIER.keys()
 
 
 def test_shipped_models_have_what_their_cards_say():

@@ -21,6 +21,7 @@ from aeic_lightning.bitstream.wire import model_of
 from aeic_lightning.codec import Codec
 from aeic_lightning.errors import UserError
 from aeic_lightning.serve.trial import MAX_FILE, Event, opened, prepare, trial
+from aeic_lightning.zoo import earlier_writer
 from datamodules.sample_photos import photographs
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -139,7 +140,8 @@ def make_app(models: dict[str, str], device: str = "cpu") -> FastAPI:
                     yield from opened(load(name), name, data)
                     return
             offered = ", ".join(models)
-            raise UserError(f"model {writer.hex()} wrote it, none of {offered}; offer it: serve --checkpoint MODEL")
+            unknown = f"model {writer.hex()} wrote it, none of {offered}; offer it: serve --checkpoint MODEL"
+            raise UserError(earlier_writer(writer) or unknown)
 
         return _lines(turns.run(work))
 

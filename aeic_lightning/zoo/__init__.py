@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 DEFAULT = "small-student"
 """What `compress` takes where no model is named."""
 
+EARLIER = {
+    "0bb2": ("small-student", "77459bf"),
+    "02ac": ("micro-student", "77459bf"),
+}
+"""Models that shipped once: what their streams name -> the name then, and the last commit that has the weights."""
+
 
 @dataclass(frozen=True)
 class Shipped:
@@ -66,6 +72,17 @@ def load(name: str = DEFAULT, device: str = "cpu", fast: bool = False) -> "Codec
 def writer_of(model_id: bytes) -> Shipped | None:
     """The shipped model whose streams have these two bytes in their header; None if there is none."""
     return next((model for model in models() if bytes.fromhex(model.fingerprint)[: len(model_id)] == model_id), None)
+
+
+def earlier_writer(model_id: bytes) -> str | None:
+    """What to do with a stream of a model that ships no more, by the two bytes in its header; None if none is known."""
+    if model_id.hex() not in EARLIER:
+        return None
+    name, commit = EARLIER[model_id.hex()]
+    return (
+        f"an earlier {name} (model {model_id.hex()}) wrote it, which ships no more; commit {commit} of the project has "
+        "its weights, and `aeic-lightning decompress` of that commit decodes it"
+    )
 
 
 def _read(name: str, folder: Path) -> Shipped:

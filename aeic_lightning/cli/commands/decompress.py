@@ -110,13 +110,14 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 def _writer(data: bytes) -> str:
     """The shipped model that a stream names."""
     from aeic_lightning.bitstream.wire import model_of
-    from aeic_lightning.zoo import models, writer_of
+    from aeic_lightning.zoo import earlier_writer, models, writer_of
 
     found = writer_of(model_of(data))
     if found is None:
         names = ", ".join(model.name for model in models()) or "none"
         raise UserError(
-            f"it was written by model {model_of(data).hex()}, which is none of those that ship ({names}); "
+            earlier_writer(model_of(data))
+            or f"it was written by model {model_of(data).hex()}, which is none of those that ship ({names}); "
             "give the one that wrote it: --model MODEL"
         )
     return found.name
