@@ -295,10 +295,11 @@ def test_a_stream_of_a_model_that_ships_no_more_says_where_its_weights_are(tmp_p
     }
     for name, data in streams.items():
         (tmp_path / "a.aeic").write_bytes(bytes.fromhex(data))
-        assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path)]) == 2
-        said = capsys.readouterr().err
-        assert f"an earlier {name} (model {data[6:10]}) wrote it" in said
-        assert "commit 77459bf" in said
+        for words in [], ["--model", name]:
+            assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path), *words]) == 2
+            said = capsys.readouterr().err
+            assert f"an earlier {name} (model {data[6:10]}) wrote it" in said
+            assert "commit 77459bf" in said
     assert not {model.fingerprint[:4] for model in models()} & EARLIER.keys()
 
 

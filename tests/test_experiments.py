@@ -110,11 +110,19 @@ def test_two_steps_of_the_small_size(trained, on_photos, name):
     assert json.loads((folder / "metrics_val.json").read_text())
 
 
-LONG = ["teacher_stage1", "teacher_stage2", "student_stage1", "student_stage2", "student_again", "denoiser"]
+LONG = [
+    "teacher_stage1",
+    "teacher_stage2",
+    "student_stage1",
+    "student_stage2",
+    "student_again",
+    "teacher_again",
+    "denoiser",
+]
 
 
 def test_every_long_file_is_known_here():
-    assert names("long") == {*LONG, "base", "last", "smooth"}
+    assert names("long") == {*LONG, "again", "base", "last", "smooth"}
 
 
 @pytest.mark.slow

@@ -94,6 +94,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
                 if model_name not in opened:
                     codec = Codec.from_pretrained(model_name, device=args.device)
                     opened[model_name] = codec, codec.model.at_realism(args.realism)
+                if name:
+                    _refuse_earlier(data, opened[name][0].fingerprint)
                 yield number, conversion, data, (model_name, opened[model_name][0].bitstream.pass_of(data))
             except UserError as error:
                 if name and not opened:
@@ -121,6 +123,20 @@ def _writer(data: bytes) -> str:
             "give the one that wrote it: --model MODEL"
         )
     return found.name
+
+
+def _refuse_earlier(data: bytes, fingerprint: str) -> None:
+    """Raise UserError for a stream that a model wrote which ships no more, unless the named model is that one."""
+    from aeic_lightning.bitstream.wire import model_of
+    from aeic_lightning.zoo import earlier_writer
+
+    try:
+        model_id = model_of(data)
+    except UserError:
+        return  # no header: decoding says what is wrong
+    earlier = earlier_writer(model_id)
+    if earlier and not fingerprint.startswith(model_id.hex()):
+        raise UserError(earlier)
 
 
 def write_png(path: Path, image, model: str, notice: str | None) -> None:
