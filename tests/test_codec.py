@@ -292,14 +292,17 @@ def test_a_stream_of_a_model_that_ships_no_more_says_where_its_weights_are(tmp_p
     streams = {
         "small-student": "af3f3f0bb2e043af8958a40097af481c5ff424fbd90ed1df967e5c8b67cc6c",
         "micro-student": "af3f3f02ac8ce61cbb7973003ecf48a71b72733b71aecf78444e353623657e8a4a7938e77ea503",
+        "small-teacher": "af3f3f6ec282a7fb47567200ee5e6fce01f4160947cbb88cea83458e6130",
     }
+    commits = {"small-student": "77459bf", "micro-student": "77459bf", "small-teacher": "528060b"}
+    assert len(streams) == len(EARLIER)
     for name, data in streams.items():
         (tmp_path / "a.aeic").write_bytes(bytes.fromhex(data))
         for words in [], ["--model", name]:
             assert main(["decompress", str(tmp_path / "a.aeic"), "-o", str(tmp_path), *words]) == 2
             said = capsys.readouterr().err
             assert f"an earlier {name} (model {data[6:10]}) wrote it" in said
-            assert "commit 77459bf" in said
+            assert f"commit {commits[name]} " in said
     assert not {model.fingerprint[:4] for model in models()} & EARLIER.keys()
 
 

@@ -24,6 +24,7 @@ DEFAULT = "small-student"
 EARLIER = {
     "0bb2": ("small-student", "77459bf"),
     "02ac": ("micro-student", "77459bf"),
+    "6ec2": ("small-teacher", "528060b"),
 }
 """Models that shipped once: what their streams name -> the name then, and the last commit that has the weights."""
 

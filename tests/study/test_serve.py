@@ -99,8 +99,10 @@ def test_a_photo_is_shown_beside_other_codecs(chromium, url, photo, width, heigh
     page.wait_for_selector("#result[data-done='1']", timeout=60_000)
 
     rows = table(page)
-    assert [re.match(r"[\w-]+", row[0])[0] for row in rows] == ["original", "small-teacher", "JPEG", "WebP", "AVIF"]
+    shown = ["original", "small-teacher", "small-teacher, realism 0.5", "JPEG", "WebP", "AVIF"]
+    assert [re.match(r"[\w-]+(, realism 0.5)?", row[0])[0] for row in rows] == shown
     sizes = [int(row[1]) for row in rows[1:]]
+    assert sizes[0] == sizes[1], "two pictures of one file"
     assert all(size <= sizes[0] for row, size in zip(rows[1:], sizes, strict=True) if "*" not in row[0])
     bpp = float(re.match(r"[\d.]+", page.inner_text("#rate"))[0])
     assert 0 < sizes[0] * 8 / (192 * 128) <= bpp + 5e-4
@@ -114,7 +116,7 @@ def test_a_photo_is_shown_beside_other_codecs(chromium, url, photo, width, heigh
     assert rows[1][3:] == [f"{measured['psnr']:.2f}", f"{measured['lpips_lite2']:.3f}"]
 
     page.check("#rows tr:nth-child(2) input[name=left]")
-    page.check("#rows tr:nth-child(3) input[name=right]")
+    page.check("#rows tr:nth-child(4) input[name=right]")
     assert page.inner_text("#left-name") == "small-teacher"
     assert page.inner_text("#right-name").startswith("JPEG")
     assert page.get_attribute("#right", "src") != page.get_attribute("#left", "src")
@@ -141,7 +143,7 @@ def test_a_photo_is_shown_beside_other_codecs(chromium, url, photo, width, heigh
     (tmp_path / "kept.aeic").write_bytes(stream)
     page.set_input_files("#file", tmp_path / "kept.aeic")
     page.wait_for_selector("#result[data-done='2']", timeout=60_000)
-    assert [row[:2] for row in table(page)] == [["small-teacher", str(len(stream))]]
+    assert [row[:2] for row in table(page)] == [[name, str(len(stream))] for name in shown[1:3]]
     assert np.array_equal(decode(page.get_attribute("#left", "src")), picture)
     page.context.close()
 
