@@ -184,7 +184,8 @@ def test_damaged_weights_are_one_line(folder, tmp_path):
         Codec.from_pretrained(tmp_path)
 
 
-def test_only_a_repositorys_name_is_ever_fetched(folder, monkeypatch):
+def test_only_a_repositorys_name_is_ever_fetched(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where none of the names is a file
     asked = []
 
     def snapshot(name, **options):
